@@ -1,0 +1,77 @@
+"""The root command `pixcell`: one tree of verbs, filled by whichever packages are installed."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.metadata import entry_points
+
+import typer
+
+from pixcell_core import __version__
+
+GROUP_HELP = {
+    "site": "One hospital: slides, features, approvals, budget, training, surrogates.",
+    "site data": "Slides and tiles: synthesise, add, check, tile, split, show.",
+    "site budget": "The privacy ledger of this site.",
+    "study": "Studies: the signed documents every site approves.",
+    "run": "Federated rounds: start, watch.",
+    "hub": "The coordinator's hub that sites connect to.",
+    "kit": "Site kits: keys that may join the consortium.",
+    "model": "The model: train the starter, inspect weights.",
+    "audit": "The privacy audit of surrogate tiles.",
+    "audit policy": "Thresholds of the audit and where each number comes from.",
+    "release": "The gate: draft, sign, export and verify bundles.",
+    "log": "Append-only signed logs.",
+}
+
+
+def group(root: typer.Typer, *path: str) -> typer.Typer:
+    """Return the sub-command group at `path`, creating it (and its parents) on first use."""
+    here = root
+    for depth, name in enumerate(path, start=1):
+        found = next((g.typer_instance for g in here.registered_groups if g.name == name), None)
+        if found is None:
+            found = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+            here.add_typer(found, name=name, help=GROUP_HELP.get(" ".join(path[:depth]), ""))
+        here = found
+    return here
+
+
+def build() -> typer.Typer:
+    """Build the root command from every installed `pixcell.commands` entry point."""
+    root = typer.Typer(
+        name="pixcell",
+        help="Federated, privacy-preserving synthesis of histopathology tiles.\n\n"
+        "Start with `pixcell demo --out DIR`: three hospitals on this machine, from slides to audited releases.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+
+    @root.callback(invoke_without_command=True)
+    def version(show: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
+        if show:
+            typer.echo(__version__)
+            raise typer.Exit
+
+    for entry in sorted(entry_points(group="pixcell.commands"), key=lambda e: e.name):
+        entry.load()(root)
+    return root
+
+
+def run() -> None:
+    """Entry point of the `pixcell` script; bad arguments exit 4 (click's own default is 2)."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+    os.environ.setdefault("FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION", "1")
+    try:
+        build()(standalone_mode=True)
+    except SystemExit as leave:
+        sys.exit(4 if leave.code == 2 and "PIXCELL_EXIT" not in os.environ else leave.code)
+
+
+if __name__ == "__main__":
+    run()
