@@ -1,7 +1,7 @@
 """The documents that parties exchange: versioned, frozen, with one canonical byte form each.
 
 Every document is a pydantic model with unknown fields forbidden. Its identity is the SHA-256 of its
-canonical JSON (RFC 8785), written ``sha256:<hex>``; two parties that hold the same document hold the same digest.
+canonical JSON (RFC 8785), written ``sha256:<hex>``: the same document, the same digest, everywhere.
 """
 
 from pixcell_core.contracts.canonical import (

@@ -1,7 +1,8 @@
 """Canonical JSON, digests, and the base class of every document that parties exchange.
 
-The byte form is RFC 8785 (JSON Canonicalization Scheme). Reading is strict: bounded size, UTF-8, no duplicate
-keys, no NaN or infinity, no unknown fields. A document that came off a disk or a wire is hostile until parsed.
+The byte form is RFC 8785 (JSON Canonicalization Scheme). Reading is strict: bounded size, UTF-8, no
+duplicate keys, no NaN or infinity, no unknown fields. A document that came off a disk or a wire is
+hostile until parsed.
 """
 
 from __future__ import annotations
@@ -58,8 +59,8 @@ def canonical_bytes(
 ) -> bytes:
     """The RFC 8785 form of a model or of a JSON value.
 
-    Raises :class:`DocumentError` for what JSON cannot hold exactly: NaN, infinity, integers beyond ±(2^53 - 1),
-    lone surrogates, keys that are not text.
+    Raises :class:`DocumentError` for what JSON cannot hold exactly: NaN, infinity, integers beyond
+    ±(2^53 - 1), lone surrogates, keys that are not text.
     """
     plain = value.model_dump(mode="json", by_alias=True) if isinstance(value, BaseModel) else value
     try:

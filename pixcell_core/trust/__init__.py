@@ -1,1 +1,1 @@
-"""Keys, signed envelopes, the Merkle log and its verification. Pure and offline: no network, no clock of its own."""
+"""Keys, signed envelopes, the Merkle log and their verification: pure, offline, no network."""

@@ -2,8 +2,8 @@
 
 Format and pre-authentication encoding: Dead Simple Signing Envelope v1 (github.com/secure-systems-lab/dsse,
 ``protocol.md``). What is verified is what is parsed: :func:`verify_envelope` returns the very bytes that were
-signed. Stricter than the protocol where it leaves room: sizes are bounded, base64 must be canonical, a key may
-sign once, unknown fields are refused.
+signed. Stricter than the protocol where it leaves room: sizes are bounded, base64 must be canonical, a key
+may sign once, unknown fields are refused.
 """
 
 from __future__ import annotations
@@ -109,12 +109,10 @@ def pre_authentication_encoding(payload_type: str, payload: bytes) -> bytes:
 def sign_envelope(payload_type: str, payload: bytes, keys: Sequence[SigningKey]) -> Envelope:
     """Sign ``payload`` with every key. Signatures stand in the order of their key ids."""
     if not keys:
-        raise BadInputError(
-            "No key to sign with.", hint="Give at least one signing key.", code="no-signing-key"
-        )
+        raise BadInputError("No key to sign with.", hint="Give a signing key.", code="no-signing-key")
     if len(payload) > MAX_PAYLOAD_BYTES:
         raise EnvelopeError(
-            f"The payload has {len(payload)} bytes; at most {MAX_PAYLOAD_BYTES} can be signed in one envelope.",
+            f"The payload has {len(payload)} bytes; an envelope holds at most {MAX_PAYLOAD_BYTES}.",
             hint="Sign digests of large files instead of the files.",
         )
     message = pre_authentication_encoding(payload_type, payload)
@@ -157,8 +155,9 @@ def verify_envelope(
 ) -> bytes:
     """The signed payload, if at least ``threshold`` distinct trusted keys signed it.
 
-    ``payload_type`` is what the caller expects; an envelope of another type is refused, so that a signature given
-    for one purpose is never taken for another. Raises :class:`EnvelopeError`, :class:`SignatureRefusedError`.
+    ``payload_type`` is what the caller expects; an envelope of another type is refused, so that a
+    signature given for one purpose is never taken for another. Raises :class:`EnvelopeError`,
+    :class:`SignatureRefusedError`.
     """
     if threshold < 1:
         raise BadInputError("The threshold of signatures is at least 1.", hint="Give a positive number.")

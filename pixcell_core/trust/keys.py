@@ -1,13 +1,12 @@
 """Ed25519 keys: a signing key that stays in one private file, and the public key others verify with.
 
-A key's identity is ``sha256:<hex>`` of its 32 raw public bytes, so that two parties can compare it aloud and no
-name has to be trusted. Signatures are RFC 8032 Ed25519.
+A key's identity is ``sha256:<hex>`` of its 32 raw public bytes, so that two parties can compare it aloud
+and no name has to be trusted. Signatures are RFC 8032 Ed25519.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from pixcell_core.contracts.canonical import read_bounded
 from pixcell_core.errors import BadInputError, RefusedError
+from pixcell_core.trust.durable import write_whole
 
 MAX_KEY_BYTES = 4096
 SIGNATURE_BYTES = 64
@@ -70,11 +70,11 @@ class VerifyKey:
 
     @classmethod
     def from_pem(cls, data: bytes, *, name: str = "key") -> VerifyKey:
-        """Read a public key from PEM. A private key is refused: it has no business where public keys are read."""
+        """Read a public key from PEM. A private key is refused."""
         if len(data) > MAX_KEY_BYTES or b"PRIVATE KEY" in data:
             raise KeyFileError(
                 f"{name} is not a public key file.",
-                hint="Give the public half (it begins with 'BEGIN PUBLIC KEY'); keep the private one where it is.",
+                hint="Give the public half ('BEGIN PUBLIC KEY'); keep the private one where it is.",
             )
         try:
             key = serialization.load_pem_public_key(data)
@@ -84,7 +84,7 @@ class VerifyKey:
             ) from error
         if not isinstance(key, Ed25519PublicKey):
             raise KeyFileError(
-                f"{name} holds a key of another kind than Ed25519.", hint="Only Ed25519 keys are used here."
+                f"{name} holds a key of another kind than Ed25519.", hint="Give an Ed25519 key."
             )
         return cls(key.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw))
 
@@ -95,7 +95,7 @@ class VerifyKey:
 
     def save(self, path: Path) -> None:
         """Write the PEM form, atomically; an existing file is replaced."""
-        _write_atomically(path, self.to_pem(), 0o644, replace=True)
+        write_whole(path, self.to_pem())
 
 
 class SigningKey:
@@ -130,7 +130,7 @@ class SigningKey:
     def save(self, path: Path, mode: int = 0o600) -> None:
         """Write PEM PKCS#8, unencrypted, readable by the owner alone. Never writes over an existing file.
 
-        Raises :class:`KeyExistsError` where the file exists, :class:`KeyFileError` for a mode that lets others read.
+        Raises :class:`KeyExistsError` where the file exists, :class:`KeyFileError` for a mode open to others.
         """
         if mode & 0o077:
             raise KeyFileError(
@@ -139,11 +139,17 @@ class SigningKey:
         pem = self._private_key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
-        _write_atomically(path, pem, mode, replace=False)
+        try:
+            write_whole(path, pem, mode=mode, replace=False)
+        except FileExistsError as error:
+            raise KeyExistsError(
+                f"{path} exists already and is not written over.",
+                hint="Use that key, or move it away first. Signatures by a lost key cannot be made again.",
+            ) from error
 
     @classmethod
     def load(cls, path: Path) -> SigningKey:
-        """Read a private key. A file that group or others can read is refused, since its secret may be known."""
+        """Read a private key. A file that others can read is refused: its secret may be known."""
         data = read_bounded(path, MAX_KEY_BYTES)
         if stat.S_IMODE(path.stat().st_mode) & 0o077:
             raise KeyFileError(
@@ -179,30 +185,3 @@ class SigningKey:
         if not public.exists():
             key.verify_key.save(public)
         return key
-
-
-def _write_atomically(path: Path, data: bytes, mode: int, *, replace: bool) -> None:
-    """Write beside ``path``, fsync, then put in place; without ``replace`` an existing file wins."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        if replace:
-            temporary.replace(path)
-        else:
-            os.link(temporary, path)
-    except FileExistsError as error:
-        raise KeyExistsError(
-            f"{path} exists already and is not written over.",
-            hint="Use that key, or move it away first. Signatures by a lost key cannot be made again.",
-        ) from error
-    except OSError as error:
-        raise KeyFileError(
-            f"Cannot write {path}: {error.strerror or error}.",
-            hint="Check the folder, its permissions and free space.",
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
