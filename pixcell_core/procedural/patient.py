@@ -13,8 +13,8 @@ class PatientLook:
 
     `tumor_nucleus_um` and `normal_nucleus_um` are mean nuclear diameters; `tumor_spacing_um`, `stroma_spacing_um` and
     `lymphoid_spacing_um` are distances between neighbouring nuclei; `pleomorphism` is the relative spread of tumour
-    nuclear size; `chromatin` scales the roughness of nuclear texture; `cohesion` is how wide the septa between
-    tumour nests are; `mucin` the share of goblet cells; `looseness` the share of empty space between fibres.
+    nuclear size; `chromatin` scales the roughness of nuclear texture; `septa_um` is how wide the septa between
+    tumour nests are; `lumina` how gland-forming the tumour is; `infiltrate` the share of lymphocytes in stroma; `mucin` the share of goblet cells; `looseness` the share of empty space between fibres.
     """
 
     seed: int
@@ -29,6 +29,7 @@ class PatientLook:
     stroma_spacing_um: float
     lymphoid_spacing_um: float
     septa_um: float
+    lumina: float
     infiltrate: float
     gland_radius_um: float
     mucin: float
@@ -59,8 +60,9 @@ def patient_look(site_seed: int, patient_seed: int) -> PatientLook:
         stroma_spacing_um=rng.uniform(15.0, 24.0),
         lymphoid_spacing_um=rng.uniform(6.2, 7.6),
         septa_um=rng.uniform(3.0, 10.0),
+        lumina=rng.beta(0.7, 1.0),
         infiltrate=rng.uniform(0.02, 0.3),
-        gland_radius_um=rng.uniform(32.0, 52.0),
+        gland_radius_um=rng.uniform(36.0, 62.0),
         mucin=rng.uniform(0.15, 0.9),
         fibre_angle=rng.uniform(0.0, 3.14159),
         fibre_wavelength_um=rng.uniform(28.0, 75.0),

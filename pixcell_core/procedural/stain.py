@@ -19,9 +19,12 @@ from pixcell_core.procedural.texture import FloatPlane, generator
 Vector = tuple[float, float, float]
 RGB = npt.NDArray[np.uint8]
 
-#: Reference directions, before a site's own batch of dye moves them.
-HAEMATOXYLIN: Vector = (0.600, 0.722, 0.345)
-EOSIN: Vector = (0.165, 0.885, 0.435)
+#: Extremes of the two dyes as laboratories show them; a site's dye lies somewhere between.
+HAEMATOXYLIN_PURPLE: Vector = (0.480, 0.770, 0.420)
+HAEMATOXYLIN_BLUE: Vector = (0.640, 0.700, 0.315)
+EOSIN_MAGENTA: Vector = (0.140, 0.935, 0.325)
+EOSIN_SALMON: Vector = (0.225, 0.800, 0.555)
+#: Diaminobenzidine, after Ruifrok and Johnston, table 1.
 DAB: Vector = (0.268, 0.570, 0.776)
 
 
@@ -62,19 +65,21 @@ def site_look(site_seed: int) -> SiteLook:
     """Draw a laboratory; the same seed gives the same one."""
     rng = generator(0x517E, site_seed)
 
-    def near(vector: Vector, spread: float) -> Vector:
-        return _unit(np.clip(np.asarray(vector) + rng.normal(0, spread, 3), 0.03, None))
+    def between(one: Vector, other: Vector, spread: float) -> Vector:
+        share = rng.beta(0.8, 0.8)
+        mixed = (1 - share) * np.asarray(one) + share * np.asarray(other)
+        return _unit(np.clip(mixed + rng.normal(0, spread, 3), 0.03, None))
 
-    bright = rng.uniform(236, 250)
+    bright = rng.uniform(234, 247)
     return SiteLook(
         seed=site_seed,
-        haematoxylin=near(HAEMATOXYLIN, 0.035),
-        eosin=near(EOSIN, 0.04),
-        dab=near(DAB, 0.02),
+        haematoxylin=between(HAEMATOXYLIN_PURPLE, HAEMATOXYLIN_BLUE, 0.012),
+        eosin=between(EOSIN_MAGENTA, EOSIN_SALMON, 0.015),
+        dab=between(DAB, DAB, 0.015),
         haematoxylin_strength=rng.uniform(0.85, 1.15),
-        eosin_strength=rng.uniform(0.8, 1.2),
-        background=(bright + rng.normal(0, 2), bright + rng.normal(0, 2), bright + rng.normal(0, 2)),
-        contrast=rng.uniform(0.92, 1.1),
+        eosin_strength=rng.uniform(0.75, 1.3),
+        background=(bright + rng.normal(0, 3), bright + rng.normal(0, 3), bright + rng.normal(0, 3)),
+        contrast=rng.uniform(0.85, 1.15),
         blur_um=rng.uniform(0.22, 0.42),
         noise=rng.uniform(0.8, 2.4),
         jpeg_quality=int(rng.integers(82, 95)),

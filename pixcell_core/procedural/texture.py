@@ -121,9 +121,15 @@ def fibres(
 
 
 def _streaks(rng: np.random.Generator, size: int, width_px: float) -> FloatPlane:
-    """Straight horizontal streaks, a fine layer over a coarse one, (size, size)."""
-    fine = rng.standard_normal((int(size / max(width_px, 1.0)) + 2, size // 28 + 2), dtype=np.float32)
-    coarse = rng.standard_normal((int(size / (4.5 * max(width_px, 1.0))) + 2, size // 80 + 2), dtype=np.float32)
-    total = np.float32(0.9) * resize(fine, size, size, cubic=True)
-    total += np.float32(1.0) * resize(coarse, size, size, cubic=True)
+    """Straight horizontal streaks, unit variance, (size, size): fibrils over fibres over bundles.
+
+    Widths are 0.7, 1 and 4 times `width_px`, lengths 9, 28 and 90 times.
+    """
+    total = np.zeros((size, size), np.float32)
+    for breadth, length, weight in ((0.7, 9, 0.75), (1.0, 28, 0.8), (4.0, 90, 0.85)):
+        rows = int(size / max(breadth * width_px, 0.8)) + 2
+        columns = int(size / max(length * width_px, 4.0)) + 2
+        knots = rng.standard_normal((rows, columns), dtype=np.float32)
+        total += np.float32(weight) * resize(knots, size, size, cubic=True)
+    total *= np.float32(1 / total[::8, ::8].std())
     return total

@@ -39,11 +39,21 @@ class Compartment(IntEnum):
     EPITHELIUM = 3
     LYMPHOID = 4
     LUMEN = 5
+    LAMINA = 6
+
+
+#: What fills a region before its architecture is drawn into it.
+GROUND = {
+    TissueClass.tumor: Compartment.TUMOR,
+    TissueClass.stroma: Compartment.COLLAGEN,
+    TissueClass.gland: Compartment.LAMINA,
+    TissueClass.lymphoid: Compartment.LYMPHOID,
+}
 
 
 @dataclass(frozen=True)
-class GlandOutline:
-    """A gland's basement membrane: `points` (n, 2) as x, y in pixels, and the inward unit normals (n, 2)."""
+class Outline:
+    """A closed wall, of a gland or a vessel: `points` (n, 2) as x, y in pixels, and inward unit normals (n, 2)."""
 
     points: npt.NDArray[np.float64]
     inward: npt.NDArray[np.float64]
@@ -51,11 +61,12 @@ class GlandOutline:
 
 @dataclass(frozen=True)
 class Layout:
-    """The plan of a field: class `labels`, `compartments`, gland outlines and each pixel's depth into its gland."""
+    """The plan of a field: class `labels`, `compartments`, walls, and each pixel's depth into its gland (pixels)."""
 
     labels: Codes
     compartments: Codes
-    glands: tuple[GlandOutline, ...]
+    glands: tuple[Outline, ...]
+    vessels: tuple[Outline, ...]
     gland_depth: FloatPlane | None
     epithelium_px: float
 
@@ -78,21 +89,20 @@ def plan(
     labels[(membrane > 0) & (glass == 0)] = TissueClass.gland.code
     labels[glass > 0] = 0
 
-    table = np.array(
-        [Compartment.GLASS, Compartment.TUMOR, Compartment.COLLAGEN, Compartment.COLLAGEN, Compartment.LYMPHOID],
-        np.uint8,
-    )
-    compartments = cv2.LUT(labels, np.resize(table, 256))
-    septa = np.abs(coarse_noise(rng, height, width, 70 / mpp, octaves=2)) < 0.025 * patient.septa_um
-    compartments[septa & (compartments == Compartment.TUMOR)] = Compartment.COLLAGEN
+    table = np.zeros(256, np.uint8)
+    for tissue_class, compartment in GROUND.items():
+        table[tissue_class.code] = compartment
+    compartments = np.asarray(cv2.LUT(labels, table), np.uint8)
+    _architecture(rng, compartments, patient=patient, mpp=mpp)
     depth: FloatPlane | None = None
     if glands:
         inside = ((membrane > 0) & (labels > 0)).astype(np.uint8)
-        depth = cv2.distanceTransform(inside, cv2.DIST_L2, 3)
-        apical = np.float32(0.10 * epithelium_px) * smooth_noise(rng, height, width, 5 / mpp)
+        depth = np.asarray(cv2.distanceTransform(inside, cv2.DIST_L2, 3), np.float32)
+        apical = np.float32(0.07 * epithelium_px) * coarse_noise(rng, height, width, 9 / mpp, octaves=2)
         compartments[inside > 0] = Compartment.EPITHELIUM
         compartments[depth + apical > epithelium_px] = Compartment.LUMEN
-    return Layout(labels, np.asarray(compartments, np.uint8), glands, depth, epithelium_px)
+    vessels = _vessels(rng, compartments, patient=patient, mpp=mpp)
+    return Layout(labels, compartments, glands, vessels, depth, epithelium_px)
 
 
 def _regions(rng: np.random.Generator, height: int, width: int, *, mpp: float, tissue: TissueClass | None) -> Codes:
@@ -124,37 +134,83 @@ def _glass(rng: np.random.Generator, height: int, width: int, *, mpp: float, cov
     shift = rng.uniform(-0.35, 0.35, 2)
     outer = (np.abs(x - shift[0]) ** 3 + np.abs(y - shift[1]) ** 3).astype(np.float32)
     outer += 0.30 * smooth_noise(rng, rows, columns, 130 / mpp / COARSE, octaves=4)
-    tear = np.abs(smooth_noise(rng, rows, columns, 110 / mpp / COARSE, octaves=3))
-    tear += 0.35 * np.clip(1.1 - smooth_noise(rng, rows, columns, 160 / mpp / COARSE), 0, None)
     empty = resize(outer - np.quantile(outer, min(coverage + 0.02, 1.0)).astype(np.float32), height, width) > 0
-    empty |= resize(tear, height, width) < 0.05
+    # A tear follows the zero line of one smooth field and opens as wide as another one says.
+    course = np.abs(smooth_noise(rng, rows, columns, 200 / mpp / COARSE, octaves=3))
+    opening = smooth_noise(rng, rows, columns, 90 / mpp / COARSE, octaves=2)
+    empty |= resize(course - np.float32(0.05) * np.clip(opening - 0.9, -0.1, 1.2), height, width) < 0
     return empty.astype(np.uint8)
+
+
+def _architecture(rng: np.random.Generator, compartments: Codes, *, patient: PatientLook, mpp: float) -> None:
+    """Divide tumour into nests by collagen septa, and open malignant lumina in it."""
+    height, width = compartments.shape
+    tumor = compartments == Compartment.TUMOR
+    if not tumor.any():
+        return
+    septa = np.abs(coarse_noise(rng, height, width, 80 / mpp, octaves=3)) < 0.016 * patient.septa_um
+    compartments[septa & tumor] = Compartment.COLLAGEN
+    if patient.lumina > 0.15:
+        hollow = coarse_noise(rng, height, width, 34 / mpp, octaves=3) > 2.3 - 0.9 * patient.lumina
+        compartments[hollow & tumor & ~septa] = Compartment.LUMEN
+
+
+def _wall(rng: np.random.Generator, row: float, column: float, radius: float, wobble: float, squash: float) -> Outline:
+    """A wavy closed wall around a centre; `squash` is the ratio of its short axis to its long one."""
+    angle = np.linspace(0, 2 * np.pi, 72, endpoint=False)
+    r = np.ones_like(angle)
+    for order in (2, 3, 4, 5, 7):
+        r += rng.normal(0, wobble / order**0.5) * np.cos(order * angle + rng.uniform(0, 2 * np.pi))
+    r = radius * np.clip(r, 0.45, 1.1)
+    turn = rng.uniform(0, np.pi)
+    x, y = r * np.cos(angle), r * np.sin(angle) * squash
+    points = np.stack(
+        [column + np.cos(turn) * x - np.sin(turn) * y, row + np.sin(turn) * x + np.cos(turn) * y], axis=1
+    )
+    tangent = np.roll(points, -1, axis=0) - np.roll(points, 1, axis=0)
+    inward = np.stack([-tangent[:, 1], tangent[:, 0]], axis=1)
+    return Outline(points, inward / np.maximum(np.linalg.norm(inward, axis=1, keepdims=True), 1e-6))
+
+
+def _fill(plane: Codes, wall: Outline, value: int) -> None:
+    """Fill a wall's inside, with sub-pixel corners."""
+    cv2.fillPoly(plane, [np.round(wall.points * 16).astype(np.int32)], value, shift=4)
 
 
 def _glands(
     rng: np.random.Generator, labels: Codes, glass: Codes, *, patient: PatientLook, mpp: float
-) -> tuple[tuple[GlandOutline, ...], Codes]:
+) -> tuple[tuple[Outline, ...], Codes]:
     """Pack glands into the gland regions: their outlines, and a mask of what lies within them."""
     height, width = labels.shape
     membrane = np.zeros((height, width), np.uint8)
     radius = patient.gland_radius_um / mpp
-    rows, columns = hexagonal(rng, height, width, 2.16 * radius, jitter=0.10, margin=radius)
+    rows, columns = hexagonal(rng, height, width, 2.06 * radius, jitter=0.08, margin=radius)
     inside = np.clip(rows, 0, height - 1), np.clip(columns, 0, width - 1)
     chosen = (labels[inside] == TissueClass.gland.code) & (glass[inside] == 0)
-    outlines = []
-    angle = np.linspace(0, 2 * np.pi, 72, endpoint=False)
+    walls = []
     for row, column in zip(rows[chosen], columns[chosen], strict=True):
-        wobble = np.ones_like(angle)
-        for order in (2, 3, 4, 5, 7):
-            wobble += rng.normal(0, 0.11 / order**0.5) * np.cos(order * angle + rng.uniform(0, 2 * np.pi))
-        r = radius * np.clip(wobble * rng.uniform(0.78, 1.02), 0.45, 1.06)
-        points = np.stack([column + r * np.cos(angle), row + r * np.sin(angle)], axis=1)
-        tangent = np.roll(points, -1, axis=0) - np.roll(points, 1, axis=0)
-        inward = np.stack([-tangent[:, 1], tangent[:, 0]], axis=1)
-        inward /= np.maximum(np.linalg.norm(inward, axis=1, keepdims=True), 1e-6)
-        outlines.append(GlandOutline(points, inward))
-        cv2.fillPoly(membrane, [np.round(points * 16).astype(np.int32)], 1, shift=4)
-    return tuple(outlines), membrane
+        wall = _wall(rng, row, column, radius * rng.uniform(0.8, 1.0), 0.10, rng.uniform(0.72, 1.0))
+        walls.append(wall)
+        _fill(membrane, wall, 1)
+    return tuple(walls), membrane
+
+
+def _vessels(
+    rng: np.random.Generator, compartments: Codes, *, patient: PatientLook, mpp: float
+) -> tuple[Outline, ...]:
+    """Open a few small vessels in collagen; their lumen is written into `compartments`."""
+    height, width = compartments.shape
+    area_mm2 = height * width * (mpp / 1000) ** 2
+    walls = []
+    for _ in range(int(rng.poisson(40 * patient.blood * area_mm2))):
+        row, column = float(rng.uniform(0, height)), float(rng.uniform(0, width))
+        wall = _wall(rng, row, column, rng.uniform(6, 20) / mpp, 0.1, rng.uniform(0.35, 0.9))
+        at = np.clip(np.round(wall.points).astype(int), 0, [width - 1, height - 1])
+        around = compartments[at[:, 1], at[:, 0]]
+        if np.all((around == Compartment.COLLAGEN) | (around == Compartment.LAMINA)):
+            _fill(compartments, wall, int(Compartment.LUMEN))
+            walls.append(wall)
+    return tuple(walls)
 
 
 def hexagonal(
