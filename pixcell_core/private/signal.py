@@ -1,0 +1,102 @@
+"""Refuses to noise what cannot learn: finds trainable parameters whose gradient is zero whatever the data.
+
+A parameter without signal takes its full share of the noise and gives nothing back, and it lengthens the vector that
+all others are clipped with. The known case: with a single condition token (PixCell-256 has one) the cross-attention
+softmax runs over one key and is constant, so the query and key projections of `attn2` have exactly zero gradient.
+
+The probe never looks at a patient's values: it keeps the shapes of a batch and fills them with random numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from pixcell_core.errors import RefusedError
+
+NO_SIGNAL = 1e-7
+"""Gradients this much smaller than the largest (root mean square over the parameter) are rounding, not signal."""
+
+_PROBE_SCALE = 0.02
+_PROBE_SEED = 20240611
+_MAX_NAMED = 6
+
+
+def parameters_without_signal(
+    model: nn.Module,
+    per_row_loss: Callable[[nn.Module, tuple[Tensor, ...]], Tensor],
+    rows_like: tuple[Tensor, ...],
+) -> list[str]:
+    """Return the names of trainable parameters whose gradient is zero on random rows.
+
+    Args:
+        model: left as it was found. During the probe its trainable parameters are shifted by small random numbers,
+            since an adapter begins at zero and would hide the factors behind it.
+        per_row_loss: `(model, rows) -> (rows,)` losses.
+        rows_like: gives shapes and kinds; floating-point tensors become random normal, others zero.
+    """
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    rows = _random_rows(rows_like)
+    with torch.random.fork_rng(devices=[]), _shifted([p for _, p in named]), sdpa_kernel(SDPBackend.MATH):
+        torch.manual_seed(_PROBE_SEED)
+        per_row_loss(model, rows).float().sum().backward()  # type: ignore[no-untyped-call]
+    sizes = {}
+    for name, parameter in named:
+        gradient = parameter.grad
+        sizes[name] = 0.0 if gradient is None else float(gradient.double().pow(2).mean().sqrt())
+        parameter.grad = None
+    largest = max(sizes.values(), default=0.0)
+    return [name for name, size in sizes.items() if size <= NO_SIGNAL * largest]
+
+
+def require_signal(
+    model: nn.Module,
+    per_row_loss: Callable[[nn.Module, tuple[Tensor, ...]], Tensor],
+    rows_like: tuple[Tensor, ...],
+) -> None:
+    """Raise `RefusedError` when a trainable parameter has no gradient; see `parameters_without_signal`."""
+    silent = parameters_without_signal(model, per_row_loss, rows_like)
+    if not silent:
+        return
+    named = ", ".join(silent[:_MAX_NAMED]) + (
+        f" and {len(silent) - _MAX_NAMED} more" if len(silent) > _MAX_NAMED else ""
+    )
+    raise RefusedError(
+        f"{len(silent)} trainable parameters have zero gradient on any data and would carry noise alone: {named}. "
+        "With one condition token the softmax of attn2 runs over a single key, so attn2.to_q and attn2.to_k do nothing.",
+        hint="Leave them out of the adapter's targets; nothing was drawn and nothing was charged.",
+        code="no-signal",
+    )
+
+
+def _random_rows(rows_like: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(_PROBE_SEED)
+    rows = []
+    for tensor in rows_like:
+        shape = (max(1, tensor.shape[0]), *tensor.shape[1:])
+        if tensor.is_floating_point():
+            filled = torch.randn(shape, generator=generator).to(tensor.dtype)
+        else:
+            filled = torch.zeros(shape, dtype=tensor.dtype)
+        rows.append(filled.to(tensor.device))
+    return tuple(rows)
+
+
+@contextmanager
+def _shifted(parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Shift parameters by small random numbers, and put them back bit for bit."""
+    generator = torch.Generator().manual_seed(_PROBE_SEED)
+    kept = [p.detach().clone() for p in parameters]
+    try:
+        with torch.no_grad():
+            for p in parameters:
+                p.add_((torch.randn(p.shape, generator=generator) * _PROBE_SCALE).to(p))
+        yield
+    finally:
+        with torch.no_grad():
+            for p, value in zip(parameters, kept, strict=True):
+                p.copy_(value)

@@ -1,0 +1,234 @@
+"""The ledger's file: append-only lines that are on disk before `append` returns, under a single writer's lock.
+
+Files of a ledger folder::
+
+    ledger.jsonl   one signed record per line, only ever appended to
+    head.json      sequence number and hash of the last record that was safely on disk
+    lock           held (flock) by the one process that may append; the system frees it when that process dies
+
+`append` writes the line and waits for the disk (fsync), then replaces `head.json` and waits again. A crash therefore
+leaves one of three states, told apart by `head.json`: nothing happened; a torn last line that the head does not know
+(its `append` never returned, so nothing was drawn on it, and it may be dropped); a whole last line that the head does
+not know yet (kept: it charges). Anything else is damage, and the ledger refuses to go on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from pixcell_core.contracts.canonical import DocumentError, canonical_bytes, parse_json
+from pixcell_core.errors import BadInputError, PixcellError, RefusedError
+from site_client.ledger.record import LedgerHead
+
+LEDGER_FILE = "ledger.jsonl"
+HEAD_FILE = "head.json"
+LOCK_FILE = "lock"
+MAX_LEDGER_BYTES = 256 * 1024 * 1024
+_POLL_SECONDS = 0.05
+
+
+def no_observer(point: str) -> None:
+    """The default observer of write points: does nothing."""
+
+
+class LedgerBusyError(RefusedError):
+    """Another process of this site holds the ledger."""
+
+    default_code = "ledger-busy"
+
+
+class LedgerWriteError(PixcellError):
+    """The disk did not take the record; nothing may be drawn on it."""
+
+    default_code = "ledger-write"
+
+
+class Journal:
+    """Exclusive append access to a ledger folder. Made by `Journal.lock`, ended by `close` or by the process's end."""
+
+    def __init__(self, folder: Path, lock_descriptor: int, on_point: Callable[[str], None]) -> None:
+        self.folder = folder
+        self._lock = lock_descriptor
+        self._on_point = on_point
+        self._owner = os.getpid()
+        self._failed = False
+
+    @classmethod
+    def lock(
+        cls, folder: Path, *, wait_seconds: float = 0.0, on_point: Callable[[str], None] = no_observer
+    ) -> Journal:
+        """Take the writer's lock, waiting at most `wait_seconds`.
+
+        Args:
+            folder: made when missing, for the owner alone.
+            on_point: told the name of each point between two effects on the disk, for tests that stop there.
+
+        Raises:
+            LedgerBusyError: another living process has it. A lock file left by a dead one is no obstacle.
+        """
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise _cannot("open", folder, error) from error
+        deadline = time.monotonic() + wait_seconds
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
+                    os.close(descriptor)
+                    raise _cannot("lock", folder, error) from error
+                if time.monotonic() >= deadline:
+                    holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
+                    os.close(descriptor)
+                    raise LedgerBusyError(
+                        f"The privacy ledger is in use by process {holder}.",
+                        hint="Two trainings must not charge it at once. Wait for the other one, or stop it.",
+                    ) from None
+                time.sleep(_POLL_SECONDS)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        return cls(folder, descriptor, on_point)
+
+    def close(self) -> None:
+        """Free the lock. Harmless when done twice."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def append(self, line: bytes, head: LedgerHead) -> None:
+        """Append one line (newline included). Returns when it and its head are on disk.
+
+        Raises:
+            LedgerWriteError: the disk refused. The journal then accepts nothing more; open the ledger anew.
+        """
+        if self._lock < 0 or self._failed or os.getpid() != self._owner:
+            raise LedgerWriteError(
+                "This ledger is closed, belongs to another process, or failed to write before.",
+                hint="Open the ledger again; it will check itself first.",
+            )
+        self._failed = True  # until everything below is done
+        try:
+            self._append_line(line)
+            self._on_point("line on disk")
+            self._write_head(head)
+        except OSError as error:
+            raise LedgerWriteError(
+                f"The privacy ledger could not be written: {error.strerror or error}.",
+                hint="Training stopped before any noise was drawn. Free some space or mend the disk, then run again.",
+            ) from error
+        self._failed = False
+        self._on_point("head on disk")
+
+    def drop_torn_tail(self, whole_bytes: int) -> None:
+        """Cut a torn last line off; only for one that no head ever named."""
+        descriptor = os.open(self.folder / LEDGER_FILE, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.ftruncate(descriptor, whole_bytes)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def complete_tail(self) -> None:
+        """Give a whole last line the newline it lacks."""
+        self._append_line(b"\n")
+
+    def restore_head(self, head: LedgerHead) -> None:
+        """Write the head that a crash left one record behind."""
+        self._write_head(head)
+
+    def _append_line(self, line: bytes) -> None:
+        path = self.folder / LEDGER_FILE
+        is_new = not path.exists()
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            before = os.fstat(descriptor).st_size
+            self._on_point("before line")
+            try:
+                _write_all(descriptor, line)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(descriptor, before)
+                    os.fsync(descriptor)
+                raise
+            self._on_point("line written")
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        if is_new:
+            _sync_folder(self.folder)
+            _sync_folder(self.folder.parent)
+
+    def _write_head(self, head: LedgerHead) -> None:
+        partial = self.folder / (HEAD_FILE + ".partial")
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            _write_all(descriptor, canonical_bytes({"hash": head.hash, "sequence": head.sequence}) + b"\n")
+            self._on_point("head written")
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        partial.replace(self.folder / HEAD_FILE)
+        self._on_point("head replaced")
+        _sync_folder(self.folder)
+
+
+def read_lines(folder: Path) -> tuple[list[bytes], bytes]:
+    """Return the whole lines of the ledger, without newlines, and the bytes of a torn last line (empty when none)."""
+    path = folder / LEDGER_FILE
+    try:
+        if path.stat().st_size > MAX_LEDGER_BYTES:
+            raise BadInputError(
+                f"{path} is larger than {MAX_LEDGER_BYTES} bytes.",
+                hint="This is not a ledger.",
+                code="ledger-broken",
+            )
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return [], b""
+    except OSError as error:
+        raise _cannot("read", path, error) from error
+    *lines, tail = data.split(b"\n")
+    return lines, tail
+
+
+def read_head(folder: Path) -> LedgerHead | None:
+    """Return the last head that was safely on disk; None when there is none or it cannot be read."""
+    path = folder / HEAD_FILE
+    try:
+        value = parse_json(path.read_bytes(), name=HEAD_FILE, max_bytes=4096)
+    except (OSError, DocumentError):
+        return None
+    if not isinstance(value, dict) or not isinstance(value.get("sequence"), int):
+        return None
+    return LedgerHead(value["sequence"], str(value.get("hash")))
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _cannot(verb: str, path: Path, error: OSError) -> BadInputError:
+    return BadInputError(
+        f"Cannot {verb} the privacy ledger at {path}: {error.strerror or error}.",
+        hint="Check the folder, its owner and its permissions.",
+        code="ledger-unreadable",
+    )
