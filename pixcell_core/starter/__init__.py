@@ -1,0 +1,1 @@
+"""The small open model that ships, and the recipe that made it."""

@@ -1,0 +1,1 @@
+"""How the shipped weights were made: corpus, three trainings, measurements, cards."""

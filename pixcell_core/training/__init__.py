@@ -1,0 +1,1 @@
+"""Training the model: feature stores, adapters, the trainer, moving averages."""
