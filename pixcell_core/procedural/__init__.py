@@ -1,7 +1,8 @@
 """Procedural H&E: tissue drawn from a seed, for demonstrations, tests and starter training.
 
-Nothing here was measured on a person. A *site* fixes dyes and scanner, a *patient* fixes how the tissue is built,
-a *seed* fixes where every cell lies; the same three give the same pixels, and any change of one gives new geometry.
+Nothing here was measured on a person. A *site* fixes dyes and scanner, a *patient* fixes how the tissue is
+built, a *seed* fixes where every cell lies; the same three give the same pixels, and any change of one
+gives new geometry.
 """
 
 from pixcell_core.procedural.field import Field, render_field

@@ -1,4 +1,4 @@
-"""Which nucleus stands where: each compartment's crowd, the rings of glands, the lining and blood of vessels."""
+"""Which nucleus stands where: crowds of each compartment, rings of glands, lining and blood of vessels."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ Angles = npt.NDArray[np.float64]
 class Cells:
     """Everything cellular in a field of (H, W) pixels.
 
-    `density` float32 (H, W), haematoxylin of the nuclei alone; `instances` int32 (H, W), 0 or a nucleus number;
-    `kinds` uint8 (n + 1,), the `NucleusKind` of each number (entry 0 unused); `cell` int32 (H, W), the nearest
-    nucleus; `reach` float32 (H, W), pixels to it; `mucin` and `blood` float32 (H, W), 0..1.
+    `density` float32 (H, W), haematoxylin of the nuclei alone; `instances` int32 (H, W), 0 or a nucleus
+    number; `kinds` uint8 (n + 1,), the `NucleusKind` of each number (entry 0 unused); `cell` int32 (H, W),
+    the nearest nucleus; `reach` float32 (H, W), pixels to it; `mucin` and `blood` float32 (H, W), 0..1.
     """
 
     density: FloatPlane
@@ -45,7 +45,9 @@ class _Crowd:
     canvas: NucleusCanvas
     kinds: list[npt.NDArray[np.uint8]] = field(default_factory=lambda: [np.zeros(1, np.uint8)])
 
-    def put(self, kind: NucleusKind, rows: Integers, columns: Integers, angle: Angles, overlap: float) -> None:
+    def put(
+        self, kind: NucleusKind, rows: Integers, columns: Integers, angle: Angles, overlap: float
+    ) -> None:
         """Stamp nuclei of one kind at the positions given, where there is room."""
         which = self.bank.choose(self.rng, kind, angle)
         gains = np.exp(self.rng.normal(0, 0.1, len(rows))).astype(np.float32)
@@ -60,7 +62,7 @@ class _Crowd:
 def populate(
     rng: np.random.Generator, layout: Layout, collagen: Fibres, *, patient: PatientLook, mpp: float
 ) -> Cells:
-    """Stamp every nucleus of a field: ordered ones first (glands, vessels), then the crowd of each compartment."""
+    """Stamp every nucleus: ordered ones first (glands, vessels), then the crowd of each compartment."""
     height, width = layout.labels.shape
     bank = nucleus_bank(patient, mpp)
     canvas = NucleusCanvas.blank(height, width, bank.reach + 4)
@@ -69,9 +71,9 @@ def populate(
     present = set(np.unique(codes[::4, ::4]).tolist())
     patchy = coarse_noise(rng, height, width, 60 / mpp, octaves=2)
 
-    def scatter(where: Compartment, spacing_um: float, jitter: float, keep: float, patches: float = 0.0) -> tuple[
-        Integers, Integers
-    ]:
+    def scatter(
+        where: Compartment, spacing_um: float, jitter: float, keep: float, patches: float = 0.0
+    ) -> tuple[Integers, Integers]:
         rows, columns = hexagonal(rng, height, width, spacing_um / mpp, jitter=jitter)
         chance = keep * (1 + patches * patchy[rows, columns])
         chosen = (codes[rows, columns] == where) & (rng.random(len(rows)) < chance)
@@ -82,7 +84,7 @@ def populate(
     for vessel in layout.vessels:
         crowd.put(NucleusKind.SPINDLE, *_lining(rng, vessel, height, width, mpp=mpp), overlap=0.1)
     if Compartment.TUMOR in present:
-        rows, columns = scatter(Compartment.TUMOR, 0.94 * patient.tumor_spacing_um, 0.2, 0.88, 0.08)
+        rows, columns = scatter(Compartment.TUMOR, 0.88 * patient.tumor_spacing_um, 0.2, 0.9, 0.08)
         dividing = rng.random(len(rows)) < patient.mitoses
         crowd.put_turned(NucleusKind.MITOSIS, rows[dividing], columns[dividing], 0.05)
         crowd.put_turned(NucleusKind.TUMOR, rows[~dividing], columns[~dividing], 0.13)
@@ -195,7 +197,9 @@ def _territories(instances: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.int32
     outside = (instances == 0).astype(np.uint8)
     if outside.all():
         return np.zeros_like(instances), np.full(instances.shape, 1e3, np.float32)
-    reach, component = cv2.distanceTransformWithLabels(outside, cv2.DIST_L2, 3, labelType=cv2.DIST_LABEL_PIXEL)
+    reach, component = cv2.distanceTransformWithLabels(
+        outside, cv2.DIST_L2, 3, labelType=cv2.DIST_LABEL_PIXEL
+    )
     inside = outside == 0
     table = np.zeros(int(component.max()) + 1, np.int32)
     table[component[inside]] = instances[inside]

@@ -24,9 +24,10 @@ MIN_SIDE = 32
 class Field:
     """A rendered field of (H, W) pixels.
 
-    `rgb` uint8 (H, W, 3); `labels` uint8 (H, W), 0 for glass, else `TissueClass.code`; `nuclei` int32 (H, W), 0 or the
-    number of the nucleus; `nucleus_kinds` uint8 (n + 1,), the kind of each nucleus number (entry 0 unused);
-    `compartments` uint8 (H, W), values of `Compartment`; `haematoxylin` and `eosin` float32 (H, W), optical density.
+    `rgb` uint8 (H, W, 3); `labels` uint8 (H, W), 0 for glass, else `TissueClass.code`; `nuclei` int32 (H,
+    W), 0 or the number of the nucleus; `nucleus_kinds` uint8 (n + 1,), the kind of each nucleus number
+    (entry 0 unused); `compartments` uint8 (H, W), values of `Compartment`; `haematoxylin` and `eosin`
+    float32 (H, W), optical density.
     """
 
     rgb: RGB
@@ -53,14 +54,14 @@ def render_field(
 ) -> Field:
     """Draw a field of `height` x `width` pixels at `mpp` micrometres per pixel.
 
-    `tissue` dominates the field (about four fifths of it); None mixes all classes. `coverage` is the share of the
-    field that is tissue; 1 leaves no glass. Equal arguments give equal pixels. Raises BadInputError for a size,
-    scale or coverage that cannot be drawn.
+    `tissue` dominates the field (about four fifths of it); None mixes all classes. `coverage` is the share
+    of the field that is tissue; 1 leaves no glass. Equal arguments give equal pixels. Raises BadInputError
+    for a size, scale or coverage that cannot be drawn.
     """
     if min(height, width) < MIN_SIDE or not 0.1 <= mpp <= 4.0 or not 0.0 < coverage <= 1.0:
         raise BadInputError(
             f"Cannot draw a field of {height} x {width} pixels at {mpp} um/px with coverage {coverage}.",
-            hint=f"Use sides of at least {MIN_SIDE} pixels, 0.1 to 4 um/px, and a coverage above 0 and at most 1.",
+            hint=f"Use sides from {MIN_SIDE} pixels, 0.1 to 4 um/px, and a coverage above 0 and at most 1.",
         )
     rng = generator(0xF1E1D, site.seed, patient.seed, seed)
     layout = plan(rng, height, width, mpp=mpp, patient=patient, tissue=tissue, coverage=coverage)
@@ -74,6 +75,9 @@ def render_field(
     )
     cells = populate(rng, layout, collagen, patient=patient, mpp=mpp)
     haematoxylin, eosin = _dye(rng, layout, collagen, cells, site=site, patient=patient, mpp=mpp)
+    layout.compartments[(cells.mucin > 0.35) & (layout.compartments == Compartment.EPITHELIUM)] = (
+        Compartment.MUCIN
+    )
     channels = transmit(site, [(haematoxylin, site.haematoxylin), (eosin, site.eosin)])
     return Field(
         rgb=scan(site, channels, mpp=mpp, rng=rng),
@@ -113,7 +117,9 @@ def _dye(
     rough = coarse_noise(rng, height, width, 9 / mpp, octaves=2)
     tint = rng.normal(0, 1, len(cells.kinds)).astype(np.float32)[cells.cell]
 
-    eosin = _by_compartment(codes, TUMOR=0.46, COLLAGEN=0.50, EPITHELIUM=0.46, LYMPHOID=0.34, LUMEN=0.03, LAMINA=0.34)
+    eosin = _by_compartment(
+        codes, TUMOR=0.46, COLLAGEN=0.50, EPITHELIUM=0.46, LYMPHOID=0.34, LUMEN=0.03, LAMINA=0.34
+    )
     eosin += (
         _by_compartment(codes, TUMOR=0.07, COLLAGEN=0.035, EPITHELIUM=0.06, LYMPHOID=0.06, LAMINA=0.05) * fine
     )
@@ -136,7 +142,7 @@ def _dye(
     empty = np.clip((cells.reach - np.float32(4.6 / mpp)) / np.float32(2.5 / mpp), 0, 1)
     eosin *= 1 - _by_compartment(codes, TUMOR=0.3, LYMPHOID=0.85) * empty
     haematoxylin = _by_compartment(
-        codes, TUMOR=0.20, COLLAGEN=0.04, EPITHELIUM=0.16, LYMPHOID=0.14, LUMEN=0.01, LAMINA=0.05
+        codes, TUMOR=0.25, COLLAGEN=0.04, EPITHELIUM=0.16, LYMPHOID=0.14, LUMEN=0.01, LAMINA=0.05
     )
     haematoxylin *= 1 - _by_compartment(codes, LYMPHOID=0.8) * empty
     if layout.gland_depth is not None:
@@ -154,7 +160,7 @@ def _dye(
     solid = np.minimum(cells.density * np.float32(1.6), 1)
     eosin *= 1 - np.float32(0.65) * solid
     haematoxylin *= 1 - solid
-    haematoxylin += cells.density * (1 + np.float32(0.10) * fine)
+    haematoxylin += cells.density * (1 + np.float32(0.15) * fine)
     thickness = 1 + np.float32(patient.thickness_variation) * coarse_noise(rng, height, width, 180 / mpp)
     for plane, strength in (
         (haematoxylin, site.haematoxylin_strength * patient.haematoxylin),

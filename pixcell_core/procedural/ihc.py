@@ -37,11 +37,13 @@ def positive_nuclei(field: Field, *, seed: int) -> npt.NDArray[np.bool_]:
 def dab_density(field: Field, *, marker: str, seed: int) -> FloatPlane:
     """DAB optical density, float32 (H, W): exactly 0 wherever the marker is absent.
 
-    Ki67 is nuclear; PanCK fills the cytoplasm of tumour and gland epithelium. Raises BadInputError for another name.
+    Ki67 is nuclear; PanCK fills the cytoplasm of tumour and gland epithelium. Raises BadInputError for
+    another name.
     """
     if marker not in MARKERS:
         raise BadInputError(
-            f"No procedural stain is known for the marker {marker!r}.", hint=f"Use one of: {', '.join(MARKERS)}."
+            f"No procedural stain is known for the marker {marker!r}.",
+            hint=f"Use one of: {', '.join(MARKERS)}.",
         )
     height, width = field.labels.shape
     rng = generator(0xDAB, field.site.seed, seed)
@@ -57,7 +59,7 @@ def dab_density(field: Field, *, marker: str, seed: int) -> FloatPlane:
 
 
 def render_ihc(field: Field, *, marker: str = "Ki67", seed: int) -> RGB:
-    """The IHC partner of a field, uint8 (H, W, 3): haematoxylin counterstain and DAB, registered to the pixel."""
+    """The IHC partner of a field, uint8 (H, W, 3): counterstain and DAB, registered to the pixel."""
     dab = dab_density(field, marker=marker, seed=seed)
     counterstain = np.minimum(field.haematoxylin, 2.0) * np.float32(0.55) + np.float32(0.08) * field.eosin
     channels = transmit(field.site, [(counterstain, field.site.haematoxylin), (dab, field.site.dab)])

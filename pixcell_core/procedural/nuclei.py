@@ -41,9 +41,9 @@ class Stamp:
 class Shape:
     """Distribution of one kind: semi-axes in um, wobble of the outline, and how chromatin is laid out.
 
-    `density` is the mean haematoxylin optical density, `rough` the amplitude of clumps, `rim` the extra density of
-    the membrane, `pale` how much clearer the middle is, `nucleoli` the chance of a nucleolus, `variants` the number
-    of shapes per orientation.
+    `density` is the mean haematoxylin optical density, `rough` the amplitude of clumps, `rim` the extra
+    density of the membrane, `pale` how much clearer the middle is, `nucleoli` the chance of a nucleolus,
+    `variants` the number of shapes per orientation.
     """
 
     major: float
@@ -66,14 +66,27 @@ def _shapes(patient: PatientLook) -> dict[NucleusKind, Shape]:
     rough = patient.chromatin
     return {
         NucleusKind.TUMOR: Shape(
-            tumor * stretch, tumor / stretch, patient.pleomorphism, 0.09, 1.15, 0.2, 0.30 * rough, 0.42, 0.35,
-            patient.nucleoli, 9,
+            tumor * stretch,
+            tumor / stretch,
+            patient.pleomorphism,
+            0.09,
+            1.15,
+            0.2,
+            0.30 * rough,
+            0.42,
+            0.35,
+            patient.nucleoli,
+            9,
         ),
-        NucleusKind.SPINDLE: Shape(normal * 2.1, normal * 0.5, 0.22, 0.08, 1.35, 0.2, 0.22 * rough, 0.2, 0.1, 0.0, 5),
+        NucleusKind.SPINDLE: Shape(
+            normal * 2.1, normal * 0.5, 0.22, 0.08, 1.35, 0.2, 0.22 * rough, 0.2, 0.1, 0.0, 5
+        ),
         NucleusKind.COLUMNAR: Shape(
             normal * 1.35, normal * 0.85, 0.1, 0.04, 1.3, 0.13, 0.22 * rough, 0.3, 0.2, 0.12, 5
         ),
-        NucleusKind.LYMPHOCYTE: Shape(normal * 0.9, normal * 0.84, 0.08, 0.03, 1.9, 0.13, 0.3, 0.15, 0.0, 0.0, 5),
+        NucleusKind.LYMPHOCYTE: Shape(
+            normal * 0.9, normal * 0.84, 0.08, 0.03, 1.9, 0.13, 0.3, 0.15, 0.0, 0.0, 5
+        ),
         NucleusKind.MITOSIS: Shape(tumor * 1.1, tumor * 0.5, 0.15, 0.28, 2.3, 0.1, 0.35, 0.0, 0.0, 0.0, 2),
     }
 
@@ -114,13 +127,15 @@ def _draw(rng: np.random.Generator, shape: Shape, mpp: float) -> tuple[Stamp, ..
     long, short = shape.major / mpp * scale, shape.minor / mpp * scale * np.exp(rng.normal(0, 0.09, count))
     half = int(np.ceil(float(np.max(np.maximum(long, short))) * 1.2)) + 2
     axis = np.arange(-half, half + 1, dtype=np.float32)
-    turn = np.repeat(np.arange(ANGLES), shape.variants) * np.pi / ANGLES + rng.normal(0, np.pi / ANGLES / 3, count)
+    turn = np.repeat(np.arange(ANGLES), shape.variants) * np.pi / ANGLES + rng.normal(
+        0, np.pi / ANGLES / 3, count
+    )
     major, minor, cosine, sine = column(long), column(short), column(np.cos(turn)), column(np.sin(turn))
     y = axis[None, :, None] - column(rng.uniform(-0.5, 0.5, count))
     x = axis[None, None, :] - column(rng.uniform(-0.5, 0.5, count))
     u, v = (cosine * x + sine * y) / major, (cosine * y - sine * x) / minor
     radius = np.maximum(np.sqrt(u * u + v * v), np.float32(1e-3))
-    # cos(k theta + phase) for k = 2..5 by powers of the unit complex number: no arctangent, no cosine per pixel.
+    # cos(k theta + phase) for k = 2..5 by powers of a unit complex number: no trigonometry per pixel.
     unit = np.empty(u.shape, np.complex64)
     unit.real, unit.imag = u / radius, v / radius
     outline, power = np.ones_like(radius), unit
@@ -168,7 +183,7 @@ def _cut(density: FloatPlane, mask: npt.NDArray[np.bool_]) -> Stamp:
 
 @dataclass
 class NucleusCanvas:
-    """Where nuclei are stamped: `density` float32 and `instances` int32, both padded by `pad` on every side."""
+    """Where nuclei are stamped: `density` float32, `instances` int32, both padded by `pad` pixels."""
 
     density: FloatPlane
     instances: npt.NDArray[np.int32]
@@ -215,4 +230,6 @@ class NucleusCanvas:
 
     def field(self, plane: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """The part of a padded plane that belongs to the field, contiguous."""
-        return np.ascontiguousarray(plane[self.pad : plane.shape[0] - self.pad, self.pad : plane.shape[1] - self.pad])
+        return np.ascontiguousarray(
+            plane[self.pad : plane.shape[0] - self.pad, self.pad : plane.shape[1] - self.pad]
+        )

@@ -1,4 +1,4 @@
-"""How one patient's tissue is built: sizes, densities and textures that stay the same across that patient's slides."""
+"""How one patient's tissue is built: what stays the same across all slides of that patient."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from pixcell_core.procedural.texture import generator
 class PatientLook:
     """One patient's variation. Lengths are in micrometres, angles in radians, the rest are factors around 1.
 
-    `tumor_nucleus_um` and `normal_nucleus_um` are mean nuclear diameters; `tumor_spacing_um`, `stroma_spacing_um` and
-    `lymphoid_spacing_um` are distances between neighbouring nuclei; `pleomorphism` is the relative spread of tumour
-    nuclear size; `chromatin` scales the roughness of nuclear texture; `septa_um` is how wide the septa between
-    tumour nests are; `lumina` how gland-forming the tumour is; `infiltrate` the share of lymphocytes in stroma; `mucin` the share of goblet cells; `looseness` the share of empty space between fibres.
+    `tumor_nucleus_um` and `normal_nucleus_um` are mean nuclear diameters; `tumor_spacing_um`,
+    `stroma_spacing_um` and `lymphoid_spacing_um` are distances between neighbouring nuclei; `pleomorphism`
+    is the relative spread of tumour nuclear size; `chromatin` scales the roughness of nuclear texture;
+    `septa_um` is how wide the septa between tumour nests are; `lumina` how gland-forming the tumour is;
+    `infiltrate` the share of lymphocytes in stroma; `mucin` the share of goblet cells; `looseness` the
+    share of empty space between fibres.
     """
 
     seed: int
@@ -44,7 +46,7 @@ class PatientLook:
 
 
 def patient_look(site_seed: int, patient_seed: int) -> PatientLook:
-    """Draw a patient. The same two seeds give the same patient; the site only separates equal patient numbers."""
+    """Draw a patient; the same two seeds give the same one, equal numbers at two sites are two patients."""
     rng = generator(0x9A71E17, site_seed, patient_seed)
     nucleus = rng.uniform(8.2, 11.2)
     return PatientLook(

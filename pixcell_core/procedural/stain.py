@@ -1,8 +1,9 @@
 """Dyes and scanner of a site: from concentrations of haematoxylin, eosin and DAB to pixels, and back.
 
-Light through a stained section follows Beer-Lambert: I_c = I0_c * exp(-sum_s C_s * v_sc), with v_s the unit optical
-density vector of stain s over the channels R, G, B (Ruifrok and Johnston, Anal Quant Cytol Histol 23:291, 2001, eq. 1
-and table 1). Concentrations are therefore in units of optical density (natural logarithm).
+Light through a stained section follows Beer-Lambert: I_c = I0_c * exp(-sum_s C_s * v_sc), with v_s the unit
+optical density vector of stain s over the channels R, G, B (Ruifrok and Johnston, Anal Quant Cytol Histol
+23:291, 2001, eq. 1 and table 1). Concentrations are therefore in units of optical density (natural
+logarithm).
 """
 
 from __future__ import annotations
@@ -37,9 +38,10 @@ def _unit(vector: npt.NDArray[np.float64]) -> Vector:
 class SiteLook:
     """One laboratory: its dyes and its scanner.
 
-    Stain vectors are unit optical-density directions (R, G, B). `background` is the empty-glass level per channel,
-    0..255. `contrast` scales optical density. `blur_um` is the standard deviation of the point spread function,
-    `noise` that of the sensor in grey levels; `jpeg_quality` 0 means that nothing is compressed.
+    Stain vectors are unit optical-density directions (R, G, B). `background` is the empty-glass level per
+    channel, 0..255. `contrast` scales optical density. `blur_um` is the standard deviation of the point
+    spread function, `noise` that of the sensor in grey levels; `jpeg_quality` 0 means that nothing is
+    compressed.
     """
 
     seed: int
@@ -87,7 +89,7 @@ def site_look(site_seed: int) -> SiteLook:
 
 
 def transmit(site: SiteLook, stains: list[tuple[FloatPlane, Vector]]) -> list[FloatPlane]:
-    """Beer-Lambert: the three channels, float32 (height, width) in 0..255, behind the given concentrations."""
+    """Beer-Lambert: three channels, float32 (height, width) in 0..255, behind the concentrations given."""
     channels = []
     for c in range(3):
         density = np.float32(-site.contrast * stains[0][1][c]) * stains[0][0]
@@ -110,17 +112,17 @@ def scan(site: SiteLook, channels: list[FloatPlane], *, mpp: float, rng: np.rand
         # One noise plane, moved by a different step for each channel, is as uncorrelated as three.
         for c, plane in enumerate(channels):
             plane += np.roll(shot, (37 * c, 91 * c), axis=(0, 1))
-    image = cv2.merge([cv2.add(plane, 0.0, dtype=cv2.CV_8U) for plane in channels])
+    image = np.empty((*channels[0].shape, 3), np.uint8)
+    for c, plane in enumerate(channels):
+        image[..., c] = cv2.convertScaleAbs(np.maximum(plane, 0, out=plane))
     if site.jpeg_quality:
         _, packed = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, site.jpeg_quality])
-        image = cv2.cvtColor(cv2.imdecode(packed, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
-    return cast(RGB, image)
+        image = cast(RGB, cv2.imdecode(packed, cv2.IMREAD_COLOR_RGB))
+    return image
 
 
-def separate(
-    rgb: RGB, site: SiteLook, *, second: Vector | None = None
-) -> tuple[FloatPlane, FloatPlane]:
-    """Colour deconvolution: haematoxylin and eosin (or the `second` stain given) from pixels, by least squares.
+def separate(rgb: RGB, site: SiteLook, *, second: Vector | None = None) -> tuple[FloatPlane, FloatPlane]:
+    """Colour deconvolution: haematoxylin and eosin (or the `second` stain given) by least squares.
 
     The inverse of `transmit` up to quantisation; negative concentrations are returned as they come.
     """

@@ -1,7 +1,8 @@
 """Random textures: smooth noise at a chosen length, fine grain, and wavy oriented fibres.
 
-All arrays are float32 of shape (height, width), roughly zero mean and unit variance. Every texture is drawn anew from
-the generator it is given: no two fields share one, so that pixels of two tiles never agree by construction.
+All arrays are float32 of shape (height, width), roughly zero mean and unit variance. Every texture is drawn
+anew from the generator it is given: no two fields share one, so that pixels of two tiles never agree by
+construction.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ COARSE = 4
 
 
 def generator(*words: int) -> np.random.Generator:
-    """Return a generator that depends on every word (any integers, negative ones included) and on nothing else."""
+    """Return a generator that depends on every word (any integer) and on nothing else."""
     return np.random.default_rng([word & 0xFFFFFFFFFFFFFFFF for word in words])
 
 
@@ -30,8 +31,10 @@ def resize(plane: npt.NDArray[np.float32], height: int, width: int, *, cubic: bo
     return cast(FloatPlane, cv2.resize(plane, (width, height), interpolation=how))
 
 
-def smooth_noise(rng: np.random.Generator, height: int, width: int, length: float, *, octaves: int = 1) -> FloatPlane:
-    """Noise whose features are about `length` pixels wide; each further octave halves the length and the amplitude."""
+def smooth_noise(
+    rng: np.random.Generator, height: int, width: int, length: float, *, octaves: int = 1
+) -> FloatPlane:
+    """Noise with features `length` pixels wide; each further octave halves length and amplitude."""
     total = np.zeros((height, width), np.float32)
     amplitude, power = 1.0, 0.0
     for _ in range(octaves):
@@ -55,8 +58,10 @@ def smooth_noise(rng: np.random.Generator, height: int, width: int, length: floa
     return total
 
 
-def coarse_noise(rng: np.random.Generator, height: int, width: int, length: float, *, octaves: int = 1) -> FloatPlane:
-    """`smooth_noise` computed at a quarter of the resolution; same meaning, for lengths above some 16 pixels."""
+def coarse_noise(
+    rng: np.random.Generator, height: int, width: int, length: float, *, octaves: int = 1
+) -> FloatPlane:
+    """`smooth_noise` computed at a quarter of the resolution, for lengths above some 16 pixels."""
     rows, columns = -(-height // COARSE), -(-width // COARSE)
     small = smooth_noise(rng, rows, columns, length / COARSE, octaves=octaves)
     return resize(small, height, width)
@@ -74,15 +79,17 @@ def grain(rng: np.random.Generator, height: int, width: int, sigma: float) -> Fl
 
 @dataclass(frozen=True)
 class Fibres:
-    """Oriented wavy fibres: `texture` (height, width) in about [-2, 2] and `angle`, the local direction in radians.
+    """Oriented wavy fibres: `texture` (height, width), unit variance, and `angle`, the local direction.
 
-    `angle` is kept at one value per COARSE pixels.
+    `angle` is in radians, one value per COARSE pixels.
     """
 
     texture: FloatPlane
     angle: FloatPlane
 
-    def angle_at(self, rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    def angle_at(
+        self, rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float32]:
         """Direction of the fibres (radians, image axes) at full-resolution positions."""
         return self.angle[rows // COARSE, columns // COARSE]
 
@@ -92,8 +99,8 @@ def fibres(
 ) -> Fibres:
     """Draw collagen: streaks along a wandering direction, waved with `wavelength` pixels.
 
-    Streak noise is drawn straight and then looked up through a rotated and warped coordinate system, so that the
-    fibres bend together as bundles do.
+    Streak noise is drawn straight and then looked up through a rotated and warped coordinate system, so
+    that the fibres bend together as bundles do.
     """
     rows, columns = -(-height // COARSE), -(-width // COARSE)
     turn = angle + rng.normal(0, 0.35)

@@ -40,6 +40,7 @@ class Compartment(IntEnum):
     LYMPHOID = 4
     LUMEN = 5
     LAMINA = 6
+    MUCIN = 7
 
 
 #: What fills a region before its architecture is drawn into it.
@@ -53,7 +54,7 @@ GROUND = {
 
 @dataclass(frozen=True)
 class Outline:
-    """A closed wall, of a gland or a vessel: `points` (n, 2) as x, y in pixels, and inward unit normals (n, 2)."""
+    """A closed wall of a gland or a vessel: `points` (n, 2) as x, y in pixels, inward normals (n, 2)."""
 
     points: npt.NDArray[np.float64]
     inward: npt.NDArray[np.float64]
@@ -61,7 +62,7 @@ class Outline:
 
 @dataclass(frozen=True)
 class Layout:
-    """The plan of a field: class `labels`, `compartments`, walls, and each pixel's depth into its gland (pixels)."""
+    """The plan of a field: class `labels`, `compartments`, walls, and depth into the gland in pixels."""
 
     labels: Codes
     compartments: Codes
@@ -105,12 +106,12 @@ def plan(
     return Layout(labels, compartments, glands, vessels, depth, epithelium_px)
 
 
-def _regions(rng: np.random.Generator, height: int, width: int, *, mpp: float, tissue: TissueClass | None) -> Codes:
-    """Class of every pixel: the strongest of one smooth field per class, the dominant one lifted to its share."""
+def _regions(
+    rng: np.random.Generator, height: int, width: int, *, mpp: float, tissue: TissueClass | None
+) -> Codes:
+    """Class of every pixel: the strongest of one smooth field per class, the dominant one lifted."""
     rows, columns = -(-height // COARSE), -(-width // COARSE)
-    scores = np.stack(
-        [smooth_noise(rng, rows, columns, 150 / mpp / COARSE, octaves=3) for _ in TissueClass]
-    )
+    scores = np.stack([smooth_noise(rng, rows, columns, 150 / mpp / COARSE, octaves=3) for _ in TissueClass])
     scores[TissueClass.lymphoid.code - 1] -= 0.7
     if tissue is not None:
         lead = tissue.code - 1
@@ -134,7 +135,9 @@ def _glass(rng: np.random.Generator, height: int, width: int, *, mpp: float, cov
     shift = rng.uniform(-0.35, 0.35, 2)
     outer = (np.abs(x - shift[0]) ** 3 + np.abs(y - shift[1]) ** 3).astype(np.float32)
     outer += 0.30 * smooth_noise(rng, rows, columns, 130 / mpp / COARSE, octaves=4)
-    empty = resize(outer - np.quantile(outer, min(coverage + 0.02, 1.0)).astype(np.float32), height, width) > 0
+    empty = (
+        resize(outer - np.quantile(outer, min(coverage + 0.02, 1.0)).astype(np.float32), height, width) > 0
+    )
     # A tear follows the zero line of one smooth field and opens as wide as another one says.
     course = np.abs(smooth_noise(rng, rows, columns, 200 / mpp / COARSE, octaves=3))
     opening = smooth_noise(rng, rows, columns, 90 / mpp / COARSE, octaves=2)
@@ -155,7 +158,9 @@ def _architecture(rng: np.random.Generator, compartments: Codes, *, patient: Pat
         compartments[hollow & tumor & ~septa] = Compartment.LUMEN
 
 
-def _wall(rng: np.random.Generator, row: float, column: float, radius: float, wobble: float, squash: float) -> Outline:
+def _wall(
+    rng: np.random.Generator, row: float, column: float, radius: float, wobble: float, squash: float
+) -> Outline:
     """A wavy closed wall around a centre; `squash` is the ratio of its short axis to its long one."""
     angle = np.linspace(0, 2 * np.pi, 72, endpoint=False)
     r = np.ones_like(angle)
@@ -184,12 +189,12 @@ def _glands(
     height, width = labels.shape
     membrane = np.zeros((height, width), np.uint8)
     radius = patient.gland_radius_um / mpp
-    rows, columns = hexagonal(rng, height, width, 2.06 * radius, jitter=0.08, margin=radius)
+    rows, columns = hexagonal(rng, height, width, 1.98 * radius, jitter=0.06, margin=radius)
     inside = np.clip(rows, 0, height - 1), np.clip(columns, 0, width - 1)
     chosen = (labels[inside] == TissueClass.gland.code) & (glass[inside] == 0)
     walls = []
     for row, column in zip(rows[chosen], columns[chosen], strict=True):
-        wall = _wall(rng, row, column, radius * rng.uniform(0.8, 1.0), 0.10, rng.uniform(0.72, 1.0))
+        wall = _wall(rng, row, column, radius * rng.uniform(0.86, 1.04), 0.09, rng.uniform(0.78, 1.0))
         walls.append(wall)
         _fill(membrane, wall, 1)
     return tuple(walls), membrane
@@ -216,7 +221,7 @@ def _vessels(
 def hexagonal(
     rng: np.random.Generator, height: int, width: int, spacing: float, *, jitter: float, margin: float = 0.0
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Rows and columns of a jittered hexagonal lattice over the field and `margin` around it, in random order."""
+    """Rows and columns of a jittered hexagonal lattice over the field and `margin`, in random order."""
     step = spacing * 0.866
     start = rng.uniform(0, spacing, 2) - margin - spacing
     lines = np.arange(start[0], height + margin + step, step)
