@@ -31,8 +31,8 @@ class LogVerified(LogReport):
             lines.append("  no key was given: the log is whole, whose it is was not checked (--key FILE)")
         if self.unfinished_tail_bytes:
             lines.append(
-                f"  {self.unfinished_tail_bytes} bytes of an interrupted write at the end: never acknowledged, "
-                "the next event removes them"
+                f"  {self.unfinished_tail_bytes} bytes of an interrupted write at the end: "
+                "never acknowledged, the next event removes them"
             )
         return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""Writing a file whole or not at all: beside its place, flushed to the disk, then put in place in one step."""
+"""Writing a file whole or not at all: beside its place, flushed, then put in place in one step."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ class EventLog:
     """A log opened by its owner for appending and reading. Safe between processes through a file lock."""
 
     def __init__(self, folder: Path, key: SigningKey) -> None:
-        """Open the log in ``folder``, creating it on first use. Raises :class:`LogBrokenError` on a foreign key."""
+        """Open the log, creating it on first use; a log of another key raises :class:`LogBrokenError`."""
         self.folder = folder
         self._key = key
         self._path = folder / LOG_FILE
@@ -236,7 +236,7 @@ def verify_log(
                 raise _broken(number, "a head seen earlier has another root: the past was rewritten")
     if earlier:
         raise LogBrokenError(
-            f"A head of {max(earlier)} events was seen earlier; the log now has {tree.size}: its end was cut off.",
+            f"A head of {max(earlier)} events was seen; now there are {tree.size}: the end was cut off.",
             hint="Ask the owner of the log for the missing events.",
         )
     tail = (path.stat().st_size if path.exists() else 0) - complete
@@ -251,7 +251,7 @@ def verify_log(
 
 
 def read_entries(folder: Path) -> list[LogEntry]:
-    """The events of a log without checking signatures: for showing; call :func:`verify_log` before relying on them."""
+    """The events of a log, signatures unchecked: call :func:`verify_log` before relying on them."""
     return [line.entry for line, _ in _lines(folder / LOG_FILE)]
 
 
@@ -301,5 +301,5 @@ def _digest_text(root: bytes) -> str:
 def _broken(line: int, why: str) -> LogBrokenError:
     return LogBrokenError(
         f"Line {line} of the log is wrong: {why}.",
-        hint="Do not rely on this log from that line on. Keep it as it is and compare it with heads others hold.",
+        hint="Rely on nothing from there on. Keep the log as it is; compare it with heads others hold.",
     )

@@ -1,0 +1,165 @@
+"""What a release is: how its tiles were made, and the sealed manifest that names each by digest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Literal, Self
+
+from pydantic import AwareDatetime, Field, StringConstraints, model_validator
+
+from pixcell_core.contracts.canonical import Digest, Document
+from pixcell_core.contracts.study import ConditioningPolicy, SiteName, StudyId
+from pixcell_core.trust.merkle import merkle_root
+
+MAX_TILES = 50_000
+"""Most tiles in one release, so that its signed list stays within one envelope."""
+
+SourceType = Literal["http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"]
+TRAINED_ALGORITHMIC_MEDIA: SourceType = (
+    "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+)
+"""IPTC digital source type of media made by a trained model (also used by C2PA)."""
+
+DEFAULT_LICENCE = (
+    "No licence is granted by this manifest alone. Ask the releasing site for the terms of these tiles."
+)
+DEFAULT_USAGE = (
+    "Synthetic tiles for research and education on methods. Not for diagnosis, and not for attempts to "
+    "identify persons. The verdict's expiry date binds: ask for a new audit after it."
+)
+
+Line = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Prose = Annotated[str, StringConstraints(min_length=1, max_length=4000)]
+TileName = Annotated[str, StringConstraints(pattern=r"^\d{5}\.png$")]
+TileLabel = Annotated[str, StringConstraints(min_length=1, max_length=80, pattern=r"^[^\x00-\x1f\x7f/\\]+$")]
+
+
+class PrivacyStatement(Document):
+    """What a differential-privacy guarantee says, and what it does not. Never an epsilon without its unit.
+
+    `epsilon` at `delta` bounds what the mechanism reveals about one `unit`, by the accountant named.
+    """
+
+    schema_version: Literal["pixcell.privacy-statement/v1"] = "pixcell.privacy-statement/v1"
+    epsilon: Annotated[float, Field(gt=0)]
+    delta: Annotated[float, Field(gt=0, lt=1)]
+    unit: Literal["patient"] = "patient"
+    mechanism: Line
+    accountant: Line
+    covers: Annotated[tuple[Prose, ...], Field(min_length=1, max_length=32)]
+    does_not_cover: Annotated[tuple[Prose, ...], Field(min_length=1, max_length=32)]
+
+    def __str__(self) -> str:
+        return f"epsilon {self.epsilon:.3g} per {self.unit} at delta {self.delta:.1g} ({self.accountant})"
+
+
+class Generator(Document):
+    """The program and weights that made the tiles, and how they were asked."""
+
+    name: Line
+    version: Line
+    base_digest: Digest | None
+    adapter_digest: Digest | None
+    conditioning: ConditioningPolicy
+    guidance_scale: Annotated[float, Field(ge=0, le=100)]
+    num_inference_steps: Annotated[int, Field(ge=1, le=10_000)]
+
+
+class GenerationRecord(Document):
+    """Written by the generator beside its tiles as ``generation.json``; read when a release is drafted.
+
+    ``privacy`` is None where no differential privacy was applied. ``ledger_head`` is the site's ledger
+    at that time.
+    """
+
+    schema_version: Literal["pixcell.generation/v1"] = "pixcell.generation/v1"
+    site: SiteName
+    study_id: StudyId | None = None
+    study_digest: Digest | None = None
+    generator: Generator
+    privacy: PrivacyStatement | None = None
+    ledger_head: Digest | None = None
+    mpp: Annotated[float, Field(gt=0, le=100)] | None = None
+    licence: Prose = DEFAULT_LICENCE
+    usage: Prose = DEFAULT_USAGE
+
+
+class ReleasedTile(Document):
+    """One surrogate tile: the digest of the file that ships, and of its decoded pixels."""
+
+    name: TileName
+    file_digest: Digest
+    pixel_digest: Digest
+    label: TileLabel | None = None
+
+
+class ReleaseManifest(Document):
+    """A sealed draft: exactly these tiles, made in exactly this way. Its digest is what an auditor signs.
+
+    Sizes are in pixels, ``mpp`` in micrometres per pixel. ``tiles_root`` is the RFC 6962 root over the
+    raw file digests in ascending order. ``site_key_id`` is the one key that may export it.
+    """
+
+    schema_version: Literal["pixcell.release-manifest/v1"] = "pixcell.release-manifest/v1"
+    synthetic: Literal[True] = True
+    digital_source_type: SourceType = TRAINED_ALGORITHMIC_MEDIA
+    site: SiteName
+    site_key_id: Digest
+    study_id: StudyId | None
+    study_digest: Digest | None
+    generator: Generator
+    privacy: PrivacyStatement | None
+    ledger_head: Digest | None
+    created_at: AwareDatetime
+    width: Annotated[int, Field(ge=1, le=16_384)]
+    height: Annotated[int, Field(ge=1, le=16_384)]
+    mpp: float | None
+    tile_count: Annotated[int, Field(ge=1, le=MAX_TILES)]
+    tiles_root: Digest
+    tiles: Annotated[tuple[ReleasedTile, ...], Field(min_length=1, max_length=MAX_TILES)]
+    sample_sheet_digest: Digest
+    readme_digest: Digest
+    licence: Prose
+    usage: Prose
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Self:
+        if self.tile_count != len(self.tiles):
+            raise ValueError("tile_count is not the number of tiles listed")
+        if [tile.name for tile in self.tiles] != [
+            tile_name(number) for number in range(1, len(self.tiles) + 1)
+        ]:
+            raise ValueError("the tiles are not numbered 1 to tile_count in order")
+        if tiles_root(tile.file_digest for tile in self.tiles) != self.tiles_root:
+            raise ValueError("tiles_root is not the root over the tiles listed")
+        return self
+
+
+class BundleFile(Document):
+    """One file of a bundle by its path inside it."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,199}$")]
+    file_digest: Digest
+
+
+class BundleListing(Document):
+    """Every other file of an exported bundle, signed by the exporting site."""
+
+    schema_version: Literal["pixcell.bundle/v1"] = "pixcell.bundle/v1"
+    site: SiteName
+    manifest_digest: Digest
+    exported_at: AwareDatetime
+    log_size: Annotated[int, Field(ge=0)]
+    log_root: Digest | None
+    files: Annotated[tuple[BundleFile, ...], Field(min_length=1, max_length=MAX_TILES + 64)]
+
+
+def tile_name(number: int) -> str:
+    """File name of tile ``number`` (from 1) of a release: a number and nothing else."""
+    return f"{number:05d}.png"
+
+
+def tiles_root(digests: Iterable[str]) -> str:
+    """``sha256:<hex>`` RFC 6962 root over the raw 32-byte digests in ascending order; repeats count."""
+    raw = sorted(bytes.fromhex(text.removeprefix("sha256:")) for text in digests)
+    return "sha256:" + merkle_root(raw).hex()
