@@ -113,7 +113,8 @@ class Verdict(Document):
 
     type: Annotated[StatementType, Field(alias="_type")] = STATEMENT_TYPE
     subject: Annotated[tuple[Subject, ...], Field(min_length=1, max_length=MAX_TILES)]
-    predicate_type: Annotated[PredicateType, Field(alias="predicateType")] = VERDICT_PREDICATE_TYPEpredicate: VerdictPredicate
+    predicate_type: Annotated[PredicateType, Field(alias="predicateType")] = VERDICT_PREDICATE_TYPE
+    predicate: VerdictPredicate
 
     @model_validator(mode="after")
     def _counts_its_subjects(self) -> Self:
