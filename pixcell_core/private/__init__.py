@@ -1,1 +1,1 @@
-"""Patient-level differential privacy: noise, the DP-SGD engine, accounting, and the check of the mechanism itself."""
+"""Patient-level differential privacy: noise, the DP-SGD engine, accounting, a check of the mechanism."""

@@ -1,8 +1,9 @@
 """What training has cost: epsilon of composed Gaussian mechanisms, per patient.
 
-The official number comes from the privacy loss distribution accountant of dp-accounting (Doroshenko et al. 2022,
-"Connect the dots", whose discretisation is pessimistic). Renyi accounting (Mironov 2017) is looser by construction
-and runs beside it: should it ever come out smaller, one of the two is wrong and nothing is reported.
+The official number comes from the privacy loss distribution accountant of dp-accounting (Doroshenko et al.
+2022, "Connect the dots", whose discretisation is pessimistic). Renyi accounting (Mironov 2017) is looser by
+construction and runs beside it: should it ever come out smaller, one of the two is wrong and nothing is
+reported.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ ACCOUNTANT = "dp-accounting PLD"
 LARGEST_DELTA = 1e-5
 
 COVERS = "the weights released by training on this site's patients, over every recorded round and study"
-DOES_NOT_COVER = "tiles conditioned on private embeddings, statistics released without noise, and patients who are also at another site"
+DOES_NOT_COVER = (
+    "tiles conditioned on private embeddings, statistics released without noise, "
+    "and patients who are also at another site"
+)
 
 _GRID = 1e-3
 _FINE_GRID = 1e-4
@@ -34,7 +38,7 @@ _SIGMA_RANGE = (1e-2, 1e6)
 
 @dataclass(frozen=True)
 class GaussianEvent:
-    """`steps` uses of the Gaussian mechanism with noise multiplier sigma on a Poisson(q) sample of the patients."""
+    """`steps` uses of a Gaussian mechanism of noise multiplier sigma on a Poisson(q) sample of the patients."""
 
     sample_rate: float
     noise_multiplier: float
@@ -56,8 +60,8 @@ class Epsilon:
     """A privacy statement that cannot be read without its unit, delta and limits.
 
     Attributes:
-        value: epsilon; for every pair of cohorts that differ in one patient, the released weights' distributions
-            are (value, delta)-indistinguishable.
+        value: epsilon; for every pair of cohorts that differ in one patient, the released weights'
+            distributions are (value, delta)-indistinguishable.
         unit: whose data is protected as a whole: all slides and all tiles of one patient.
         delta: the probability left out of the statement.
         adjacency: how neighbouring cohorts differ.
@@ -74,18 +78,18 @@ class Epsilon:
     does_not_cover: str = DOES_NOT_COVER
 
     def __str__(self) -> str:
-        shown = (
-            math.ceil(self.value * 100.0) / 100.0
-        )  # rounded up: a statement may not promise more than was computed
+        # Rounded up: a statement may not promise more than was computed.
+        shown = math.ceil(self.value * 100.0) / 100.0
         return (
-            f"epsilon {shown:.2f} per {self.unit} (all slides and tiles of one {self.unit}) at delta {self.delta:g}; "
+            f"epsilon {shown:.2f} per {self.unit} (all slides and tiles of one {self.unit}) "
+            f"at delta {self.delta:g}; "
             f"neighbouring cohorts: {self.adjacency}; accountant: {self.accountant}; "
             f"covers {self.covers}; does not cover {self.does_not_cover}"
         )
 
 
 class AccountantsDisagreeError(RuntimeError):
-    """Renyi accounting came out below the privacy loss distribution: a bug here or in a library, never a user's."""
+    """Renyi accounting came out below the privacy loss distribution: a bug, here or in a library."""
 
 
 def largest_delta(patients: int) -> float:
@@ -99,7 +103,7 @@ def check_delta(delta: float, patients: int | None = None) -> None:
     if not 0.0 < delta <= limit:
         raise BadInputError(
             f"A delta of {delta:g} cannot be used; it must lie above 0 and be at most {limit:g}.",
-            hint="Delta is the chance that the statement does not hold; keep it under a tenth of one patient's share.",
+            hint="Delta is the chance that the statement fails; keep it under a tenth of 1/N.",
             code="delta",
         )
 
@@ -139,7 +143,7 @@ def calibrate_noise(
     already_spent: Sequence[GaussianEvent] = (),
     tolerance: float = 1e-3,
 ) -> float:
-    """Return the smallest noise multiplier that keeps `steps` steps within `epsilon`, rounded to the safe side.
+    """Return the smallest noise multiplier that keeps `steps` steps within `epsilon`, on the safe side.
 
     Args:
         sample_rate: q.
@@ -181,7 +185,7 @@ def calibrate_noise(
 
 
 def _checked_epsilon(grouped: Sequence[GaussianEvent], delta: float) -> float:
-    """Return the PLD value after the Renyi cross-check; a coarse grid is refined once before it is called a bug."""
+    """Return the PLD value after the Renyi cross-check; a finer grid is tried before it is a bug."""
     renyi = _rdp_epsilon(grouped, delta)
     official = _pld_epsilon(grouped, delta, _GRID)
     if renyi < official - _AGREE:
@@ -223,7 +227,7 @@ def _composed(account: Any, library: ModuleType, grouped: Sequence[GaussianEvent
 
 @contextmanager
 def _quiet_library() -> Iterator[ModuleType]:
-    """Give dp_accounting, imported when first needed. It warns about its own internals at every composition."""
+    """Give dp_accounting, imported when first needed, without its warnings about its own internals."""
     names = ("absl", "dp_accounting")
     levels = {name: logging.getLogger(name).level for name in names}
     with warnings.catch_warnings():

@@ -1,7 +1,7 @@
 """Patient-level DP-SGD: a plain loop, one patient per backward pass.
 
-The mechanism (Abadi et al. 2016, "Deep learning with differential privacy", algorithm 1, with the patient as its
-unit, as in McMahan et al. 2018, "Learning differentially private recurrent language models"):
+The mechanism (Abadi et al. 2016, "Deep learning with differential privacy", algorithm 1, with the patient
+as its unit, as in McMahan et al. 2018, "Learning differentially private recurrent language models"):
 
     for each step:
         for each sampled patient u:  g_u = gradient of the mean loss over k tiles x K noise draws
@@ -9,8 +9,9 @@ unit, as in McMahan et al. 2018, "Learning differentially private recurrent lang
         update = (s + N(0, sigma^2 C^2)) / expected patients        # released
         optimiser step on the update                                # post-processing
 
-Adding or removing one patient moves `s` by at most C, whatever the patient's tiles are and however many there are.
-A loop needs no per-sample hooks, so that any module, gradient checkpointing and autocast keep working.
+Adding or removing one patient moves `s` by at most C, whatever the patient's tiles are and however many
+there are. A loop needs no per-sample hooks, so that any module, gradient checkpointing and autocast keep
+working.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ PerRowLoss = Callable[[nn.Module, tuple[Tensor, ...]], Tensor]
 
 
 class PatientBatchSource(Protocol):
-    """Gives the rows of one patient. Must look at that patient alone: its rows may not depend on other patients."""
+    """Gives the rows of one patient. They may depend on that patient alone."""
 
     @property
     def patients(self) -> Sequence[str]:
@@ -45,7 +46,7 @@ class PatientBatchSource(Protocol):
         ...
 
     def rows(self, patient: str, k: int, rng: torch.Generator) -> tuple[Tensor, ...]:
-        """Return at most `k` chosen tiles as tensors with rows first, such as latents (k,C,h,w), condition (k,n,d)."""
+        """Return at most `k` chosen tiles, rows first, such as latents (k,C,h,w) and conditions (k,n,d)."""
         ...
 
 
@@ -85,7 +86,7 @@ class GradientSum:
 
 
 def clip_scale(norm: float, max_grad_norm: float) -> float:
-    """Return the factor that brings a gradient of L2 norm `norm` to at most `max_grad_norm` times CLIP_MARGIN."""
+    """Return the factor that brings an L2 norm of `norm` to at most `max_grad_norm` times CLIP_MARGIN."""
     bound = max_grad_norm * CLIP_MARGIN
     return 1.0 if norm <= bound else bound / norm
 
@@ -145,7 +146,8 @@ class PatientGradientEngine:
             losses = self.per_row_loss(self.model, piece)
             if losses.shape != (piece[0].shape[0],):
                 raise BadInputError(
-                    f"The loss has shape {tuple(losses.shape)}; one value per row, ({piece[0].shape[0]},), is needed.",
+                    f"The loss has shape {tuple(losses.shape)}; one value per row is needed: "
+                    f"({piece[0].shape[0]},).",
                     hint="Return unreduced losses: mean over pixels and channels, never over rows.",
                     code="loss-shape",
                 )
@@ -185,7 +187,7 @@ class PatientGradientEngine:
         return total
 
     def release(self, total: GradientSum, noise_source: NoiseSource) -> list[Tensor]:
-        """Add the step's noise, divide by the public constant, round once. What it returns may be looked at."""
+        """Add the step's noise, divide by the public constant, round once. The result may be looked at."""
         deviation = self.parameters.noise_standard_deviation
         released = []
         for parameter, summed in zip(self.trainable, total.tensors, strict=True):
@@ -245,16 +247,16 @@ def run_private_steps(
         per_row_loss: `(model, rows) -> (rows,)` losses; draws its own diffusion noise and time steps.
         source: the patients of this site.
         params: the public settings.
-        optimizer: over exactly the trainable parameters; what it does with the released update costs no privacy.
+        optimizer: over exactly the trainable parameters; what it does with the update costs no privacy.
         noise_source: `SystemNoiseSource()` in real use.
         sampler: must have the sample rate of `params`.
-        reserve: called with the step's index; it returns only after the charge is on disk. Noise is drawn later.
+        reserve: called with the step's index; returns only after the charge is on disk. Noise is drawn later.
         on_step: receives each step's private diagnostics, at home.
         rng: chooses tiles; seeded by the operating system when not given.
         rows_per_backward: bounds memory, see `PatientGradientEngine`.
 
     Raises:
-        RefusedError: a trainable parameter carries no signal, or the model keeps running statistics of patients.
+        RefusedError: a trainable parameter carries no signal, or the model keeps statistics of patients.
         BadInputError: settings, sampler and optimiser do not fit together, or there is no patient.
     """
     engine = PatientGradientEngine(model, per_row_loss, params, rows_per_backward=rows_per_backward)
@@ -297,7 +299,8 @@ def _check_fit(
         )
     if sampler.sample_rate != engine.parameters.sample_rate:
         raise BadInputError(
-            f"The sampler draws with q = {sampler.sample_rate}, the account says {engine.parameters.sample_rate}.",
+            f"The sampler draws with q = {sampler.sample_rate}, "
+            f"the account says {engine.parameters.sample_rate}.",
             hint="Build the sampler from the same settings, with sampler_for(params.sample_rate, source).",
             code="sample-rate-mismatch",
         )
@@ -305,7 +308,7 @@ def _check_fit(
     if held != {id(p) for p in engine.trainable}:
         raise BadInputError(
             "The optimiser does not hold exactly the trainable parameters of the model.",
-            hint="Build it from [p for p in model.parameters() if p.requires_grad], after the adapter is attached.",
+            hint="Build it from the parameters with requires_grad, after the adapter is attached.",
             code="optimizer-parameters",
         )
 
@@ -354,7 +357,7 @@ class _unchanged_buffers:
         changed = [n for n, v in self._versions().items() if self._before.get(n) != v]
         if kind is None and changed:
             raise RefusedError(
-                f"The model wrote to {changed[0]} while it looked at patients; such statistics carry no noise.",
+                f"The model wrote to {changed[0]} while it looked at patients; that carries no noise.",
                 hint="Put normalisation layers in evaluation mode, or use layers without running statistics.",
                 code="running-statistics",
             )

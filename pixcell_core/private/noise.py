@@ -1,14 +1,14 @@
 """Gaussian noise from a cryptographic source.
 
-Differential privacy is a statement about a random variable nobody can predict. `torch.normal` and NumPy's generators
-have a small internal state that can be recovered from their output, so they are no sources for it. Here a keystream
-of AES-256 in counter mode, keyed by the operating system, becomes uniform numbers, those become Gaussian numbers in
-float64, and four of them make each released number.
+Differential privacy is a statement about a random variable nobody can predict. `torch.normal` and NumPy's
+generators have a small internal state that can be recovered from their output, so they are no sources for
+it. Here a keystream of AES-256 in counter mode, keyed by the operating system, becomes uniform numbers,
+those become Gaussian numbers in float64, and four of them make each released number.
 
-Why four: a single float64 Gaussian can only take the values its formula reaches, and the pattern of reachable values
-around two neighbouring sums tells them apart (Mironov 2012). Summing four independent draws, each scaled by one half,
-keeps the distribution and makes that attack computationally out of reach (Holohan & Braghin 2021, "Secure random
-sampling in differential privacy", section 4).
+Why four: a single float64 Gaussian can only take the values its formula reaches, and the pattern of
+reachable values around two neighbouring sums tells them apart (Mironov 2012). Summing four independent
+draws, each scaled by one half, keeps the distribution and makes that attack computationally out of reach
+(Holohan & Braghin 2021, "Secure random sampling in differential privacy", section 4).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class NoiseSource(Protocol):
 
 
 class AesCtrSource:
-    """Random numbers from an AES-256-CTR keystream. Use `SystemNoiseSource`, which takes its key from the system."""
+    """Random numbers from an AES-256-CTR keystream. `SystemNoiseSource` is the one for real use."""
 
     def __init__(self, key: bytes, counter: bytes) -> None:
         if len(key) != KEY_BYTES or len(counter) != COUNTER_BYTES:
@@ -74,7 +74,7 @@ class AesCtrSource:
         return np.frombuffer(self.keystream(8 * count), dtype="<u8").astype(np.uint64) >> np.uint64(11)
 
     def _box_muller(self, count: int) -> npt.NDArray[np.float64]:
-        """Box & Muller 1958. The half-step keeps the logarithm away from zero: no draw passes 8.7 sigma."""
+        """Box & Muller 1958. The half-step keeps the logarithm off zero: no draw passes 8.7 sigma."""
         pairs = (count + 1) // 2
         radius_u = (self._words(pairs).astype(np.float64) + 0.5) * 2.0**-53
         angle = self._words(pairs).astype(np.float64) * (2.0 * np.pi * 2.0**-53)
@@ -92,7 +92,7 @@ class AesCtrSource:
 
 
 class SystemNoiseSource(AesCtrSource):
-    """The source for real use: keyed by the operating system, keyed anew in a forked process, never stored."""
+    """The source for real use: keyed by the operating system, keyed anew after a fork, never stored."""
 
     def __init__(self) -> None:
         self._rekey()
@@ -116,7 +116,7 @@ class UnsafeFixedKeySource(AesCtrSource):
 
 
 def gaussian_like(source: NoiseSource, tensor: torch.Tensor, standard_deviation: float) -> torch.Tensor:
-    """Return float64 noise of the shape and on the device of `tensor`; the caller rounds once, after adding it.
+    """Return float64 noise like `tensor` in shape and device; the caller rounds once, after adding it.
 
     Args:
         source: where the noise comes from.

@@ -51,10 +51,10 @@ class PrivacyParameters:
 
 @dataclass(frozen=True)
 class PrivateRoundReport:
-    """What a site may send beside its update: public settings and counts that follow from them, nothing measured.
+    """What a site may send beside its update: public settings and what follows from them, nothing measured.
 
-    Losses, gradient norms, the number of patients drawn and the time a step took depend on patients and have no
-    noise of their own. They go to `LocalStepTrace`, which stays at the site.
+    Losses, gradient norms, the number of patients drawn and the time a step took depend on patients and
+    have no noise of their own. They go to `LocalStepTrace`, which stays at the site.
     """
 
     steps: int
@@ -69,7 +69,7 @@ class PrivateRoundReport:
 
 @dataclass(frozen=True)
 class LocalStepTrace:
-    """Private diagnostics of one step, for the site's own eyes. Must not leave the site: no noise protects it.
+    """Private diagnostics of one step. They must not leave the site: no noise protects them.
 
     Attributes:
         step: index from 0.

@@ -1,7 +1,8 @@
 """Which patients take part in a step: Poisson sampling by a cryptographic source, or everybody.
 
-The amplification that the accountant grants for Poisson sampling holds only if each patient is drawn independently
-and the adversary cannot foresee the draw, so the coins come from the same kind of source as the noise.
+The amplification that the accountant grants for Poisson sampling holds only if each patient is drawn
+independently and the adversary cannot foresee the draw, so the coins come from the same kind of source as
+the noise.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class PatientSampler(Protocol):
 
 
 class EveryPatient:
-    """q = 1: every patient in every step. Needs no assumption about sampling; right for up to some 500 patients."""
+    """q = 1: every patient in every step. Needs no sampling assumption; right for up to some 500 patients."""
 
     sample_rate: float = 1.0
 

@@ -1,10 +1,12 @@
 """Refuses to noise what cannot learn: finds trainable parameters whose gradient is zero whatever the data.
 
-A parameter without signal takes its full share of the noise and gives nothing back, and it lengthens the vector that
-all others are clipped with. The known case: with a single condition token (PixCell-256 has one) the cross-attention
-softmax runs over one key and is constant, so the query and key projections of `attn2` have exactly zero gradient.
+A parameter without signal takes its full share of the noise and gives nothing back, and it lengthens the
+vector that all others are clipped with. The known case: with a single condition token (PixCell-256 has one)
+the cross-attention softmax runs over one key and is constant, so the query and key projections of `attn2`
+have exactly zero gradient.
 
-The probe never looks at a patient's values: it keeps the shapes of a batch and fills them with random numbers.
+The probe never looks at a patient's values: it keeps the shapes of a batch and fills them with random
+numbers.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from pixcell_core.errors import RefusedError
 
 NO_SIGNAL = 1e-7
-"""Gradients this much smaller than the largest (root mean square over the parameter) are rounding, not signal."""
+"""A gradient (root mean square) this much smaller than the largest is rounding, not signal."""
 
 _PROBE_SCALE = 0.02
 _PROBE_SEED = 20240611
@@ -34,8 +36,8 @@ def parameters_without_signal(
     """Return the names of trainable parameters whose gradient is zero on random rows.
 
     Args:
-        model: left as it was found. During the probe its trainable parameters are shifted by small random numbers,
-            since an adapter begins at zero and would hide the factors behind it.
+        model: left as it was found. During the probe its trainable parameters are shifted by small random
+            numbers, since an adapter begins at zero and would hide the factors behind it.
         per_row_loss: `(model, rows) -> (rows,)` losses.
         rows_like: gives shapes and kinds; floating-point tensors become random normal, others zero.
     """
@@ -66,8 +68,10 @@ def require_signal(
         f" and {len(silent) - _MAX_NAMED} more" if len(silent) > _MAX_NAMED else ""
     )
     raise RefusedError(
-        f"{len(silent)} trainable parameters have zero gradient on any data and would carry noise alone: {named}. "
-        "With one condition token the softmax of attn2 runs over a single key, so attn2.to_q and attn2.to_k do nothing.",
+        f"{len(silent)} trainable parameters have zero gradient on any data and would carry noise alone: "
+        f"{named}. "
+        "With one condition token the softmax of attn2 runs over a single key, "
+        "so attn2.to_q and attn2.to_k do nothing.",
         hint="Leave them out of the adapter's targets; nothing was drawn and nothing was charged.",
         code="no-signal",
     )

@@ -1,4 +1,4 @@
-"""`pixcell site budget show|verify|export`: what this site's patients have been used for, for people and programs."""
+"""`pixcell site budget show|verify|export`: what this site's patients have been used for."""
 
 from __future__ import annotations
 
@@ -100,8 +100,8 @@ class BudgetVerification(_Result):
     def __str__(self) -> str:
         if not self.ok:
             return (
-                f"BROKEN at record {self.first_bad}: {self.reason}\n"
-                f"{self.records} records before it verify. Restore the ledger folder from a backup; do not delete it."
+                f"BROKEN at record {self.first_bad}: {self.reason}\n{self.records} records before it verify. "
+                "Restore the ledger folder from a backup; do not delete it."
             )
         return f"ok: {self.records} records, all chained and signed by {self.key_id}\nhead {self.head}"
 

@@ -1,4 +1,4 @@
-"""The ledger's file: append-only lines that are on disk before `append` returns, under a single writer's lock.
+"""The ledger's file: append-only lines, on disk before `append` returns, under a single writer's lock.
 
 Files of a ledger folder::
 
@@ -6,10 +6,11 @@ Files of a ledger folder::
     head.json      sequence number and hash of the last record that was safely on disk
     lock           held (flock) by the one process that may append; the system frees it when that process dies
 
-`append` writes the line and waits for the disk (fsync), then replaces `head.json` and waits again. A crash therefore
-leaves one of three states, told apart by `head.json`: nothing happened; a torn last line that the head does not know
-(its `append` never returned, so nothing was drawn on it, and it may be dropped); a whole last line that the head does
-not know yet (kept: it charges). Anything else is damage, and the ledger refuses to go on.
+`append` writes the line and waits for the disk (fsync), then replaces `head.json` and waits again. A crash
+therefore leaves one of three states, told apart by `head.json`: nothing happened; a torn last line that the
+head does not know (its `append` never returned, so nothing was drawn on it, and it may be dropped); a whole
+last line that the head does not know yet (kept: it charges). Anything else is damage, and the ledger
+refuses to go on.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class LedgerWriteError(PixcellError):
 
 
 class Journal:
-    """Exclusive append access to a ledger folder. Made by `Journal.lock`, ended by `close` or by the process's end."""
+    """Exclusive append access to a ledger folder, from `Journal.lock` to `close` or the process's end."""
 
     def __init__(self, folder: Path, lock_descriptor: int, on_point: Callable[[str], None]) -> None:
         self.folder = folder
@@ -123,7 +124,7 @@ class Journal:
         except OSError as error:
             raise LedgerWriteError(
                 f"The privacy ledger could not be written: {error.strerror or error}.",
-                hint="Training stopped before any noise was drawn. Free some space or mend the disk, then run again.",
+                hint="Training stopped before this step's noise was drawn. Free some space, then run again.",
             ) from error
         self._failed = False
         self._on_point("head on disk")
@@ -182,7 +183,7 @@ class Journal:
 
 
 def read_lines(folder: Path) -> tuple[list[bytes], bytes]:
-    """Return the whole lines of the ledger, without newlines, and the bytes of a torn last line (empty when none)."""
+    """Return the whole lines of the ledger, without newlines, and the bytes of a torn last line, if any."""
     path = folder / LEDGER_FILE
     try:
         if path.stat().st_size > MAX_LEDGER_BYTES:

@@ -4,8 +4,9 @@
         with ledger.reserve(RoundCharge("study-1", 1, 1.0, 8.5, 20, 0.1, code_digest)) as steps:
             run_private_steps(..., reserve=steps)
 
-`reserve` checks the whole round against the cap before anything is drawn. Calling the result with a step's index
-writes the charge and returns when it is on disk. A step that is taken again after a crash is a new charge.
+`reserve` checks the whole round against the cap before anything is drawn. Calling the result with a step's
+index writes the charge and returns when it is on disk. A step that is taken again after a crash is a new
+charge.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ class StepNotReservedError(RefusedError):
 
 
 class ReservedSteps:
-    """The steps of one round. Call it with each step's index, from 0; it returns when that step is charged on disk."""
+    """The steps of one round. Called with each step's index, from 0; returns when it is charged on disk."""
 
     def __init__(self, ledger: Ledger, charge: RoundCharge, at_a_time: int) -> None:
         self.charge = charge
@@ -131,7 +132,7 @@ class ReservedSteps:
 
 
 class Ledger:
-    """A site's ledger, open for charging. One process at a time; see `read_ledger` to look without charging."""
+    """A site's ledger, open for charging, by one process at a time. `read_ledger` looks without charging."""
 
     def __init__(
         self, journal: Journal, signer: Signer, view: LedgerView, clock: Callable[[], datetime]
@@ -155,7 +156,7 @@ class Ledger:
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         on_point: Callable[[str], None] = no_observer,
     ) -> Ledger:
-        """Take the writer's lock, verify everything, mend what a crash left, and make the ledger when it is new.
+        """Take the writer's lock, verify everything, mend what a crash left, make the ledger when it is new.
 
         Args:
             folder: the ledger's folder.
@@ -233,7 +234,7 @@ class Ledger:
 
         Args:
             charge: the round.
-            at_a_time: steps written together. More writes less often, and a crash costs up to as many unused steps.
+            at_a_time: steps written together. More writes less often, and a crash costs up to as many steps.
 
         Raises:
             BudgetExceededError: before anything is drawn or charged.
@@ -274,7 +275,7 @@ class Ledger:
             raise BudgetExceededError(
                 f"This round would bring the site to {_short(after)}, over its cap of {cap.epsilon:g}; "
                 f"{_short(before)} is spent already. Nothing was drawn and nothing was charged.",
-                hint="Plan fewer steps or more noise. Only the site's owner can raise the cap, and the change is recorded.",
+                hint="Plan fewer steps or more noise. Only the site's owner can raise the cap.",
             )
 
     def _charge(self, charge: RoundCharge, steps: int) -> int:

@@ -1,9 +1,10 @@
 """One line of the ledger: a record, chained by hash to the one before it and signed by the site's ledger key.
 
-A line is the canonical JSON (RFC 8785) of ``{"hash", "key_id", "record", "signature"}``. The hash is the digest of
-the canonical record, the record holds the hash of its predecessor, and the signature covers the canonical record
-under a prefix of its own, so that it can stand for nothing else. A line that is not byte for byte its own canonical
-form is broken. Records hold settings and counts of steps: no patient, slide or tile is ever named.
+A line is the canonical JSON (RFC 8785) of ``{"hash", "key_id", "record", "signature"}``. The hash is the
+digest of the canonical record, the record holds the hash of its predecessor, and the signature covers the
+canonical record under a prefix of its own, so that it can stand for nothing else. A line that is not byte
+for byte its own canonical form is broken. Records hold settings and counts of steps: no patient, slide or
+tile is ever named.
 """
 
 from __future__ import annotations
@@ -118,7 +119,7 @@ class BrokenLineError(DocumentError):
 
 @dataclass(frozen=True)
 class LedgerHead:
-    """The last record: its sequence number, from 0, and its hash. Exchanged, so that no past can be rewritten alone."""
+    """The last record: sequence number, from 0, and hash. Exchanged, so that no past is rewritten alone."""
 
     sequence: int
     hash: str
@@ -151,8 +152,8 @@ def decode_line(
     Args:
         line: the bytes of the line.
         expected: head of the chain before it; None for the first line.
-        key: the ledger's public key; None for the first line of a ledger whose key is not known yet, which then
-            has to be an `OpenedRecord` that names its own key.
+        key: the ledger's public key; None for the first line of a ledger whose key is not known yet, which
+            then has to be an `OpenedRecord` that names its own key.
 
     Raises:
         BrokenLineError: with the first thing that is wrong.

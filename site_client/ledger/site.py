@@ -15,12 +15,12 @@ def ledger_folder(site_dir: Path) -> Path:
 
 
 def ledger_key_path(site_dir: Path) -> Path:
-    """Return where the site's ledger key lies (mode 0600); its public half has the suffix ``.pub``."""
+    """Return where the site's ledger key lies (mode 0600); its public half ends in ``.pub``."""
     return Path(site_dir) / "keys" / "ledger.key"
 
 
 def ledger_public_key(site_dir: Path) -> VerifyKey | None:
-    """Return the public ledger key of a site, or None when the site has none yet. Never reads the private key."""
+    """Return a site's public ledger key, or None when it has none yet. Never reads the private key."""
     path = ledger_key_path(site_dir)
     public = path.with_name(path.name + ".pub")
     return VerifyKey.load(public) if public.exists() else None

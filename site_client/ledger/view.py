@@ -96,8 +96,8 @@ class LedgerView:
         if not self.check.ok:
             raise LedgerBrokenError(
                 f"The privacy ledger is broken at record {self.check.first_bad}: {self.check.reason}.",
-                hint="Restore the ledger folder from a backup and compare its head with the one the coordinator "
-                "holds. Do not delete it: that would hide what was spent.",
+                hint="Restore the ledger folder from a backup and compare its head with the coordinator's "
+                "copy. Do not delete it: that would hide what was spent.",
             )
         return self
 
@@ -177,7 +177,7 @@ def _is_whole(tail: bytes, lines: list[bytes], key: VerifyKey | None) -> bool:
 def _compare_with_recorded(
     records: list[AnyRecord], recorded: LedgerHead | None, has_tail: bool
 ) -> tuple[int, str] | None:
-    """Compare the chain with the head that was last known to be on disk; a crash leaves it one behind at most."""
+    """Compare the chain with the head last known to be on disk; a crash leaves it one behind at most."""
     if recorded is None:
         # Before the first head is on disk only the opening record can exist, and it charges nothing.
         return (

@@ -1,4 +1,4 @@
-"""A tiny real transformer with an adapter, and cohorts of pretend patients, for the tests of private training."""
+"""A tiny real transformer with an adapter, and cohorts of pretend patients, for private training."""
 
 from __future__ import annotations
 
