@@ -84,12 +84,12 @@ def populate(
     for vessel in layout.vessels:
         crowd.put(NucleusKind.SPINDLE, *_lining(rng, vessel, height, width, mpp=mpp), overlap=0.1)
     if Compartment.TUMOR in present:
-        rows, columns = scatter(Compartment.TUMOR, 0.88 * patient.tumor_spacing_um, 0.2, 0.9, 0.08)
+        rows, columns = scatter(Compartment.TUMOR, 0.88 * patient.tumor_spacing_um, 0.2, 0.9, 0.12)
         dividing = rng.random(len(rows)) < patient.mitoses
         crowd.put_turned(NucleusKind.MITOSIS, rows[dividing], columns[dividing], 0.05)
         crowd.put_turned(NucleusKind.TUMOR, rows[~dividing], columns[~dividing], 0.13)
     if Compartment.LYMPHOID in present:
-        rows, columns = scatter(Compartment.LYMPHOID, 0.9 * patient.lymphoid_spacing_um, 0.24, 0.84, 0.12)
+        rows, columns = scatter(Compartment.LYMPHOID, 0.9 * patient.lymphoid_spacing_um, 0.24, 0.84, 0.17)
         crowd.put_turned(NucleusKind.LYMPHOCYTE, rows, columns, 0.15)
     for where, spacing, infiltrate in (
         (Compartment.COLLAGEN, patient.stroma_spacing_um, 0.3 * patient.infiltrate),
@@ -97,10 +97,10 @@ def populate(
     ):
         if where not in present:
             continue
-        rows, columns = scatter(where, spacing, 0.28, 0.8, 0.15)
+        rows, columns = scatter(where, spacing, 0.28, 0.8, 0.21)
         tilt = np.asarray(collagen.angle_at(rows, columns) + rng.normal(0, 0.16, len(rows)), np.float64)
         crowd.put(NucleusKind.SPINDLE, rows, columns, tilt, 0.1)
-        rows, columns = scatter(where, 9.0, 0.3, infiltrate, 0.7)
+        rows, columns = scatter(where, 9.0, 0.3, infiltrate, 1.0)
         crowd.put_turned(NucleusKind.LYMPHOCYTE, rows, columns, 0.1)
 
     instances = canvas.field(canvas.instances)

@@ -125,7 +125,7 @@ def _dye(
     )
     eosin += (
         _by_compartment(
-            codes, TUMOR=0.06, COLLAGEN=0.05, EPITHELIUM=0.03, LYMPHOID=0.08, LUMEN=0.03, LAMINA=0.07
+            codes, TUMOR=0.085, COLLAGEN=0.07, EPITHELIUM=0.04, LYMPHOID=0.11, LUMEN=0.04, LAMINA=0.10
         )
         * rough
     )
@@ -133,7 +133,7 @@ def _dye(
     eosin += _by_compartment(codes, COLLAGEN=0.13, LAMINA=0.12) * collagen.texture
     gap = np.clip(np.float32(2.0 * patient.looseness - 3.0) - 1.6 * collagen.texture, 0, 1)
     eosin *= 1 - _by_compartment(codes, COLLAGEN=0.85) * gap
-    gap = np.clip(np.float32(0.7 * patient.looseness - 0.9) - collagen.texture - 0.4 * rough, 0, 1)
+    gap = np.clip(np.float32(0.7 * patient.looseness - 0.9) - collagen.texture - 0.55 * rough, 0, 1)
     eosin *= 1 - _by_compartment(codes, LAMINA=0.8) * gap
     border = np.zeros((height, width), np.float32)
     border[:-1] += cells.cell[:-1] != cells.cell[1:]

@@ -54,7 +54,7 @@ def dab_density(field: Field, *, marker: str, seed: int) -> FloatPlane:
         return np.asarray(strength[field.nuclei] * np.maximum(texture, 0.3), np.float32)
     epithelium = (field.compartments == Compartment.TUMOR) | (field.compartments == Compartment.EPITHELIUM)
     cytoplasm = (epithelium & (field.nuclei == 0)).astype(np.float32)
-    uneven = np.clip(1 + 0.2 * coarse_noise(rng, height, width, 40 / field.mpp), 0.4, None)
+    uneven = np.clip(1 + 0.28 * coarse_noise(rng, height, width, 40 / field.mpp), 0.4, None)
     return np.asarray(cytoplasm * uneven * np.maximum(texture, 0.3) * np.float32(0.85), np.float32)
 
 

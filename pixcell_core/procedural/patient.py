@@ -73,5 +73,5 @@ def patient_look(site_seed: int, patient_seed: int) -> PatientLook:
         blood=rng.uniform(0.0, 1.0),
         haematoxylin=rng.uniform(0.85, 1.18),
         eosin=rng.uniform(0.8, 1.2),
-        thickness_variation=rng.uniform(0.04, 0.1),
+        thickness_variation=rng.uniform(0.055, 0.14),
     )

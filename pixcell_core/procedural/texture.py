@@ -53,8 +53,8 @@ def smooth_noise(
         )
         power += amplitude * amplitude
         amplitude, length = amplitude / 2, length / 2
-    # 0.6 is the standard deviation that cubic interpolation of white knots leaves, averaged over a cell.
-    total *= np.float32(1 / (0.6 * np.sqrt(power)))
+    # Cubic interpolation of white knots leaves a standard deviation of 0.86, averaged over a cell.
+    total *= np.float32(1 / (0.86 * np.sqrt(power)))
     return total
 
 
@@ -109,8 +109,10 @@ def fibres(
     across = np.float32(-np.sin(turn)) * x + np.float32(np.cos(turn)) * y
     bend = smooth_noise(rng, rows, columns, 3.2 * wavelength / COARSE, octaves=2)
     phase = smooth_noise(rng, rows, columns, 1.6 * wavelength / COARSE)
-    across += np.float32(0.38 * wavelength) * bend
-    across += np.float32(0.06 * wavelength) * np.sin(np.float32(2 * np.pi / wavelength) * along + 1.5 * phase)
+    across += np.float32(0.54 * wavelength) * bend
+    across += np.float32(0.06 * wavelength) * np.sin(
+        np.float32(2 * np.pi / wavelength) * along + np.float32(2.1) * phase
+    )
     slope_y, slope_x = np.gradient(across)
     direction = np.arctan2(slope_x, -slope_y).astype(np.float32)
 

@@ -99,7 +99,7 @@ def plan(
     if glands:
         inside = ((membrane > 0) & (labels > 0)).astype(np.uint8)
         depth = np.asarray(cv2.distanceTransform(inside, cv2.DIST_L2, 3), np.float32)
-        apical = np.float32(0.07 * epithelium_px) * coarse_noise(rng, height, width, 9 / mpp, octaves=2)
+        apical = np.float32(0.10 * epithelium_px) * coarse_noise(rng, height, width, 9 / mpp, octaves=2)
         compartments[inside > 0] = Compartment.EPITHELIUM
         compartments[depth + apical > epithelium_px] = Compartment.LUMEN
     vessels = _vessels(rng, compartments, patient=patient, mpp=mpp)
@@ -112,11 +112,11 @@ def _regions(
     """Class of every pixel: the strongest of one smooth field per class, the dominant one lifted."""
     rows, columns = -(-height // COARSE), -(-width // COARSE)
     scores = np.stack([smooth_noise(rng, rows, columns, 150 / mpp / COARSE, octaves=3) for _ in TissueClass])
-    scores[TissueClass.lymphoid.code - 1] -= 0.7
+    scores[TissueClass.lymphoid.code - 1] -= 0.5
     if tissue is not None:
         lead = tissue.code - 1
         rest = np.delete(scores, lead, axis=0).max(axis=0)
-        share = rng.uniform(0.72, 0.92)
+        share = rng.uniform(0.8, 0.97)
         scores[lead] += np.quantile(rest - scores[lead], share)
     full = [resize(score, height, width) for score in scores]
     best, labels = full[0].copy(), np.ones((height, width), np.uint8)
@@ -134,14 +134,14 @@ def _glass(rng: np.random.Generator, height: int, width: int, *, mpp: float, cov
     y, x = np.mgrid[-1 : 1 : rows * 1j, -1 : 1 : columns * 1j].astype(np.float32)
     shift = rng.uniform(-0.35, 0.35, 2)
     outer = (np.abs(x - shift[0]) ** 3 + np.abs(y - shift[1]) ** 3).astype(np.float32)
-    outer += 0.30 * smooth_noise(rng, rows, columns, 130 / mpp / COARSE, octaves=4)
+    outer += 0.43 * smooth_noise(rng, rows, columns, 130 / mpp / COARSE, octaves=4)
     empty = (
         resize(outer - np.quantile(outer, min(coverage + 0.02, 1.0)).astype(np.float32), height, width) > 0
     )
     # A tear follows the zero line of one smooth field and opens as wide as another one says.
     course = np.abs(smooth_noise(rng, rows, columns, 200 / mpp / COARSE, octaves=3))
     opening = smooth_noise(rng, rows, columns, 90 / mpp / COARSE, octaves=2)
-    empty |= resize(course - np.float32(0.05) * np.clip(opening - 0.9, -0.1, 1.2), height, width) < 0
+    empty |= resize(course - np.float32(0.05) * np.clip(opening - 0.63, -0.07, 0.84), height, width) < 0
     return empty.astype(np.uint8)
 
 
@@ -151,10 +151,10 @@ def _architecture(rng: np.random.Generator, compartments: Codes, *, patient: Pat
     tumor = compartments == Compartment.TUMOR
     if not tumor.any():
         return
-    septa = np.abs(coarse_noise(rng, height, width, 80 / mpp, octaves=3)) < 0.016 * patient.septa_um
+    septa = np.abs(coarse_noise(rng, height, width, 80 / mpp, octaves=3)) < 0.0112 * patient.septa_um
     compartments[septa & tumor] = Compartment.COLLAGEN
     if patient.lumina > 0.15:
-        hollow = coarse_noise(rng, height, width, 34 / mpp, octaves=3) > 2.3 - 0.9 * patient.lumina
+        hollow = coarse_noise(rng, height, width, 34 / mpp, octaves=3) > 1.6 - 0.63 * patient.lumina
         compartments[hollow & tumor & ~septa] = Compartment.LUMEN
 
 
