@@ -10,12 +10,19 @@ from torch import nn
 from pixcell_core.training.ema import Ema
 
 
-def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema, step: int) -> None:
+def save_checkpoint(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema, step: int
+) -> None:
     """Write a checkpoint beside its place and rename it there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     torch.save(
-        {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.state_dict(), "step": step},
+        {
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "ema": ema.state_dict(),
+            "step": step,
+        },
         partial,
     )
     partial.replace(path)

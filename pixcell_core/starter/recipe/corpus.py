@@ -107,7 +107,9 @@ def read_slides(folder: Path, size: int = 256, limit_per_slide: int = 400) -> It
         top = int(slide.properties.get("openslide.bounds-y", 0))
         width = int(slide.properties.get("openslide.bounds-width", slide.dimensions[0]))
         height = int(slide.properties.get("openslide.bounds-height", slide.dimensions[1]))
-        places = [(left + x, top + y) for y in range(0, height - size, size) for x in range(0, width - size, size)]
+        places = [
+            (left + x, top + y) for y in range(0, height - size, size) for x in range(0, width - size, size)
+        ]
         order = np.random.default_rng(7).permutation(len(places))
         kept = 0
         for at in order:
@@ -155,7 +157,9 @@ def dihedral(pixels: Pixels, which: int) -> Pixels:
     return np.ascontiguousarray(turned[:, ::-1] if which >= 4 else turned)
 
 
-def random_crop(rng: np.random.Generator, pixels: Pixels, size: int, *, smallest_scale: float = 1.0) -> Pixels:
+def random_crop(
+    rng: np.random.Generator, pixels: Pixels, size: int, *, smallest_scale: float = 1.0
+) -> Pixels:
     """A random crop of `size` px, seen at a random scale (area resampling) and orientation."""
     import cv2
 

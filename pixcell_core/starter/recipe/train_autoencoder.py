@@ -58,7 +58,11 @@ def train_autoencoder(
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=1e-4)
     ema = Ema(model, 0.998)
     start = load_checkpoint(work / "autoencoder.pt", model, optimizer, ema)
-    weights = np.array([1.0 / math.sqrt(sum(t.source == s.source for s in tiles)) for t in tiles]) if tiles else None
+    weights = (
+        np.array([1.0 / math.sqrt(sum(t.source == s.source for s in tiles)) for t in tiles])
+        if tiles
+        else None
+    )
     assert weights is not None
     weights /= weights.sum()
     began = time.monotonic()
@@ -83,7 +87,10 @@ def train_autoencoder(
             with ema.swapped_into(model):
                 quality = psnr(model, held_out[:: max(1, len(held_out) // 60)])
             rate = (step + 1 - start) / (time.monotonic() - began)
-            print(f"autoencoder {step + 1}/{steps} loss {loss.item():.4f} {rate:.2f} steps/s {quality}", flush=True)
+            print(
+                f"autoencoder {step + 1}/{steps} loss {loss.item():.4f} {rate:.2f} steps/s {quality}",
+                flush=True,
+            )
             save_checkpoint(work / "autoencoder.pt", model, optimizer, ema, step + 1)
     ema.copy_to(model)
     return model

@@ -34,7 +34,9 @@ def jitter_stain(images: torch.Tensor, strength: float = 0.25) -> torch.Tensor:
     scale = 1 + strength * (2 * torch.rand(count, 3, 1, 1) - 1) * 1.6
     shift = strength * 0.3 * (2 * torch.rand(count, 3, 1, 1) - 1)
     tilt = STAINS + 0.06 * torch.randn(count, 3, 3)
-    mixed = torch.einsum("bshw,bsc->bchw", amounts * scale + shift * density.mean((1, 2, 3), keepdim=True), tilt)
+    mixed = torch.einsum(
+        "bshw,bsc->bchw", amounts * scale + shift * density.mean((1, 2, 3), keepdim=True), tilt
+    )
     return torch.exp(-mixed.clamp(min=0)).mul(2).sub(1)
 
 
@@ -56,7 +58,9 @@ def contrastive_loss(projections: torch.Tensor, temperature: float = 0.15) -> to
 
 
 @torch.inference_mode()
-def fit_whitening(model: TileEncoder, tiles: Sequence[RealTile], rng: np.random.Generator, size: int = 128) -> None:
+def fit_whitening(
+    model: TileEncoder, tiles: Sequence[RealTile], rng: np.random.Generator, size: int = 128
+) -> None:
     """Fit centre and whitening projection (principal components, shrunk) on crops of the training tiles."""
     model.eval()
     rows = []
@@ -90,7 +94,9 @@ def train_encoder(
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     encoder = TileEncoder()
-    head = nn.Sequential(nn.Linear(encoder.feature_dim, 512), nn.BatchNorm1d(512), nn.ReLU(), nn.Linear(512, 128))
+    head = nn.Sequential(
+        nn.Linear(encoder.feature_dim, 512), nn.BatchNorm1d(512), nn.ReLU(), nn.Linear(512, 128)
+    )
     both = nn.ModuleDict({"encoder": encoder, "head": head})
     both.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(both.parameters(), lr=learning_rate, weight_decay=1e-2)
@@ -105,7 +111,9 @@ def train_encoder(
         for part in optimizer.param_groups:
             part["lr"] = learning_rate * warm * (0.02 + 0.98 * left)
         chosen = rng.choice(len(tiles), size=batch, replace=len(tiles) < batch, p=weights)
-        views = [random_crop(rng, tiles[i].pixels, crop, smallest_scale=0.6) for _ in range(2) for i in chosen]
+        views = [
+            random_crop(rng, tiles[i].pixels, crop, smallest_scale=0.6) for _ in range(2) for i in chosen
+        ]
         images = soften(jitter_stain(to_unit(views))).contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
             features = encoder.features(images)
@@ -126,7 +134,9 @@ def train_encoder(
 
 
 @torch.no_grad()
-def settle_batch_norm(encoder: TileEncoder, tiles: Sequence[RealTile], rng: np.random.Generator, crop: int) -> None:
+def settle_batch_norm(
+    encoder: TileEncoder, tiles: Sequence[RealTile], rng: np.random.Generator, crop: int
+) -> None:
     """Measure the batch statistics again for the averaged weights, on unjittered crops."""
     norms = [m for m in encoder.modules() if isinstance(m, nn.BatchNorm2d)]
     for norm in norms:
