@@ -1,0 +1,125 @@
+"""What hub and sites say to each other in a round, and what the coordinator commits after it.
+
+Messages carry one tensor record (the adapter going out, the update coming back) and one text record with a document
+of this module. A reply says nothing about the data behind it: no counts, losses or norms, only public constants.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AwareDatetime, Field, StringConstraints
+
+from pixcell_core.contracts.canonical import Digest, Document
+from pixcell_core.contracts.study import SiteName, StudyId
+
+ARRAYS = "arrays"
+"""Name of the tensor record of a message."""
+
+CONTROL = "control"
+"""Name of the text record of a message; its one entry `DOCUMENT` holds canonical JSON."""
+
+DOCUMENT = "document"
+
+PREPARE = "prepare"
+"""Name of the query by which the hub asks a site whether it is approved and configured for a study."""
+
+MAX_CONTROL_BYTES = 1 << 20
+
+Reason = Annotated[str, StringConstraints(max_length=500)]
+RefusalCode = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,60}$")]
+
+
+class PrepareRequest(Document):
+    """Hub to site: are you ready for this study? Carries the study in full; the site compares digests."""
+
+    schema_version: Literal["prepare-request/v1"] = "prepare-request/v1"
+    study: dict[str, object]
+    study_digest: Digest
+
+
+class PrepareReply(Document):
+    """Site to hub: its signed approval (canonical envelope text), and whether its trainer stands ready."""
+
+    schema_version: Literal["prepare-reply/v1"] = "prepare-reply/v1"
+    study_digest: Digest
+    approval: Annotated[str, StringConstraints(max_length=100_000)] = ""
+    configured: bool = False
+    code: RefusalCode = "ok"
+    reason: Reason = ""
+
+
+class TrainRequest(Document):
+    """Hub to site: train one round, starting from the adapter in the tensor record."""
+
+    schema_version: Literal["train-request/v1"] = "train-request/v1"
+    study_digest: Digest
+    round: Annotated[int, Field(ge=1)]
+    input_digest: Digest
+
+
+class TrainReply(Document):
+    """Site to hub: the update in the tensor record, or a refusal with its reason. Public constants only."""
+
+    schema_version: Literal["train-reply/v1"] = "train-reply/v1"
+    study_digest: Digest
+    round: Annotated[int, Field(ge=1)]
+    input_digest: Digest
+    status: Literal["ok", "refused"]
+    code: RefusalCode = "ok"
+    reason: Reason = ""
+
+
+class Exclusion(Document):
+    """One site that does not count in one round, and why."""
+
+    site: SiteName
+    code: RefusalCode
+    reason: Reason
+
+
+class RoundRecord(Document):
+    """One committed round. Chained by digest, so that a missing or altered round is noticed."""
+
+    schema_version: Literal["round/v1"] = "round/v1"
+    study_id: StudyId
+    study_digest: Digest
+    round: Annotated[int, Field(ge=0)]
+    previous: Digest | None
+    adapter_digest: Digest
+    included: tuple[SiteName, ...]
+    excluded: tuple[Exclusion, ...]
+    started_at: AwareDatetime
+    committed_at: AwareDatetime
+
+
+class SiteState(Document):
+    """What the coordinator knows of one site of a run; each column may be true without the next."""
+
+    site: SiteName
+    registered: bool = False
+    approved: bool = False
+    configured: bool = False
+    training: bool = False
+    rounds_counted: int = 0
+    last_reply_at: AwareDatetime | None = None
+    note: Reason = ""
+
+
+class RunState(Document):
+    """The state of a run, rewritten at every change for those who watch it."""
+
+    schema_version: Literal["run/v1"] = "run/v1"
+    study_id: StudyId
+    study_digest: Digest
+    state: Literal["submitted", "waiting", "running", "completed", "failed"]
+    reason: Reason = ""
+    round: int = 0
+    rounds: int
+    committed: int = 0
+    process: int | None = None
+    started_at: AwareDatetime
+    updated_at: AwareDatetime
+    deadline_at: AwareDatetime | None = None
+    sites: tuple[SiteState, ...]
+    history: tuple[RoundRecord, ...] = ()

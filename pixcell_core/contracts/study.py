@@ -1,0 +1,185 @@
+"""The study every site approves before it trains, and the approval a site signs.
+
+A study fixes, in public and in advance, all that decides what runs and what it may cost: model and code digests,
+adapter, rounds, sampling, noise, budget, quorum, deadlines. Nothing in it comes from anybody's data: divisors and
+rates are settings, never counts. Its digest is its identity; one changed character is another study and needs new
+approvals.
+"""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime
+from typing import Annotated, Literal, Self
+
+from pydantic import AwareDatetime, Field, StringConstraints, model_validator
+
+from pixcell_core.contracts.canonical import Digest, Document, parse_document
+from pixcell_core.errors import RefusedError
+from pixcell_core.trust.dsse import Envelope, sign_envelope, verify_envelope
+from pixcell_core.trust.keys import SigningKey, VerifyKey
+
+APPROVAL_PAYLOAD_TYPE = "application/vnd.pixcell.approval+json"
+
+SiteName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
+"""A site's public name: lower-case letters, digits and hyphens, at most 40."""
+
+StudyId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,59}$")]
+"""A study's public name: lower-case letters, digits and hyphens, at most 60."""
+
+ModuleName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_.]{0,119}$")]
+
+
+class ApprovalError(RefusedError):
+    """A study may not run here: no approval, or one that does not cover it."""
+
+    default_code = "not-approved"
+
+
+class AdapterSettings(Document):
+    """The trainable part: FFA-LoRA, whose A is drawn from `seed` and frozen, and whose B alone is trained."""
+
+    kind: Literal["ffa-lora"] = "ffa-lora"
+    rank: Annotated[int, Field(ge=1, le=256)] = 4
+    targets: Annotated[tuple[ModuleName, ...], Field(min_length=1, max_length=32)]
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+
+class ConditioningPolicy(Document):
+    """What may condition a surrogate of this study: `own`, `blend` of k patients, or `private` conditions."""
+
+    mode: Literal["own", "blend", "private"] = "blend"
+    k: Annotated[int, Field(ge=1, le=64)] = 3
+
+    @model_validator(mode="after")
+    def _blend_has_three_patients(self) -> Self:
+        if self.mode == "blend" and self.k < 3:
+            raise ValueError("a blend needs the embeddings of at least 3 different patients")
+        return self
+
+
+class Study(Document):
+    """One federated study: public settings only.
+
+    `sample_rate` is q, the chance of a patient to take part in a step; `steps_per_round` is T; `noise_multiplier` is
+    sigma in units of `max_grad_norm` (C); `expected_patients` is the public divisor of the noisy sum, a setting and
+    never a count of anybody's patients. `epsilon_cap` is per site, unit patient, at `delta`, neighbours differ in one patient.
+    """
+
+    schema_version: Literal["study/v1"] = "study/v1"
+    id: StudyId
+    title: Annotated[str, StringConstraints(max_length=200)] = ""
+    created_at: AwareDatetime
+    expires_at: AwareDatetime
+    base_digest: Digest
+    code_digest: Digest
+    adapter: AdapterSettings
+    rounds: Annotated[int, Field(ge=1, le=10_000)]
+    sample_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
+    steps_per_round: Annotated[int, Field(ge=1, le=100_000)]
+    noise_multiplier: Annotated[float, Field(gt=0, le=1e6)]
+    max_grad_norm: Annotated[float, Field(gt=0, le=1e6)]
+    delta: Annotated[float, Field(gt=0, le=1e-3)]
+    epsilon_cap: Annotated[float, Field(gt=0, le=1e6)]
+    expected_patients: Annotated[int, Field(ge=1, le=10_000_000)]
+    tiles_per_patient: Annotated[int, Field(ge=1, le=4096)]
+    noise_draws: Annotated[int, Field(ge=1, le=1024)] = 1
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    learning_rate: Annotated[float, Field(gt=0, le=1e3)]
+    tile_size: Annotated[int, Field(ge=32, le=4096)]
+    mpp: Annotated[float, Field(gt=0, le=100)]
+    unit: Literal["patient"] = "patient"
+    adjacency: Literal["add-or-remove-one"] = "add-or-remove-one"
+    conditioning: ConditioningPolicy = ConditioningPolicy()
+    audit_policy_digest: Digest | None = None
+    sites: Annotated[tuple[SiteName, ...], Field(min_length=1, max_length=1000)]
+    quorum: Annotated[int, Field(ge=1, le=1000)]
+    round_timeout_s: Annotated[float, Field(gt=0, le=604_800)] = 3600.0
+    max_update_norm: Annotated[float, Field(gt=0)] | None = None
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if len(set(self.sites)) != len(self.sites):
+            raise ValueError("a site stands twice among the sites")
+        if self.quorum > len(self.sites):
+            raise ValueError(f"a quorum of {self.quorum} cannot be met by {len(self.sites)} sites")
+        if self.expires_at <= self.created_at:
+            raise ValueError("the study expires before it is created")
+        if self.delta > 1e-5 and self.delta > 1 / (10 * self.expected_patients):
+            raise ValueError("delta must be at most 1e-5, or 1/(10 N) for a cohort of N patients")
+        return self
+
+    def update_norm_bound(self, parameters: int) -> float:
+        """The largest L2 norm an honest update of `parameters` coordinates is allowed; public settings alone.
+
+        With SGD each of T steps moves by learning_rate x (clipped sum + noise) / divisor. The sum of m patients is at
+        most m C; m = 4 x expected_patients is far above any cohort the divisor was chosen for, and the noise of d
+        coordinates exceeds 2 sigma C sqrt(d) with a probability below 2^-d. With Adam (betas 0.9, 0.999) a coordinate
+        moves by at most 3.2 x learning_rate a step. A study may state its own bound.
+        """
+        if self.max_update_norm is not None:
+            return self.max_update_norm
+        if self.optimizer == "adam":
+            return 4.0 * self.steps_per_round * self.learning_rate * math.sqrt(parameters)
+        noise = 2.0 * self.noise_multiplier * math.sqrt(max(parameters, 16)) / self.expected_patients
+        return self.steps_per_round * self.learning_rate * self.max_grad_norm * (4.0 + noise)
+
+
+class Approval(Document):
+    """A site's decision about one study digest. Signed by the site; nobody else can make, widen or move it."""
+
+    schema_version: Literal["approval/v1"] = "approval/v1"
+    study_id: StudyId
+    study_digest: Digest
+    site: SiteName
+    decision: Literal["approve", "deny", "revoke"]
+    epsilon_cap: Annotated[float, Field(gt=0)]
+    decided_at: AwareDatetime
+    expires_at: AwareDatetime
+
+    def sign(self, key: SigningKey) -> Envelope:
+        """The envelope by which this decision travels."""
+        return sign_envelope(APPROVAL_PAYLOAD_TYPE, self.to_bytes(), [key])
+
+
+def check_approval(
+    envelope: Envelope, key: VerifyKey, *, study: Study, site: str, now: datetime | None = None
+) -> Approval:
+    """The verified approval of exactly this study by exactly this site, valid at `now`.
+
+    Raises `SignatureRefusedError` where the site did not sign it, `ApprovalError` where it does not cover the study.
+    """
+    moment = now or datetime.now(UTC)
+    payload = verify_envelope(envelope, [key], payload_type=APPROVAL_PAYLOAD_TYPE)
+    approval = parse_document(Approval, payload, name="approval")
+    if approval.study_digest != study.digest or approval.study_id != study.id:
+        raise ApprovalError(
+            f"The approval of {approval.site} is for another study ({approval.study_digest[:19]}…).",
+            hint="A changed study needs a new approval: the site runs `pixcell site approve` on the new file.",
+            code="approval-of-another-study",
+        )
+    if approval.site != site or site not in study.sites:
+        raise ApprovalError(
+            f"The approval names {approval.site}, not {site}, or {site} is not a site of the study.",
+            hint="Each site signs for itself, and only sites that the study names take part.",
+            code="approval-of-another-site",
+        )
+    if approval.decision != "approve":
+        raise ApprovalError(
+            f"{site} answered '{approval.decision}' to study {study.id}.",
+            hint="Talk to the site; only the site can change its answer.",
+            code="approval-withdrawn" if approval.decision == "revoke" else "approval-denied",
+        )
+    if moment >= min(approval.expires_at, study.expires_at):
+        raise ApprovalError(
+            f"The approval of {site} or the study itself expired.",
+            hint="Make a new study with a later end, or ask the site to approve again.",
+            code="approval-expired",
+        )
+    if approval.epsilon_cap > study.epsilon_cap:
+        raise ApprovalError(
+            "The approval allows more epsilon (unit patient) than the study asks for.",
+            hint="Approve again from the study file itself.",
+            code="approval-too-wide",
+        )
+    return approval

@@ -1,0 +1,15 @@
+"""Registers the commands of every room of the coordinator with the root command."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import typer
+
+ROOMS = ("enrolment", "pretraining", "studies", "hub", "rounds")
+
+
+def register(root: typer.Typer) -> None:
+    """Add each room's commands to `root`."""
+    for room in ROOMS:
+        import_module(f"server.{room}.commands").register(root)

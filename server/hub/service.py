@@ -1,0 +1,230 @@
+"""The hub's processes: one embedded SuperLink with two listeners, and the executor that runs the round loop.
+
+The parent imports Flower once, forks the executor while it still has a single thread, then serves:
+  public door   TLS, fleet routes alone            <- the sites' SuperNodes
+  inner door    loopback, runtime routes alone     <- the executor, with the shared secret
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pixcell_core.errors import ConnectionFailedError, RefusedError
+from pixcell_core.flower.executor import ExecutorSettings, serve_tasks
+from pixcell_core.flower.processes import Child, quiet_flower, stop_children
+from server.hub.gate import FLEET_ROUTES, RUNTIME_ROUTES, Door
+from server.layout import ServerLayout
+
+LOOPBACK = "127.0.0.1"
+TICK_S = 0.5
+
+
+@dataclass(frozen=True)
+class HubSettings:
+    """How the hub is started. Port 0 takes a free one; the ready file says which."""
+
+    layout: ServerLayout
+    host: str = LOOPBACK
+    port: int = 0
+    ready_file: Path | None = None
+    executor_poll_s: float = 0.2
+
+
+def serve_hub(settings: HubSettings) -> None:
+    """Serve until SIGTERM or SIGINT; then stop every process started here."""
+    layout = settings.layout
+    quiet_flower(layout.hub / "flower")
+    public, inner = _listen(settings.host, settings.port), _listen(LOOPBACK, 0)
+    _import_flower()
+    executor = Child(
+        "executor",
+        lambda: _run_executor(layout, f"{LOOPBACK}:{inner.getsockname()[1]}", settings.executor_poll_s),
+        layout.hub / "executor.log",
+    )
+    executor.start()
+    try:
+        asyncio.run(_serve(settings, public, inner, executor))
+    finally:
+        stop_children([executor])
+        for path in (layout.ready, settings.ready_file):
+            if path is not None:
+                path.unlink(missing_ok=True)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except OSError as error:
+        raise ConnectionFailedError(
+            f"The hub cannot listen on {host}:{port}: {error.strerror or error}.",
+            hint="Another hub may be running. Choose another --port, or 0 for a free one.",
+            code="cannot-listen",
+        ) from error
+    listener.set_inheritable(False)
+    return listener
+
+
+def _import_flower() -> None:
+    """Everything both processes need, once, before the fork."""
+    import flwr.superlink.main
+    import flwr.superlink.runtime.run_serverapp
+    import uvicorn.protocols.http.auto
+
+    import server.hub.runs
+    import server.rounds.server_app  # noqa: F401
+
+
+def _run_executor(layout: ServerLayout, runtime: str, poll_s: float) -> None:
+    from flwr.supercore.constant import TaskType
+
+    os.environ["FLWR_HOME"] = str(layout.hub / "flower")
+    secret = (layout.secrets / "executor.secret").read_bytes()
+    serve_tasks(ExecutorSettings(runtime, secret, TaskType.SERVER_APP, poll_s), _run_server_app)
+
+
+def _run_server_app(runtime: str, token: str) -> None:
+    from queue import Queue
+
+    from flwr.superlink.runtime.run_serverapp import run_serverapp
+
+    run_serverapp(runtime_api_address=runtime, log_queue=Queue(), token=token, insecure=True)
+
+
+async def _serve(settings: HubSettings, public: socket.socket, inner: socket.socket, executor: Child) -> None:
+    import uvicorn
+
+    from server.hub.event_log import EventLog
+    from server.hub.runs import RunDesk
+
+    layout = settings.layout
+    events = EventLog(layout.events)
+    app = _superlink(layout, events)
+    fleet = _quiet_server(
+        uvicorn.Config(
+            Door(app, FLEET_ROUTES),  # type: ignore[arg-type]
+            lifespan="off",
+            log_level="warning",
+            ssl_certfile=str(layout.pki / "server.crt"),
+            ssl_keyfile=str(layout.pki / "server.key"),
+            timeout_graceful_shutdown=2,
+            server_header=False,
+        )
+    )
+    runtime = _quiet_server(
+        uvicorn.Config(
+            Door(app, RUNTIME_ROUTES),  # type: ignore[arg-type]
+            lifespan="on",
+            log_level="warning",
+            timeout_graceful_shutdown=2,
+            server_header=False,
+        )
+    )
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    desk = RunDesk(layout, app.state.linkstate_factory.state(), events)
+    desk.tick()
+    serving = [
+        asyncio.create_task(runtime.serve(sockets=[inner])),
+        asyncio.create_task(fleet.serve(sockets=[public])),
+    ]
+    while not (fleet.started and runtime.started):
+        await asyncio.sleep(0.02)
+    _announce(settings, public)
+    events.say("hub-started", port=public.getsockname()[1])
+    broken = False
+    while not stop.is_set() and not any(task.done() for task in serving):
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), TICK_S)
+        if not executor.poll() and not stop.is_set():
+            events.say("executor-died", code=executor.exit_code or 0)
+            broken = True
+            break
+        try:
+            await asyncio.to_thread(desk.tick)
+        except Exception:
+            # The hub must outlive a bad tick: its sites are connected. The trace is for the coordinator's log.
+            traceback.print_exc()
+            events.say("tick-failed")
+    events.say("hub-stopped")
+    fleet.should_exit = runtime.should_exit = True
+    await asyncio.gather(*serving)
+    if broken:
+        raise RefusedError(
+            "The hub's executor ended, so the hub stopped too.",
+            hint=f"See {layout.hub / 'executor.log'}, then start the hub again: runs go on from their last commit.",
+            code="executor-ended",
+        )
+
+
+def _superlink(layout: ServerLayout, events: Any) -> Any:
+    from flwr.superlink.auth_plugin import NoOpControlAuthnPlugin
+    from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
+    from flwr.superlink.config_loader import SuperLinkLifespanConfig
+    from flwr.superlink.main import create_app
+
+    from server.hub.runs import FLEET_KIND
+
+    return create_app(
+        SuperLinkLifespanConfig(
+            control_address=f"{LOOPBACK}:0",
+            health_server_address=None,
+            host=LOOPBACK,
+            port=0,
+            insecure=True,
+            certificates=None,
+            superexec_auth_secret=(layout.secrets / "executor.secret").read_bytes(),
+            authn_plugin=NoOpControlAuthnPlugin(),
+            event_log_plugin=None,
+            fleet_event_log_plugin=events,
+            enable_event_log=True,
+            artifact_provider=None,
+            enable_supernode_auth=True,
+            fleet_api_type=FLEET_KIND,
+            fleet_api_address=None,
+            simulation=False,
+            ssl_ca_certfile=None,
+            ssl_certfile=None,
+            ssl_keyfile=None,
+            database=str(layout.hub / "state.db"),
+            isolation="process",
+            runtime_dependency_install=False,
+        ),
+        SuperLinkLifespan,
+    )
+
+
+def _announce(settings: HubSettings, public: socket.socket) -> None:
+    host, port = public.getsockname()[:2]
+    body = json.dumps({"address": f"{host}:{port}", "process": os.getpid()}).encode()
+    for path in (settings.layout.ready, settings.ready_file):
+        if path is not None:
+            temporary = path.with_name(f".{path.name}.{os.getpid()}")
+            temporary.write_bytes(body)
+            os.replace(temporary, path)
+
+
+def _quiet_server(config: Any) -> Any:
+    """A uvicorn server that leaves signals to the hub, which stops both listeners together."""
+    import uvicorn
+
+    class QuietServer(uvicorn.Server):
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            yield
+
+    return QuietServer(config)

@@ -1,0 +1,1 @@
+"""Federated rounds: ask, screen every reply, sum, commit, and begin again where the last commit left off."""

@@ -1,0 +1,197 @@
+"""Commands of runs: `pixcell run start`, `pixcell run watch`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from pydantic import BaseModel
+
+from pixcell_core.cli.contract import FormatOption, OutputFormat, command, emit_note
+from pixcell_core.cli.main import group
+from pixcell_core.errors import ConnectionFailedError, RefusedError, TimedOutError
+
+if TYPE_CHECKING:
+    from pixcell_core.contracts.round import RunState
+    from server.layout import ServerLayout
+
+DirOption = Annotated[Path, typer.Option("--dir", help="The coordinator's folder.")]
+POLL_S = 0.3
+SAY_EVERY_S = 5.0
+
+
+class RunShown(BaseModel):
+    """A run as it stands, with the folder of its committed rounds."""
+
+    folder: Path
+    adapter: Path | None
+    run: dict[str, Any]
+
+    def render(self) -> Any:
+        """A table with one row per site."""
+        from rich.table import Table
+
+        run = self.run
+        table = Table(
+            title=f"{run['study_id']}: {run['state']}, {run['committed']} of {run['rounds']} rounds committed",
+            caption=run["reason"] or None,
+        )
+        for column in (
+            "site",
+            "registered",
+            "approved",
+            "configured",
+            "training",
+            "rounds",
+            "last reply",
+            "note",
+        ):
+            table.add_column(column)
+        for site in run["sites"]:
+            marks = ["yes" if site[c] else "no" for c in ("registered", "approved", "configured", "training")]
+            last = (site["last_reply_at"] or "")[11:19]
+            table.add_row(site["site"], *marks, str(site["rounds_counted"]), last, site["note"])
+        return table
+
+
+def register(root: typer.Typer) -> None:
+    """Add the commands to `root`."""
+    run = group(root, "run")
+
+    @run.command("start")
+    @command
+    def start(
+        study_id: Annotated[str, typer.Argument(help="Id of the study.")],
+        folder: DirOption,
+        wait: Annotated[
+            bool, typer.Option("--wait", help="Wait for the end; exit 1 if it fails, 3 after --timeout.")
+        ] = False,
+        timeout: Annotated[float, typer.Option(help="Seconds to wait with --wait.")] = 86_400.0,
+        ready_timeout: Annotated[float, typer.Option(help="Seconds the sites have to become ready.")] = 180.0,
+        poll: Annotated[float, typer.Option(help="Seconds between the loop's looks at replies.")] = 0.2,
+        format: FormatOption = OutputFormat.TEXT,
+    ) -> RunShown:
+        """Start a study's rounds, or go on after the last committed one."""
+        from server.layout import ServerLayout
+
+        layout = ServerLayout(folder.absolute()).check()
+        _submit(layout, study_id, {"poll_s": poll, "ready_timeout_s": ready_timeout})
+        return _show(
+            layout, study_id, _follow(layout, study_id, timeout) if wait else _read(layout, study_id)
+        )
+
+    @run.command("watch")
+    @command
+    def watch(
+        study_id: Annotated[str, typer.Argument(help="Id of the study.")],
+        folder: DirOption,
+        once: Annotated[bool, typer.Option("--once", help="Show the state and leave.")] = False,
+        timeout: Annotated[float, typer.Option(help="Seconds to watch.")] = 86_400.0,
+        format: FormatOption = OutputFormat.TEXT,
+    ) -> RunShown:
+        """Watch a run to its end: a row per site, what each lacks, and why a site did not count."""
+        from server.layout import ServerLayout
+
+        layout = ServerLayout(folder.absolute()).check()
+        return _show(
+            layout, study_id, _read(layout, study_id) if once else _follow(layout, study_id, timeout)
+        )
+
+
+def _submit(layout: ServerLayout, study_id: str, loop: dict[str, float]) -> None:
+    import json
+
+    from server.layout import write_atomically
+    from server.rounds.board import UNFINISHED, RunBoard
+    from server.studies.book import StudyBook
+
+    study = StudyBook(layout.studies).get(study_id)
+    if not layout.ready.is_file():
+        raise ConnectionFailedError(
+            "The hub is not running.",
+            hint=f"Start it: pixcell hub start --dir {layout.root}",
+            code="hub-down",
+        )
+    board = RunBoard(layout.run(study_id))
+    before = board.read()
+    if before is not None and before.state in UNFINISHED and before.state != "submitted":
+        raise RefusedError(
+            f"A run of {study_id} is already {before.state}.",
+            hint=f"Watch it: pixcell run watch {study_id} --dir {layout.root}",
+            code="run-active",
+        )
+    board.path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(board.path.parent / "loop.json", json.dumps(loop).encode())
+    board.submit(study)
+    layout.requests.mkdir(parents=True, exist_ok=True)
+    write_atomically(layout.requests / f"{study_id}.json", b"{}")
+
+
+def _read(layout: ServerLayout, study_id: str) -> RunState:
+    from server.rounds.board import RunBoard
+
+    state = RunBoard(layout.run(study_id)).read()
+    if state is None:
+        raise RefusedError(
+            f"No run of {study_id} was started.",
+            hint=f"Start it: pixcell run start {study_id} --dir {layout.root}",
+            code="no-run",
+        )
+    return state
+
+
+def _show(layout: ServerLayout, study_id: str, state: RunState) -> RunShown:
+    place = layout.run(study_id) / "rounds" / f"{state.committed:05d}" / "adapter.safetensors"
+    return RunShown(
+        folder=layout.run(study_id),
+        adapter=place if place.is_file() else None,
+        run=state.model_dump(mode="json"),
+    )
+
+
+def _follow(layout: ServerLayout, study_id: str, timeout: float) -> RunState:
+    from server.rounds.board import UNFINISHED
+
+    end, said, last_line = time.monotonic() + timeout, 0.0, ""
+    while True:
+        state = _read(layout, study_id)
+        line = _line(state)
+        now = time.monotonic()
+        if line != last_line or now - said > SAY_EVERY_S:
+            emit_note(line)
+            said, last_line = now, line
+        if state.state not in UNFINISHED:
+            break
+        if not layout.ready.is_file():
+            raise ConnectionFailedError(
+                "The hub stopped while the run was going on.",
+                hint="Start the hub and the run again: committed rounds are kept.",
+                code="hub-down",
+            )
+        if now > end:
+            raise TimedOutError(
+                f"The run of {study_id} is not finished after {timeout:g} s; it goes on.",
+                hint=f"Watch it: pixcell run watch {study_id} --dir {layout.root}",
+            )
+        time.sleep(POLL_S)
+    if state.state == "failed":
+        raise RefusedError(
+            f"The run of {study_id} failed after {state.committed} committed rounds: {state.reason}",
+            hint=f"See each site: pixcell run watch {study_id} --once --dir {layout.root}",
+            code="run-failed",
+        )
+    return state
+
+
+def _line(state: RunState) -> str:
+    marks = []
+    for site in state.sites:
+        step = next(
+            (c for c in ("training", "configured", "approved", "registered") if getattr(site, c)), "unknown"
+        )
+        marks.append(f"{site.site} {step}" + (f" ({site.note})" if site.note else ""))
+    return (
+        f"{state.state}: round {state.round}/{state.rounds}, {state.committed} committed; {', '.join(marks)}"
+    )

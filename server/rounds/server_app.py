@@ -1,0 +1,89 @@
+"""The Flower ServerApp installed at the coordinator: one run of one study.
+
+The adapter of round 0 is all zeros (FFA-LoRA trains B from zero, A is drawn from the study's seed at every site),
+so the coordinator needs no torch: names and shapes were read from the base model when the study was created.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from pixcell_core.contracts.canonical import parse_json, read_bounded
+from pixcell_core.contracts.spool import Arrays, read_arrays
+from pixcell_core.contracts.study import Study
+from pixcell_core.errors import BadInputError, PixcellError
+from server.enrolment.sites import SiteBook
+from server.hub.bundle import FOLDER_KEY, STUDY_KEY
+from server.layout import START_ADAPTER, ServerLayout
+from server.rounds.board import LiveBoard, RunBoard
+from server.rounds.loop import LoopSettings, RoundLoop
+from server.rounds.store import RoundStore
+from server.studies.book import StudyBook
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the study that the run's configuration names."""
+    layout = ServerLayout(Path(str(context.run_config[FOLDER_KEY]))).check()
+    study = StudyBook(layout.studies).get(str(context.run_config[STUDY_KEY]))
+    run_study(grid, layout, study)
+
+
+def run_study(grid: Grid, layout: ServerLayout, study: Study, settings: LoopSettings | None = None) -> None:
+    """Run `study` on `grid` with the coordinator's folder; the board tells how it ends, whatever happens."""
+    folder = layout.run(study.id)
+    board = RunBoard(folder)
+    live = LiveBoard(board, study)
+    book = SiteBook(layout.sites)
+    try:
+        loop = RoundLoop(
+            grid,
+            study,
+            {site: book.get(site) for site in study.sites},
+            lambda: read_nodes(layout.nodes),
+            RoundStore(folder, study),
+            live,
+            settings or read_loop_settings(folder),
+        )
+        loop.run(read_start(folder))
+    except PixcellError as error:
+        board.fail_if_unfinished(f"{error.message} {error.hint}")
+        raise
+    except BaseException as error:
+        board.fail_if_unfinished(
+            f"The round loop failed: {type(error).__name__}. Its trace is in the executor's log."
+        )
+        raise
+
+
+def read_nodes(path: Path) -> Mapping[str, int]:
+    """Node id per enrolled site, as the hub wrote it."""
+    if not path.is_file():
+        return {}
+    value = parse_json(read_bounded(path), name=path.name)
+    return {str(site): int(node) for site, node in value.items()}
+
+
+def read_start(folder: Path) -> Arrays:
+    """The adapter of round 0."""
+    path = folder / START_ADAPTER
+    if not path.is_file():
+        raise BadInputError(
+            "The run has no start adapter.",
+            hint="Create the study with --base FOLDER, which makes one.",
+            code="no-start",
+        )
+    return read_arrays(path)
+
+
+def read_loop_settings(folder: Path) -> LoopSettings:
+    """Waiting times chosen when the run was started."""
+    path = folder / "loop.json"
+    return LoopSettings(**json.loads(path.read_text())) if path.is_file() else LoopSettings()

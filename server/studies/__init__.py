@@ -1,0 +1,1 @@
+"""Studies of the coordinator: written once, shown, never changed."""

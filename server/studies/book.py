@@ -1,0 +1,87 @@
+"""The coordinator's book of studies: settings in, one canonical document out, never altered afterwards."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from pixcell_core.contracts.canonical import load_document
+from pixcell_core.contracts.study import Study
+from pixcell_core.errors import BadInputError, RefusedError
+
+
+class StudyBook:
+    """Studies in one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def get(self, study_id: str) -> Study:
+        """The study of this id; an input error if there is none."""
+        path = self._folder / f"{study_id}.json"
+        if not path.is_file():
+            known = ", ".join(sorted(p.stem for p in self._folder.glob("*.json"))) or "none"
+            raise BadInputError(
+                f"There is no study {study_id} here.", hint=f"Known studies: {known}.", code="unknown-study"
+            )
+        return load_document(Study, path)
+
+    def add(self, study: Study) -> Path:
+        """Keep a study. The same study twice is fine; another one under a taken id is not."""
+        path = self._folder / f"{study.id}.json"
+        if path.exists():
+            if load_document(Study, path).digest == study.digest:
+                return path
+            raise RefusedError(
+                f"Another study is already called {study.id}.",
+                hint="Give the changed study a new --id: sites approved the old one.",
+                code="study-exists",
+            )
+        temporary = path.with_suffix(".tmp")
+        temporary.write_bytes(study.to_bytes())
+        os.replace(temporary, path)
+        return path
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Settings of a study from a YAML file."""
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise BadInputError(
+            f"Cannot read the settings in {path}: {type(error).__name__}.",
+            hint="Give a YAML file of `name: value` lines.",
+            code="bad-settings",
+        ) from error
+    if not isinstance(value, dict) or not all(isinstance(k, str) for k in value):
+        raise BadInputError(f"{path.name} is not a list of settings.", hint="Write `name: value` lines.")
+    return value
+
+
+def make_study(settings: Mapping[str, Any]) -> Study:
+    """A study from settings; an unknown name is an error that shows the nearest known one."""
+    known = [name for name in Study.model_fields if name != "schema_version"]
+    for name in settings:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise BadInputError(
+                f"A study has no setting '{name}'.",
+                hint=f"Did you mean '{near[0]}'?" if near else f"Known settings: {', '.join(known)}.",
+                code="unknown-setting",
+            )
+    try:
+        return Study.model_validate(dict(settings))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the study"
+        raise BadInputError(
+            f"This study is not possible: {where}: {first['msg']}.",
+            hint="Correct that setting. Nothing was written.",
+            code="impossible-study",
+        ) from error

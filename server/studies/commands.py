@@ -1,0 +1,177 @@
+"""Commands of studies: `pixcell study create`, `pixcell study show`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import BaseModel
+
+from pixcell_core.cli.contract import FormatOption, OutputFormat, command
+from pixcell_core.cli.main import group
+from pixcell_core.errors import BadInputError
+
+DirOption = Annotated[Path, typer.Option("--dir", help="The coordinator's folder.")]
+DEFAULT_TARGETS = "attn1.to_q,attn1.to_k,attn1.to_v,attn1.to_out.0,attn2.to_v,attn2.to_out.0"
+
+
+class StudyShown(BaseModel):
+    """A study, its digest and its file."""
+
+    digest: str
+    file: Path
+    study: dict[str, Any]
+
+    def __str__(self) -> str:
+        s = self.study
+        return (
+            f"Study {s['id']}\ndigest: {self.digest}\nfile: {self.file}\n"
+            f"sites: {', '.join(s['sites'])} (quorum {s['quorum']})\n"
+            f"{s['rounds']} rounds x {s['steps_per_round']} steps, q = {s['sample_rate']}, sigma = "
+            f"{s['noise_multiplier']}, C = {s['max_grad_norm']}\n"
+            f"cap per site: epsilon {s['epsilon_cap']} per patient at delta {s['delta']}, neighbouring cohorts: "
+            f"{s['adjacency']}; it covers the adapter, not surrogates' conditions ({s['conditioning']['mode']})\n"
+            "Read the digest to every site: what they approve must show the same."
+        )
+
+
+def register(root: typer.Typer) -> None:
+    """Add the commands to `root`."""
+    study = group(root, "study")
+
+    @study.command("create")
+    @command
+    def create(
+        folder: DirOption,
+        study_id: Annotated[
+            str, typer.Option("--id", help="Short name: lower-case letters, digits, hyphens.")
+        ],
+        base: Annotated[
+            Path | None, typer.Option(help="Folder of the base transformer the study starts from.")
+        ] = None,
+        sites: Annotated[
+            str | None, typer.Option(help="Comma-separated names of the enrolled sites.")
+        ] = None,
+        settings: Annotated[Path | None, typer.Option(help="YAML file with settings of the study.")] = None,
+        rounds: Annotated[int | None, typer.Option(help="Rounds of training.")] = None,
+        steps: Annotated[int | None, typer.Option(help="Private steps per round (T).")] = None,
+        sigma: Annotated[float | None, typer.Option(help="Noise multiplier, in units of C.")] = None,
+        clip: Annotated[float | None, typer.Option(help="C: largest gradient norm of one patient.")] = None,
+        delta: Annotated[float | None, typer.Option(help="delta of the privacy statement.")] = None,
+        epsilon_cap: Annotated[
+            float | None, typer.Option(help="Cap per site: epsilon, unit patient.")
+        ] = None,
+        expected_patients: Annotated[
+            int | None, typer.Option(help="Public divisor; a setting, not a count.")
+        ] = None,
+        tiles_per_patient: Annotated[
+            int | None, typer.Option(help="Tiles drawn per patient and step.")
+        ] = None,
+        noise_draws: Annotated[int | None, typer.Option(help="Diffusion noise draws per tile.")] = None,
+        learning_rate: Annotated[float | None, typer.Option(help="Step size.")] = None,
+        optimizer: Annotated[str | None, typer.Option(help="sgd or adam.")] = None,
+        rank: Annotated[int | None, typer.Option(help="Rank of the adapter.")] = None,
+        targets: Annotated[
+            str | None, typer.Option(help="Comma-separated modules that get an adapter.")
+        ] = None,
+        tile_size: Annotated[int | None, typer.Option(help="Tile edge in pixels.")] = None,
+        mpp: Annotated[float | None, typer.Option(help="Microns per pixel.")] = None,
+        quorum: Annotated[int | None, typer.Option(help="Fewest sites a round may count.")] = None,
+        round_timeout: Annotated[
+            float | None, typer.Option(help="Seconds a round waits for stragglers.")
+        ] = None,
+        days: Annotated[int, typer.Option(help="Days until the study expires.")] = 30,
+        out: Annotated[
+            Path | None, typer.Option(help="Also write the study here, to send to the sites.")
+        ] = None,
+        format: FormatOption = OutputFormat.TEXT,
+    ) -> StudyShown:
+        """Write a study from settings (flags win over the YAML file)."""
+        given = {
+            "rounds": rounds,
+            "steps_per_round": steps,
+            "noise_multiplier": sigma,
+            "max_grad_norm": clip,
+            "delta": delta,
+            "epsilon_cap": epsilon_cap,
+            "expected_patients": expected_patients,
+            "tiles_per_patient": tiles_per_patient,
+            "noise_draws": noise_draws,
+            "learning_rate": learning_rate,
+            "optimizer": optimizer,
+            "tile_size": tile_size,
+            "mpp": mpp,
+            "quorum": quorum,
+            "round_timeout_s": round_timeout,
+            "sites": [s.strip() for s in sites.split(",") if s.strip()] if sites else None,
+        }
+        adapter = {"rank": rank, "targets": targets.split(",") if targets else None}
+        return _create(folder, study_id, base, settings, given, adapter, days, out)
+
+    @study.command("show")
+    @command
+    def show(
+        study_id: Annotated[str, typer.Argument(help="Id of the study.")],
+        folder: DirOption,
+        format: FormatOption = OutputFormat.TEXT,
+    ) -> StudyShown:
+        """Show a study and its digest."""
+        from server.layout import ServerLayout
+        from server.studies.book import StudyBook
+
+        layout = ServerLayout(folder.absolute()).check()
+        found = StudyBook(layout.studies).get(study_id)
+        return StudyShown(
+            digest=found.digest, file=layout.studies / f"{study_id}.json", study=found.model_dump(mode="json")
+        )
+
+
+def _create(
+    folder: Path,
+    study_id: str,
+    base: Path | None,
+    settings: Path | None,
+    given: dict[str, Any],
+    adapter: dict[str, Any],
+    days: int,
+    out: Path | None,
+) -> StudyShown:
+    from datetime import UTC, datetime, timedelta
+
+    from pixcell_core.contracts.artifacts import base_digest, installed_code_digest
+    from server.enrolment.sites import SiteBook
+    from server.layout import ServerLayout
+    from server.studies.book import StudyBook, make_study, read_settings
+
+    layout = ServerLayout(folder.absolute()).check()
+    now = datetime.now(UTC).replace(microsecond=0)
+    values: dict[str, Any] = {"created_at": now, "expires_at": now + timedelta(days=days)}
+    values |= read_settings(settings) if settings else {}
+    values |= {name: value for name, value in given.items() if value is not None} | {"id": study_id}
+    chosen = {"targets": DEFAULT_TARGETS.split(",")} | dict(values.get("adapter", {}))
+    values["adapter"] = chosen | {name: value for name, value in adapter.items() if value is not None}
+    if base is not None:
+        values["base_digest"] = base_digest(base)
+    if "base_digest" not in values:
+        raise BadInputError("The study names no base model.", hint="Give --base FOLDER.", code="no-base")
+    values.setdefault("code_digest", installed_code_digest())
+    values.setdefault("sites", SiteBook(layout.sites).names())
+    values.setdefault("quorum", len(values["sites"]))
+    made = make_study(values)
+    for site in made.sites:
+        SiteBook(layout.sites).get(site)
+    if base is not None:
+        from pixcell_core.contracts.spool import arrays_to_bytes
+        from server.layout import START_ADAPTER, write_atomically
+        from server.studies.start import start_adapter
+
+        data = arrays_to_bytes(start_adapter(base, made.adapter))
+        place = layout.run(made.id) / START_ADAPTER
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(place, data)
+    path = StudyBook(layout.studies).add(made)
+    if out is not None:
+        out.write_bytes(made.to_bytes())
+        path = out
+    return StudyShown(digest=made.digest, file=path, study=made.model_dump(mode="json"))

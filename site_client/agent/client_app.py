@@ -1,0 +1,80 @@
+"""The Flower ClientApp installed at the site: the only app its executor ever runs, whatever the hub sends."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from pixcell_core.contracts.canonical import parse_document
+from pixcell_core.contracts.round import (
+    ARRAYS,
+    CONTROL,
+    DOCUMENT,
+    MAX_CONTROL_BYTES,
+    PREPARE,
+    PrepareRequest,
+    TrainRequest,
+)
+from pixcell_core.contracts.spool import MAX_ARRAY_BYTES, Arrays, SpoolError
+from site_client.agent.handlers import Agent, AgentSettings
+from site_client.approvals.site_folder import SiteFolder
+
+SITE_VARIABLE = "PIXCELL_SITE_DIR"
+GRACE_VARIABLE = "PIXCELL_TRAINER_GRACE_S"
+
+
+def create_client_app(agent: Agent) -> ClientApp:
+    """The app for one site: two questions are answered, every other message is an error."""
+    made = ClientApp()
+
+    @made.query(PREPARE)
+    def prepare(message: Message, context: Context) -> Message:
+        reply = agent.prepare(parse_document(PrepareRequest, control_of(message), name="question"))
+        return Message(_control(reply.to_bytes()), reply_to=message)
+
+    @made.train()
+    def train(message: Message, context: Context) -> Message:
+        request = parse_document(TrainRequest, control_of(message), name="round")
+        reply, update = agent.train(request, arrays_of(message))
+        content = _control(reply.to_bytes())
+        if update:
+            content[ARRAYS] = ArrayRecord(dict(update))
+        return Message(content, reply_to=message)
+
+    return made
+
+
+def installed_app() -> ClientApp:
+    """The app of the site whose folder the executor's environment names."""
+    grace = float(os.environ.get(GRACE_VARIABLE, "20"))
+    folder = SiteFolder(Path(os.environ[SITE_VARIABLE]))
+    return create_client_app(Agent(AgentSettings(folder, trainer_grace_s=grace)))
+
+
+def control_of(message: Message) -> bytes:
+    """The text document of a message from the hub. Raises `SpoolError` where it is not as agreed."""
+    record = message.content.config_records.get(CONTROL)
+    value = record.get(DOCUMENT) if record is not None else None
+    if not isinstance(value, str) or len(value) > MAX_CONTROL_BYTES:
+        raise SpoolError("The hub's message is not as agreed.", hint="Hub and site run different releases.")
+    return value.encode("utf-8")
+
+
+def arrays_of(message: Message) -> Arrays:
+    """The tensors of a message from the hub: float32, of bounded size."""
+    record = message.content.array_records.get(ARRAYS)
+    if record is None:
+        raise SpoolError("The hub's message carries no tensors.", hint="Hub and site run different releases.")
+    if sum(len(array.data) for array in record.values()) > MAX_ARRAY_BYTES:
+        raise SpoolError("The hub's tensors are too large.", hint="Tell the coordinator.")
+    arrays = {name: array.numpy() for name, array in record.items()}
+    if any(value.dtype != "float32" for value in arrays.values()):
+        raise SpoolError("The hub's tensors are not float32.", hint="Hub and site run different releases.")
+    return arrays
+
+
+def _control(document: bytes) -> RecordDict:
+    return RecordDict({CONTROL: ConfigRecord({DOCUMENT: document.decode("utf-8")})})

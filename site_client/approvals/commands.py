@@ -1,0 +1,94 @@
+"""Commands of consent: `pixcell site enroll`, `approve`, `deny`, `revoke`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pixcell_core.cli.contract import FormatOption, OutputFormat, command, emit_note
+from pixcell_core.cli.main import group
+from pixcell_core.errors import BadInputError, RefusedError
+
+if TYPE_CHECKING:
+    from site_client.approvals.book import Decision
+
+SiteDir = Annotated[Path, typer.Option("--site-dir", help="The site's folder.")]
+StudyFile = Annotated[Path, typer.Argument(help="The study file the coordinator sent.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+
+
+def register(root: typer.Typer) -> None:
+    """Add the commands to `root`."""
+    site = group(root, "site")
+
+    @site.command("enroll")
+    @command
+    def enroll(
+        site_dir: SiteDir,
+        name: Annotated[str, typer.Option("--name", help="The site's public name.")],
+        hub: Annotated[str, typer.Option("--hub", help="Address of the hub, host:port.")],
+        ca: Annotated[Path, typer.Option("--ca", help="The consortium's CA certificate (ca.crt).")],
+        format: FormatOption = OutputFormat.TEXT,
+    ) -> object:
+        """Make this site's keys and the request for the coordinator."""
+        from site_client.approvals.enrolment import enrol
+        from site_client.approvals.site_folder import SiteFolder
+
+        return enrol(SiteFolder(site_dir.absolute()), name, hub, ca)
+
+    @site.command("approve")
+    @command
+    def approve(
+        study: StudyFile, site_dir: SiteDir, yes: Yes = False, format: FormatOption = OutputFormat.TEXT
+    ) -> object:
+        """Read a study and sign that it may run here."""
+        return _decide(study, site_dir, "approve", yes)
+
+    @site.command("deny")
+    @command
+    def deny(
+        study: StudyFile, site_dir: SiteDir, yes: Yes = False, format: FormatOption = OutputFormat.TEXT
+    ) -> object:
+        """Sign that a study may not run here."""
+        return _decide(study, site_dir, "deny", yes)
+
+    @site.command("revoke")
+    @command
+    def revoke(
+        study: StudyFile, site_dir: SiteDir, yes: Yes = False, format: FormatOption = OutputFormat.TEXT
+    ) -> object:
+        """Withdraw an approval; it takes effect at the next round."""
+        return _decide(study, site_dir, "revoke", yes)
+
+
+def _decide(study_file: Path, site_dir: Path, decision: Decision, yes: bool) -> object:
+    from site_client.approvals.book import ApprovalBook, read_study
+    from site_client.approvals.site_folder import SiteFolder
+
+    study = read_study(study_file)
+    book = ApprovalBook(SiteFolder(site_dir.absolute()))
+    if decision == "approve":
+        emit_note(
+            f"Study {study.id}, digest {study.digest}\n"
+            f"  {study.rounds} rounds x {study.steps_per_round} steps, q {study.sample_rate}, "
+            f"sigma {study.noise_multiplier}, C {study.max_grad_norm}\n"
+            f"  may spend at most epsilon {study.epsilon_cap} per {study.unit} at delta {study.delta} here "
+            f"(neighbouring cohorts: {study.adjacency}); not covered: what conditions surrogates "
+            f"({study.conditioning.mode})\n"
+            f"  base {study.base_digest}\n  code {study.code_digest}"
+        )
+    if not yes:
+        _confirm(f"{decision.capitalize()} study {study.id}?")
+    return book.decide(study, decision)
+
+
+def _confirm(question: str) -> None:
+    if not sys.stdin.isatty():
+        raise BadInputError(
+            "Nobody is at the terminal to answer.", hint="Add --yes if you mean it.", code="needs-yes"
+        )
+    if not typer.confirm(question, err=True):
+        raise RefusedError("Not confirmed; nothing was signed.", hint="Run it again when you are sure.")

@@ -1,0 +1,103 @@
+"""Where a site keeps its files, and the small document that says who it is and which hub it trusts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import StringConstraints
+
+from pixcell_core.contracts.canonical import Document, load_document
+from pixcell_core.contracts.study import SiteName
+from pixcell_core.errors import BadInputError
+
+HubAddress = Annotated[
+    str, StringConstraints(pattern=r"^(\[[0-9a-fA-F:]+\]|[A-Za-z0-9.\-]{1,253}):[0-9]{1,5}$")
+]
+"""`host:port`, or `[IPv6]:port`."""
+
+
+class SiteIdentity(Document):
+    """Who this site is, and where its hub listens."""
+
+    schema_version: Literal["site/v1"] = "site/v1"
+    site: SiteName
+    hub: HubAddress
+
+
+@dataclass(frozen=True)
+class SiteFolder:
+    """One site's folder."""
+
+    root: Path
+
+    @property
+    def identity_file(self) -> Path:
+        """Who this site is."""
+        return self.root / "site.json"
+
+    @property
+    def keys(self) -> Path:
+        """Private keys, mode 0700; each file 0600."""
+        return self.root / "keys"
+
+    @property
+    def node_key(self) -> Path:
+        """Key of the network client, OpenSSH form."""
+        return self.keys / "node"
+
+    @property
+    def approval_key(self) -> Path:
+        """Key that signs approvals."""
+        return self.keys / "approval"
+
+    @property
+    def hub_ca(self) -> Path:
+        """The certificate authority of the one hub this site talks to."""
+        return self.keys / "hub-ca.crt"
+
+    @property
+    def request(self) -> Path:
+        """The enrolment request to hand to the coordinator; public."""
+        return self.root / "request.json"
+
+    @property
+    def approvals(self) -> Path:
+        """Signed decisions about studies."""
+        return self.root / "approvals"
+
+    @property
+    def spool(self) -> Path:
+        """The folder between agent and trainer."""
+        return self.root / "spool"
+
+    @property
+    def train_features(self) -> Path:
+        """Feature store of the training patients."""
+        return self.root / "features" / "train"
+
+    @property
+    def ledger(self) -> Path:
+        """The site's privacy ledger."""
+        return self.root / "ledger"
+
+    @property
+    def logs(self) -> Path:
+        """What the site's processes say; for this site's eyes."""
+        return self.root / "logs"
+
+    @property
+    def agent(self) -> Path:
+        """Private files of the agent."""
+        return self.root / "agent"
+
+    def identity(self) -> SiteIdentity:
+        """Who this site is; an input error that says how to enrol if it is not yet."""
+        if not self.identity_file.is_file():
+            raise BadInputError(
+                f"{self.root} is not an enrolled site.",
+                hint=f"Run: pixcell site enroll --site-dir {self.root} --name NAME --hub HOST:PORT --ca CA.crt",
+                code="not-enrolled",
+            )
+        return load_document(SiteIdentity, self.identity_file)

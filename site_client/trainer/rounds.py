@@ -1,0 +1,190 @@
+"""One private round: the study's settings, this site's features, the base model, and an update of the adapter.
+
+The update is the difference of the trained B matrices. It is a function of the noised sums and of public settings
+alone; nothing else of the round leaves this module except to the site's own trace.
+Legend: k tiles, n condition tokens, d embedding width, h w latent pixels.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pixcell_core.contracts.spool import Arrays
+from pixcell_core.contracts.study import Study
+from pixcell_core.diffusion import drop_condition, training_loss
+from pixcell_core.errors import RefusedError
+from pixcell_core.models import PixCellTransformer2DModel
+from pixcell_core.private.engine import run_private_steps
+from pixcell_core.private.noise import SystemNoiseSource
+from pixcell_core.private.parameters import LocalStepTrace, PrivacyParameters
+from pixcell_core.private.sampling import sampler_for
+from pixcell_core.starter import STARTER
+from pixcell_core.training.adapters import adapter_state, attach_ffa_lora, load_adapter_state
+from pixcell_core.training.feature_store import FeatureStore
+
+CONDITION_DROP = 0.1
+"""Share of rows trained without their condition, so that guidance keeps working (as in pretraining)."""
+
+TIMESTEPS = 1000
+
+
+@dataclass(frozen=True)
+class LatentScaling:
+    """Scaled latents are (z - shift) * scale."""
+
+    shift: float
+    scale: float
+
+
+def latent_scaling(meta: dict[str, Any], autoencoder: Path | None = None) -> LatentScaling:
+    """The scaling of the autoencoder that made the features: from the store, the given folder, or the starter."""
+    if "scaling_factor" in meta and "shift_factor" in meta:
+        return LatentScaling(float(meta["shift_factor"]), float(meta["scaling_factor"]))
+    config = (autoencoder or STARTER / "autoencoder") / "config.json"
+    if not config.is_file():
+        return LatentScaling(0.0, 1.0)
+    values = json.loads(config.read_text())
+    return LatentScaling(float(values.get("shift_factor", 0.0)), float(values.get("scaling_factor", 1.0)))
+
+
+class FeaturePatients:
+    """The training patients of a feature store, as the private engine asks for them: one patient at a time.
+
+    Features are read once and kept, in half precision: a round visits every patient at every step.
+    """
+
+    def __init__(self, store: FeatureStore, scaling: LatentScaling) -> None:
+        self._store, self._scaling = store, scaling
+        self._kept: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    @property
+    def patients(self) -> Sequence[str]:
+        """Patients of the store, each once."""
+        return self._store.patients
+
+    def rows(self, patient: str, k: int, rng: torch.Generator) -> tuple[torch.Tensor, ...]:
+        """At most k tiles without replacement: a draw of their scaled latents (k,16,h,w), embeddings (k,n,d)."""
+        if patient not in self._kept:
+            self._kept[patient] = (self._store.latents(patient), self._store.embeddings(patient))
+        latents, embeddings = self._kept[patient]
+        chosen = torch.randperm(len(latents), generator=rng)[:k]
+        mean, deviation = latents[chosen].float().chunk(2, dim=1)
+        drawn = mean + deviation * torch.randn(mean.shape, generator=rng)
+        return (drawn - self._scaling.shift) * self._scaling.scale, embeddings[chosen].float()
+
+
+class RoundTrainer:
+    """Holds the base model and the features between rounds; one adapter configuration at a time.
+
+    Raises `RefusedError` where the study does not fit the base model or the features.
+    """
+
+    def __init__(self, base: Path, store: FeatureStore, scaling: LatentScaling, device: str = "cpu") -> None:
+        self._base, self._store, self._device = base, store, device
+        self._source = FeaturePatients(store, scaling)
+        self._model: torch.nn.Module | None = None
+        self._adapted: str | None = None
+
+    def warm_up(self) -> None:
+        """Load the base and take one optimiser step on nothing: torch imports half of itself at the first one."""
+        self._fresh()
+        parameter = torch.nn.Parameter(torch.zeros(1))
+        parameter.grad = torch.zeros(1)
+        torch.optim.SGD([parameter], lr=0.1).step()
+
+    def _fresh(self) -> torch.nn.Module:
+        model = PixCellTransformer2DModel.from_pretrained(str(self._base), low_cpu_mem_usage=False)
+        self._model, self._adapted = model.float().to(self._device), None
+        assert isinstance(self._model, torch.nn.Module)
+        return self._model
+
+    def _adapted_model(self, study: Study) -> torch.nn.Module:
+        wanted = study.adapter.digest
+        if self._model is not None and self._adapted == wanted:
+            return self._model
+        model = self._fresh() if self._model is None or self._adapted is not None else self._model
+        adapter = study.adapter
+        attach_ffa_lora(model, rank=adapter.rank, seed=adapter.seed, targets=adapter.targets)
+        self._adapted = wanted
+        return model
+
+    def train(
+        self,
+        study: Study,
+        start: Arrays,
+        reserve: Callable[[int], None],
+        on_step: Callable[[LocalStepTrace], None] | None = None,
+    ) -> Arrays:
+        """Train T private steps from `start` and return the update, float32, in the names of `start`."""
+        self._check_features(study)
+        model = self._adapted_model(study)
+        load_adapter_state(model, {name: torch.from_numpy(np.array(value)) for name, value in start.items()})
+        model.eval()
+        trainable = [p for p in model.parameters() if p.requires_grad]
+        noise_source = SystemNoiseSource()
+        run_private_steps(
+            model,
+            self._loss,
+            self._source,
+            parameters_of(study),
+            make_optimizer(study, trainable),
+            noise_source=noise_source,
+            sampler=sampler_for(study.sample_rate, noise_source),
+            reserve=reserve,
+            on_step=on_step,
+        )
+        after = adapter_state(model)
+        return {
+            name: after[name].cpu().numpy().astype(np.float32) - value.astype(np.float32)
+            for name, value in start.items()
+        }
+
+    def _loss(self, model: torch.nn.Module, rows: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        latents, condition = (tensor.to(self._device) for tensor in rows)
+        null = model.unconditional(1)  # type: ignore[operator]
+        timestep = torch.randint(0, TIMESTEPS, (len(latents),), device=latents.device)
+        return training_loss(
+            model,
+            latents,
+            drop_condition(condition, null, CONDITION_DROP),
+            timestep=timestep,
+            noise=torch.randn_like(latents),
+        )
+
+    def _check_features(self, study: Study) -> None:
+        meta = self._store.meta
+        for name, wanted in (("tile_size", study.tile_size), ("mpp", study.mpp)):
+            found = meta.get(name)
+            if found is not None and abs(float(found) - float(wanted)) > 1e-6:
+                raise RefusedError(
+                    f"The features were made with {name} {found}, the study wants {wanted}.",
+                    hint="Extract the features again with the study's settings.",
+                    code="features-differ",
+                )
+
+
+def parameters_of(study: Study) -> PrivacyParameters:
+    """The engine's settings of one round of a study."""
+    return PrivacyParameters(
+        noise_multiplier=study.noise_multiplier,
+        max_grad_norm=study.max_grad_norm,
+        sample_rate=study.sample_rate,
+        steps=study.steps_per_round,
+        expected_patients=float(study.expected_patients),
+        tiles_per_patient=study.tiles_per_patient,
+        noise_draws=study.noise_draws,
+    )
+
+
+def make_optimizer(study: Study, parameters: Sequence[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """The study's optimiser; what it does with the released sums costs no privacy."""
+    if study.optimizer == "adam":
+        return torch.optim.Adam(parameters, lr=study.learning_rate, betas=(0.9, 0.999))
+    return torch.optim.SGD(parameters, lr=study.learning_rate)

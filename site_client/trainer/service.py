@@ -1,0 +1,270 @@
+"""The trainer's process: poll the spool, train what this site approved, charge first, answer.
+
+A trainer that was killed finds its unfinished job when it starts again. What was drawn is lost and stays charged;
+the job is tried once more as a new charge where the budget allows, and refused where it does not.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pixcell_core.contracts.artifacts import base_digest, installed_code_digest
+from pixcell_core.contracts.canonical import parse_document
+from pixcell_core.contracts.spool import Arrays, TrainerBeat, TrainJob, TrainResult, arrays_digest
+from pixcell_core.contracts.study import Study
+from pixcell_core.errors import BadInputError, PixcellError, RefusedError
+from pixcell_core.private.accounting import GaussianEvent, epsilon
+from pixcell_core.private.parameters import LocalStepTrace
+from pixcell_core.training.feature_store import FeatureStore
+from site_client.approvals.book import ApprovalBook
+from site_client.approvals.site_folder import SiteFolder
+from site_client.ledger.ledger import Ledger, RoundCharge
+from site_client.ledger.record import ReserveRecord
+from site_client.ledger.site import open_site_ledger
+from site_client.ledger.view import BudgetCap
+from site_client.trainer.rounds import RoundTrainer, latent_scaling
+from site_client.trainer.spool import Spool
+
+BEAT_S = 1.0
+LEDGER_WAIT_S = 20.0
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """Where the site and the base model are, the device, seconds between looks at the spool."""
+
+    folder: SiteFolder
+    base: Path
+    device: str = "cpu"
+    poll_s: float = 0.1
+    features: Path | None = None
+
+
+class Trainer:
+    """Answers the jobs of one site's spool, one at a time."""
+
+    def __init__(self, settings: TrainerSettings, say: Callable[[str], None]) -> None:
+        self._settings, self._say = settings, say
+        self._spool = Spool(settings.folder.spool)
+        self._book = ApprovalBook(settings.folder)
+        self._site = settings.folder.identity().site
+        self._instance = secrets.token_hex(8)
+        self._base_digest = base_digest(settings.base)
+        self._code_digest = installed_code_digest()
+        self._stop = threading.Event()
+        self._ready = False
+        store = FeatureStore.open(settings.features or settings.folder.train_features)
+        self._rounds = RoundTrainer(settings.base, store, latent_scaling(store.meta), settings.device)
+
+    def stop(self) -> None:
+        """Leave after the step in hand."""
+        self._stop.set()
+
+    def run(self) -> None:
+        """Serve until `stop`."""
+        self._spool.open()
+        pulse = threading.Thread(target=self._pulse, daemon=True)
+        pulse.start()
+        self._rounds.warm_up()
+        for job_id in self._spool.unfinished():
+            self._say(f"job {job_id} was not finished when the trainer ended; what it drew stays charged")
+            self.handle(job_id, again=True)
+        self._ready = True
+        self._beat()
+        self._say(f"ready: base {self._base_digest[:19]}, code {self._code_digest[:19]}")
+        while not self._stop.is_set():
+            job_id = self._spool.take()
+            if job_id is None:
+                self._stop.wait(self._settings.poll_s)
+            else:
+                self.handle(job_id)
+
+    def handle(self, job_id: str, *, again: bool = False) -> None:
+        """Answer one taken job: an update, or a refusal with its reason."""
+        try:
+            job, start = self._spool.read_job(job_id)
+        except PixcellError as error:
+            self._say(f"job {job_id} cannot be read and is dropped: {error.message}")
+            self._spool.drop(job_id)
+            return
+        if datetime.now(UTC) >= job.expires_at or self._spool.given_up(job_id):
+            self._say(f"job {job_id} is no longer waited for; nothing was drawn")
+            self._spool.drop(job_id)
+            return
+        try:
+            earlier = self._spool.earlier_answer(job)
+            update = earlier[1] if earlier is not None else self._train(job, start, again)
+            if earlier is not None:
+                self._say(f"round {job.round} was asked again; the same update is sent, nothing is charged")
+            self._spool.answer(_result(job, update_digest=arrays_digest(update)), update)
+        except PixcellError as error:
+            self._say(f"round {job.round} refused [{error.code}]: {error.message}")
+            self._spool.answer(_result(job, code=error.code, reason=public_reason(error)))
+        except _Stopped:
+            raise
+        except Exception as error:
+            self._say("".join(traceback.format_exception(error)))
+            self._spool.answer(_result(job, code="trainer-failed", reason="the trainer failed; its own log says why"))
+
+    def _train(self, job: TrainJob, start: Arrays, again: bool) -> Arrays:
+        study = read_study_of(job)
+        # The agent asked the same questions. The trainer asks again: its ledger and its patients are at stake.
+        self._book.require(study)
+        self._check_fit(study)
+        cap = BudgetCap(study.epsilon_cap, study.delta)
+        with self._ledger(cap) as ledger:
+            charge = RoundCharge(
+                study.digest,
+                job.round,
+                study.sample_rate,
+                study.noise_multiplier,
+                study.steps_per_round,
+                study.max_grad_norm,
+                self._code_digest,
+            )
+            require_study_room(ledger, study, charge.event)
+            began = time.monotonic()
+            with ledger.reserve(charge) as steps:
+                update = self._rounds.train(study, start, self._stoppable(steps), self._trace)
+        again_text = ", a second charge for the same round" if again else ""
+        self._say(f"round {job.round} of {study.id} trained in {time.monotonic() - began:.1f} s{again_text}")
+        return update
+
+    def _ledger(self, cap: BudgetCap) -> Ledger:
+        """The site's ledger; a new one takes the study's cap, an existing one keeps its owner's."""
+        try:
+            return open_site_ledger(self._settings.folder.root, site=self._site, wait_seconds=LEDGER_WAIT_S)
+        except BadInputError as error:
+            if error.code != "budget-cap":
+                raise
+            return open_site_ledger(
+                self._settings.folder.root, site=self._site, cap=cap, wait_seconds=LEDGER_WAIT_S
+            )
+
+    def _stoppable(self, reserve: Callable[[int], None]) -> Callable[[int], None]:
+        def before_step(step: int) -> None:
+            if self._stop.is_set():
+                raise _Stopped
+            reserve(step)
+
+        return before_step
+
+    def _trace(self, trace: LocalStepTrace) -> None:
+        """Keep nothing by default: losses and norms are private, and a file is easily copied."""
+
+    def _check_fit(self, study: Study) -> None:
+        if study.base_digest != self._base_digest:
+            raise RefusedError(
+                "This site holds another base model than the study names.",
+                hint="Fetch the study's base and start the trainer with --base.",
+                code="base-differs",
+            )
+        if study.code_digest != self._code_digest:
+            raise RefusedError(
+                "The training code installed here is not the code the study names.",
+                hint="Install the release that the study was written for.",
+                code="code-differs",
+            )
+
+    def _pulse(self) -> None:
+        while not self._stop.wait(BEAT_S):
+            self._beat()
+
+    def _beat(self) -> None:
+        self._spool.write_beat(
+            TrainerBeat(
+                process=os.getpid(),
+                instance=self._instance,
+                beat_at=datetime.now(UTC),
+                base_digest=self._base_digest,
+                code_digest=self._code_digest,
+                ready=self._ready,
+            )
+        )
+
+
+class _Stopped(Exception):
+    """The trainer was told to stop between two steps; the job is left as unfinished."""
+
+
+def read_study_of(job: TrainJob) -> Study:
+    """The study inside a job, whose digest must be the one the job names."""
+    from pixcell_core.contracts.canonical import canonical_bytes
+
+    study = parse_document(Study, canonical_bytes(job.study), name="study")
+    if study.digest != job.study_digest:
+        raise RefusedError(
+            "The job's study is not the one its digest names.",
+            hint="Someone changed it on its way. Tell the coordinator.",
+            code="study-altered",
+        )
+    return study
+
+
+def require_study_room(ledger: Ledger, study: Study, event: GaussianEvent) -> None:
+    """Refuse a round that would pass the study's own cap, which may be narrower than the site's."""
+    spent = [
+        GaussianEvent(r.sample_rate, r.noise_multiplier, r.steps)
+        for r in ledger.records
+        if isinstance(r, ReserveRecord) and r.study == study.digest
+    ]
+    after = epsilon([*spent, event], study.delta)
+    if after.value > study.epsilon_cap:
+        raise RefusedError(
+            f"This round would pass the study's cap of epsilon {study.epsilon_cap:g} per patient at delta "
+            f"{study.delta:g}. Nothing was drawn and nothing was charged.",
+            hint="The study is over for this site, or it needs another plan.",
+            code="study-budget-exceeded",
+        )
+
+
+PUBLIC_REASONS = {
+    "not-approved": "this site has not approved the study",
+    "approval-denied": "this site denied the study",
+    "approval-withdrawn": "this site withdrew its approval",
+    "approval-expired": "the approval or the study expired",
+    "base-differs": "this site holds another base model",
+    "code-differs": "other training code is installed at this site",
+    "features-differ": "the site's features were made with other settings",
+    "adapter-mismatch": "the adapter does not fit the base model",
+    "budget-exceeded": "the round would pass the site's privacy budget",
+    "study-budget-exceeded": "the round would pass the study's privacy budget",
+}
+
+
+def public_reason(error: PixcellError) -> str:
+    """What the hub is told: a fixed sentence per code, never the message, which may name patients or numbers."""
+    return PUBLIC_REASONS.get(error.code, "the site refused; its own log says why")
+
+
+def _result(job: TrainJob, *, code: str = "ok", reason: str = "", update_digest: str | None = None) -> TrainResult:
+    return TrainResult(
+        job_id=job.job_id,
+        study_digest=job.study_digest,
+        round=job.round,
+        input_digest=job.input_digest,
+        status="refused" if update_digest is None else "ok",
+        code=code,
+        reason=reason,
+        update_digest=update_digest,
+    )
+
+
+def serve_trainer(settings: TrainerSettings, say: Callable[[str], None]) -> None:
+    """Run a trainer until SIGTERM or SIGINT."""
+    trainer = Trainer(settings, say)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: trainer.stop())
+    try:
+        trainer.run()
+    except _Stopped:
+        say("stopped between two steps; the round stays charged")
