@@ -1,6 +1,9 @@
-"""What the log commands return: typed results with a text form for people."""
+"""What the trust commands return: typed results with a text form for people."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
 
 from pydantic import BaseModel
 from rich.console import RenderableType
@@ -8,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pixcell_core.contracts.canonical import canonical_bytes
+from pixcell_core.trust.bundle import BundleReport, Check
 from pixcell_core.trust.dsse import Envelope
 from pixcell_core.trust.log import LogEntry, LogReport
 
@@ -65,3 +69,49 @@ class LogHead(BaseModel):
 
     def __str__(self) -> str:
         return f"{self.tree_size} events\nroot {self.root}\nsigned by {self.key_id}"
+
+
+class KeyShown(BaseModel):
+    """A public key by its identity and file."""
+
+    key_id: str
+    public_key: Path
+
+    def __str__(self) -> str:
+        words = self.key_id.removeprefix("sha256:")
+        grouped = " ".join(words[at : at + 4] for at in range(0, len(words), 4))
+        return f"{self.key_id}\n  to compare aloud: {grouped}\n  public key: {self.public_key}"
+
+
+class BundleVerified(BundleReport):
+    """A bundle that verifies."""
+
+    def __str__(self) -> str:
+        lines = [checks_text(self.checks), ""]
+        lines.append(f"{self.tiles} synthetic tiles released by {self.site}: verdict {self.verdict}")
+        if self.exception:
+            lines.append(f"  exception by {self.approver}: {self.exception}")
+        if self.privacy is None:
+            lines.append("  no differential privacy is claimed")
+        else:
+            lines.append(f"  {self.privacy}")
+            lines += [f"    covers {text}" for text in self.privacy.covers]
+            lines += [f"    does not cover {text}" for text in self.privacy.does_not_cover]
+        if self.proven_kinds:
+            lines.append(f"  kinds of copy this audit proved it can see: {', '.join(self.proven_kinds)}")
+        for signer in self.signers:
+            known = "a key you trust" if signer.trusted else "a key you did not name"
+            lines.append(f"  {signer.role:<8} {signer.key_id} ({known})")
+        if not self.trusted:
+            lines.append("")
+            lines.append(
+                "WHOLE, BUT ORIGIN NOT PROVEN. Anyone could have made these keys. Get the auditor's public key\n"
+                "from the auditor and check again: pixcell release verify BUNDLE --trust AUDITOR.pub"
+            )
+        return "\n".join(lines)
+
+
+def checks_text(checks: Sequence[Check]) -> str:
+    """One line per check, with a tick or a cross, in aligned columns."""
+    width = max((len(check.name) for check in checks), default=0)
+    return "\n".join(f"{'✓' if c.passed else '✗'} {c.name:<{width}}  {c.detail}" for c in checks)

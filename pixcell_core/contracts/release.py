@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AwareDatetime, Field, StringConstraints, model_validator
 
 from pixcell_core.contracts.canonical import Digest, Document
-from pixcell_core.contracts.study import ConditioningPolicy, SiteName, StudyId
+from pixcell_core.contracts.study import SiteName
 from pixcell_core.trust.merkle import merkle_root
 
 MAX_TILES = 50_000
@@ -53,14 +53,19 @@ class PrivacyStatement(Document):
         return f"epsilon {self.epsilon:.3g} per {self.unit} at delta {self.delta:.1g} ({self.accountant})"
 
 
-class Generator(Document):
-    """The program and weights that made the tiles, and how they were asked."""
+class Conditioning(Document):
+    """Which private embeddings steered the tiles: the policy's name, and what it promises in words."""
 
-    name: Line
-    version: Line
-    base_digest: Digest | None
+    policy: Line
+    promise: Prose
+
+
+class Generator(Document):
+    """The weights that made the tiles, and how they were asked."""
+
+    base_digest: Digest
     adapter_digest: Digest | None
-    conditioning: ConditioningPolicy
+    conditioning: Conditioning
     guidance_scale: Annotated[float, Field(ge=0, le=100)]
     num_inference_steps: Annotated[int, Field(ge=1, le=10_000)]
 
@@ -68,20 +73,30 @@ class Generator(Document):
 class GenerationRecord(Document):
     """Written by the generator beside its tiles as ``generation.json``; read when a release is drafted.
 
-    ``privacy`` is None where no differential privacy was applied. ``ledger_head`` is the site's ledger
-    at that time.
+    ``tile_size`` is in pixels, ``labels`` goes from file name to label. It holds no privacy statement:
+    that comes from the site's ledger, never from the generator's own account.
     """
 
-    schema_version: Literal["pixcell.generation/v1"] = "pixcell.generation/v1"
-    site: SiteName
-    study_id: StudyId | None = None
-    study_digest: Digest | None = None
-    generator: Generator
-    privacy: PrivacyStatement | None = None
-    ledger_head: Digest | None = None
-    mpp: Annotated[float, Field(gt=0, le=100)] | None = None
-    licence: Prose = DEFAULT_LICENCE
-    usage: Prose = DEFAULT_USAGE
+    tiles: Annotated[int, Field(ge=1, le=MAX_TILES)]
+    tile_size: Annotated[int, Field(ge=1, le=16_384)]
+    conditioning_policy: Line
+    conditioning_promise: Prose
+    guidance_scale: Annotated[float, Field(ge=0, le=100)]
+    num_inference_steps: Annotated[int, Field(ge=1, le=10_000)]
+    base_digest: Digest
+    adapter_digest: Digest | None
+    study_digest: Digest | None
+    labels: dict[str, TileLabel | None]
+
+    def generator(self) -> Generator:
+        """What the manifest says about the making of the tiles."""
+        return Generator(
+            base_digest=self.base_digest,
+            adapter_digest=self.adapter_digest,
+            conditioning=Conditioning(policy=self.conditioning_policy, promise=self.conditioning_promise),
+            guidance_scale=self.guidance_scale,
+            num_inference_steps=self.num_inference_steps,
+        )
 
 
 class ReleasedTile(Document):
@@ -96,7 +111,7 @@ class ReleasedTile(Document):
 class ReleaseManifest(Document):
     """A sealed draft: exactly these tiles, made in exactly this way. Its digest is what an auditor signs.
 
-    Sizes are in pixels, ``mpp`` in micrometres per pixel. ``tiles_root`` is the RFC 6962 root over the
+    Sizes are in pixels. ``tiles_root`` is the RFC 6962 root over the
     raw file digests in ascending order. ``site_key_id`` is the one key that may export it.
     """
 
@@ -105,7 +120,6 @@ class ReleaseManifest(Document):
     digital_source_type: SourceType = TRAINED_ALGORITHMIC_MEDIA
     site: SiteName
     site_key_id: Digest
-    study_id: StudyId | None
     study_digest: Digest | None
     generator: Generator
     privacy: PrivacyStatement | None
@@ -113,7 +127,6 @@ class ReleaseManifest(Document):
     created_at: AwareDatetime
     width: Annotated[int, Field(ge=1, le=16_384)]
     height: Annotated[int, Field(ge=1, le=16_384)]
-    mpp: float | None
     tile_count: Annotated[int, Field(ge=1, le=MAX_TILES)]
     tiles_root: Digest
     tiles: Annotated[tuple[ReleasedTile, ...], Field(min_length=1, max_length=MAX_TILES)]

@@ -14,6 +14,7 @@ from pydantic import AwareDatetime, Field, StringConstraints, model_validator
 from pixcell_core.contracts.canonical import Digest, Document
 from pixcell_core.contracts.release import (
     MAX_TILES,
+    Conditioning,
     Line,
     PrivacyStatement,
     Prose,
@@ -21,7 +22,7 @@ from pixcell_core.contracts.release import (
     TileName,
     tiles_root,
 )
-from pixcell_core.contracts.study import ConditioningPolicy, SiteName
+from pixcell_core.contracts.study import SiteName
 
 StatementType = Literal["https://in-toto.io/Statement/v1"]
 PredicateType = Literal["urn:pixcell:predicate:release-verdict:v1"]
@@ -80,9 +81,9 @@ class VerdictPredicate(Document):
     tile_count: Annotated[int, Field(ge=1, le=MAX_TILES)]
     tiles_root: Digest
     study_digest: Digest | None
-    base_digest: Digest | None
+    base_digest: Digest
     adapter_digest: Digest | None
-    conditioning: ConditioningPolicy
+    conditioning: Conditioning
     privacy: PrivacyStatement | None
     ledger_head: Digest | None
     auditor: Auditor

@@ -76,7 +76,6 @@ class BundleReport(BaseModel):
     checks: tuple[Check, ...]
     signers: tuple[Signer, ...]
     site: str
-    study_id: str | None
     study_digest: str | None
     manifest_digest: str
     tiles: int
@@ -136,7 +135,6 @@ class BundleVerifier:
                 Signer(role=role, key_id=key.key_id, trusted=key.key_id in known) for role, key in roles
             ),
             site=manifest.site,
-            study_id=manifest.study_id,
             study_digest=manifest.study_digest,
             manifest_digest=manifest.digest,
             tiles=manifest.tile_count,

@@ -1,0 +1,230 @@
+"""Sealing a draft: tiles become numbered PNG files without metadata, named one by one in a manifest."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+import tempfile
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from pixcell_core.contracts.canonical import digest
+from pixcell_core.contracts.release import (
+    PrivacyStatement,
+    ReleasedTile,
+    ReleaseManifest,
+    tile_name,
+    tiles_root,
+)
+from pixcell_core.errors import PixcellError
+from pixcell_core.trust.bundle_files import MANIFEST, README, SHEET
+from pixcell_core.trust.durable import sync_folder, write_whole
+from pixcell_core.trust.tile_png import decode_tile, encode_tile, pixel_digest
+from site_client.release.sheet import SHEET_TILES, Terms, readme, sample_sheet
+from site_client.release.source_tiles import TABLE, SourceTile, read_source
+from site_client.release.workspace import ReleaseFolder, ReleaseWorkspace, release_id_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@dataclass(frozen=True)
+class LedgerFacts:
+    """What the site's ledger says at the time of sealing."""
+
+    privacy: PrivacyStatement | None
+    head: str | None
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """One tile in the form that leaves, not yet numbered."""
+
+    source: SourceTile
+    file: Path
+    file_digest: str
+    pixel_digest: str
+
+
+def seal_draft(
+    workspace: ReleaseWorkspace,
+    tiles: Path,
+    *,
+    now: datetime,
+    site: str | None = None,
+    terms: Terms | None = None,
+    record_file: Path | None = None,
+    on_tile: Callable[[], None] = lambda: None,
+) -> ReleaseFolder:
+    """Re-encode every tile, number them by their pixels' digests, and seal a manifest over the result.
+
+    The order of the numbers follows digests, so that neither names nor places of the source files show.
+    Nothing is left behind when it fails.
+    """
+    workspace.require()
+    source = read_source(tiles, record_file)
+    site_name = workspace.site_name(site)
+    generator = source.record.generator()
+    facts = ledger_facts(workspace.site_dir, generator.conditioning.promise)
+    terms = terms or Terms()
+    site_key = workspace.site_key()
+    workspace.releases.mkdir(parents=True, exist_ok=True)
+    with _scratch(workspace.releases) as scratch:
+        encoded, (height, width) = _encode_all(source.decode(), scratch, on_tile)
+        encoded.sort(key=lambda tile: (tile.pixel_digest, tile.file.name))
+        folder = scratch / "sealed"
+        (folder / "tiles").mkdir(parents=True)
+        released: list[ReleasedTile] = []
+        for number, tile in enumerate(encoded, start=1):
+            name = tile_name(number)
+            tile.file.rename(folder / "tiles" / name)
+            released.append(
+                ReleasedTile(
+                    name=name,
+                    file_digest=tile.file_digest,
+                    pixel_digest=tile.pixel_digest,
+                    label=tile.source.label,
+                )
+            )
+        sheet = sample_sheet([_pixels(folder / "tiles" / tile.name) for tile in _spread(released)])
+        words = readme(
+            site_name, generator, facts.privacy, terms, tiles=len(released), width=width, height=height
+        )
+        manifest = ReleaseManifest(
+            site=site_name,
+            site_key_id=site_key.key_id,
+            study_digest=source.record.study_digest,
+            generator=generator,
+            privacy=facts.privacy,
+            ledger_head=facts.head,
+            created_at=now.astimezone(UTC).replace(microsecond=0),
+            width=width,
+            height=height,
+            tile_count=len(released),
+            tiles_root=tiles_root(tile.file_digest for tile in released),
+            tiles=tuple(released),
+            sample_sheet_digest=digest(sheet),
+            readme_digest=digest(words),
+            licence=terms.licence,
+            usage=terms.usage,
+        )
+        write_whole(folder / SHEET, sheet)
+        write_whole(folder / README, words)
+        write_whole(folder / MANIFEST, manifest.to_bytes())
+        if any(tile.source.label or tile.source.condition for tile in encoded):
+            write_whole(folder / "tiles" / TABLE, _audit_table(encoded))
+        release = ReleaseFolder(workspace.releases / release_id_of(manifest))
+        if release.path.exists():
+            # The same tiles sealed twice within one second are the same release.
+            return release
+        folder.rename(release.path)
+        sync_folder(workspace.releases)
+    workspace.log().append(
+        "release.sealed",
+        {
+            "release": release.release_id,
+            "manifest": manifest.digest,
+            "tiles": manifest.tile_count,
+            "tiles_root": manifest.tiles_root,
+            "study": manifest.study_digest,
+        },
+        now=now,
+    )
+    return release
+
+
+def ledger_facts(site_dir: Path, conditioning_promise: str) -> LedgerFacts:
+    """The privacy statement and head of the site's ledger; a broken ledger refuses the draft.
+
+    The statement counts everything the ledger charged, so it bounds this study's part from above.
+    """
+    from site_client.ledger.site import ledger_folder, ledger_public_key
+    from site_client.ledger.view import read_ledger
+
+    view = read_ledger(ledger_folder(site_dir), ledger_public_key(site_dir)).require_whole()
+    head = view.head.hash if view.head else None
+    cap = view.cap
+    if cap is None or not view.totals():
+        return LedgerFacts(None, head)
+    spent = view.epsilon(cap.delta)
+    if not np.isfinite(spent.value):
+        return LedgerFacts(None, head)
+    statement = PrivacyStatement(
+        epsilon=spent.value,
+        delta=spent.delta,
+        unit="patient",
+        mechanism=f"DP-SGD with Gaussian noise, neighbouring cohorts by {spent.adjacency}"[:200],
+        accountant=spent.accountant,
+        covers=(spent.covers,),
+        does_not_cover=(spent.does_not_cover, conditioning_promise),
+    )
+    return LedgerFacts(statement, head)
+
+
+T = TypeVar("T")
+
+
+def _encode_all(
+    tiles: Iterator[tuple[SourceTile, np.ndarray[tuple[int, ...], np.dtype[np.uint8]]]],
+    scratch: Path,
+    on_tile: Callable[[], None],
+) -> tuple[list[_Encoded], tuple[int, int]]:
+    encoded: list[_Encoded] = []
+    size = (0, 0)
+    for number, (source, pixels) in enumerate(tiles):
+        data = encode_tile(pixels)
+        if not np.array_equal(decode_tile(data), pixels):
+            raise PixcellError("A tile did not survive encoding.", hint="Report this: it is a fault of ours.")
+        path = scratch / f"{number:06d}.png"
+        _write(path, data)
+        encoded.append(_Encoded(source, path, digest(data), pixel_digest(pixels)))
+        size = (pixels.shape[0], pixels.shape[1])
+        on_tile()
+    return encoded, size
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise PixcellError(
+            f"Cannot write tiles: {error.strerror or error}.",
+            hint="Free space on the site's disk and draft again; nothing half-written is left.",
+            code="write-failed",
+        ) from error
+
+
+def _spread(tiles: list[ReleasedTile]) -> list[ReleasedTile]:
+    """Evenly spread tiles for the sample sheet."""
+    step = max(1, len(tiles) / SHEET_TILES)
+    return [tiles[int(position * step)] for position in range(min(SHEET_TILES, len(tiles)))]
+
+
+def _pixels(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    return decode_tile(path.read_bytes(), name=path.name)
+
+
+def _audit_table(encoded: list[_Encoded]) -> bytes:
+    """The new names with labels and conditions, for the audit alone: export takes only what the manifest names."""
+    out = io.StringIO(newline="")
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(("file", "label", "condition"))
+    for number, tile in enumerate(encoded, start=1):
+        writer.writerow((tile_name(number), tile.source.label or "", tile.source.condition))
+    return out.getvalue().encode("utf-8")
+
+
+@contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    path = Path(tempfile.mkdtemp(prefix=".draft-", dir=folder))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,206 @@
+"""Where a site keeps its releases: one folder per sealed draft, named by its manifest's digest, and the
+event log.
+
+``SITE_DIR/releases/<id>/`` holds ``manifest.json``, ``tiles/``, ``sample-sheet.png``, ``README.txt``;
+after signing ``verdict.dsse.json`` and ``audit/``. State is read from the files themselves, never from a
+flag beside them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+from pixcell_core.contracts.canonical import load_document
+from pixcell_core.contracts.release import ReleaseManifest
+from pixcell_core.errors import BadInputError, RefusedError
+from pixcell_core.trust.bundle_files import MANIFEST, PAGE, REPORT, VERDICT
+from pixcell_core.trust.dsse import Envelope
+from pixcell_core.trust.keys import KeyFileError, SigningKey, VerifyKey
+from pixcell_core.trust.log import EventLog, LogReport, read_entries, verify_log
+from site_client.approvals.site_folder import SiteFolder
+
+ReleaseState = Literal["sealed", "signed", "exported"]
+
+_RELEASE_ID = re.compile(r"[0-9a-f]{16}")
+
+
+@dataclass(frozen=True)
+class ReleaseFolder:
+    """One sealed draft."""
+
+    path: Path
+
+    @property
+    def release_id(self) -> str:
+        """First 16 hexadecimal digits of the manifest's digest."""
+        return self.path.name
+
+    @property
+    def tiles(self) -> Path:
+        """The sealed tiles: what must be audited, and what ships."""
+        return self.path / "tiles"
+
+    @property
+    def report(self) -> Path:
+        """The audit evidence that was signed."""
+        return self.path / REPORT
+
+    @property
+    def page(self) -> Path:
+        """The shareable page of the audit that was signed."""
+        return self.path / PAGE
+
+    def manifest(self) -> ReleaseManifest:
+        """The sealed manifest; refused where it was changed since, because the folder is named by its digest."""
+        manifest = load_document(ReleaseManifest, self.path / MANIFEST)
+        if release_id_of(manifest) != self.release_id:
+            raise BadInputError(
+                f"The manifest of release {self.release_id} was changed after sealing.",
+                hint="Draft the release again from its tiles.",
+                code="manifest-changed",
+            )
+        return manifest
+
+    def verdict(self) -> Envelope | None:
+        """The signed verdict, if there is one."""
+        path = self.path / VERDICT
+        return Envelope.load(path) if path.exists() else None
+
+
+@dataclass(frozen=True)
+class ReleaseWorkspace:
+    """The release room of one site."""
+
+    site_dir: Path
+
+    @property
+    def releases(self) -> Path:
+        """Folder of all sealed drafts."""
+        return self.site_dir / "releases"
+
+    @property
+    def key_path(self) -> Path:
+        """The site's release key: it signs exports and this room's event log."""
+        return self.site_dir / "keys" / "release"
+
+    @property
+    def auditors(self) -> Path:
+        """Public keys (``*.pub``) of the auditors this site accepts; while the folder is absent, any."""
+        return self.site_dir / "auditors"
+
+    def require(self) -> ReleaseWorkspace:
+        """This workspace, if the site's folder exists."""
+        if not self.site_dir.is_dir():
+            raise BadInputError(
+                f"There is no site folder at {self.site_dir}.",
+                hint="Give the folder that holds this site's slides, features and keys.",
+                code="no-site-folder",
+            )
+        return self
+
+    def site_name(self, asked: str | None = None) -> str:
+        """This site's public name: as enrolled, or as asked where the site is not enrolled."""
+        identity = SiteFolder(self.site_dir)
+        enrolled = identity.identity().site if identity.identity_file.is_file() else None
+        if enrolled and asked and enrolled != asked:
+            raise BadInputError(
+                f"This site is enrolled as {enrolled}, not {asked}.",
+                hint="Leave --site out.",
+                code="other-site",
+            )
+        name = enrolled or asked
+        if not name:
+            raise BadInputError(
+                "This site has no name yet.", hint="Enrol it first, or give --site NAME.", code="no-site-name"
+            )
+        return name
+
+    def site_key(self) -> SigningKey:
+        """The site's release key, made on first use."""
+        return SigningKey.load_or_create(self.key_path)
+
+    def log(self) -> EventLog:
+        """The site's event log."""
+        return EventLog(self.site_dir / "log", self.site_key())
+
+    def accepted_auditors(self) -> dict[str, VerifyKey] | None:
+        """Keys whose verdicts this site accepts, by key id; None where the site names none and takes any."""
+        if not self.auditors.is_dir():
+            return None
+        keys = [VerifyKey.load(path) for path in sorted(self.auditors.glob("*.pub"))]
+        if not keys:
+            raise KeyFileError(
+                f"{self.auditors} names no auditor, so nobody's verdict would be accepted.",
+                hint="Put the auditors' public keys there as *.pub, or remove the folder.",
+            )
+        return {key.key_id: key for key in keys}
+
+    def recorded_signers(self, release: ReleaseFolder) -> list[VerifyKey]:
+        """Public keys of those who signed this release here, kept at signing."""
+        return [VerifyKey.load(path) for path in sorted((release.path / "signers").glob("*.pub"))]
+
+    def record_signer(self, release: ReleaseFolder, key: VerifyKey) -> None:
+        """Keep the public half of a key that signed this release."""
+        folder = release.path / "signers"
+        folder.mkdir(exist_ok=True)
+        key.save(folder / f"{key.key_id.removeprefix('sha256:')}.pub")
+
+    def log_state(self) -> LogReport:
+        """The verified state of the site's event log."""
+        folder = self.log().folder
+        return verify_log(folder, trusted_keys=[self.site_key().verify_key])
+
+    @contextmanager
+    def recording_refusals(self, act: str, facts: Mapping[str, str], *, now: datetime) -> Iterator[None]:
+        """Make every refusal inside an event of the log, then let it through."""
+        try:
+            yield
+        except RefusedError as error:
+            self.log().append("release.refused", {**facts, "act": act, "code": error.code}, now=now)
+            raise
+
+    def all_releases(self) -> list[ReleaseFolder]:
+        """Every sealed draft, oldest first."""
+        if not self.releases.is_dir():
+            return []
+        found = [ReleaseFolder(p) for p in self.releases.iterdir() if _RELEASE_ID.fullmatch(p.name)]
+        return sorted(found, key=lambda release: (release.manifest().created_at, release.release_id))
+
+    def find(self, release_id: str | None) -> ReleaseFolder:
+        """The release asked for; without an id the newest."""
+        releases = self.all_releases()
+        if not releases:
+            raise BadInputError(
+                "This site has no sealed release.",
+                hint=f"First: pixcell release draft --site-dir {self.site_dir} --tiles DIR",
+                code="no-release",
+            )
+        if release_id is None:
+            return releases[-1]
+        matching = [release for release in releases if release.release_id == release_id]
+        if not matching:
+            known = ", ".join(release.release_id for release in releases)
+            raise BadInputError(
+                f"There is no release {release_id!r} here.", hint=f"Known: {known}.", code="no-release"
+            )
+        return matching[0]
+
+    def state(self, release: ReleaseFolder) -> ReleaseState:
+        """How far a release has come."""
+        if any(
+            entry.kind == "release.exported" and entry.data.get("release") == release.release_id
+            for entry in read_entries(self.site_dir / "log")
+        ):
+            return "exported"
+        return "signed" if (release.path / VERDICT).exists() else "sealed"
+
+
+def release_id_of(manifest: ReleaseManifest) -> str:
+    """First 16 hexadecimal digits of the manifest's digest."""
+    return manifest.digest.removeprefix("sha256:")[:16]

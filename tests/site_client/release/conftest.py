@@ -1,0 +1,115 @@
+"""A small site with surrogate tiles, and an audit's output written by hand so that each lie can be told."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pixcell_core.trust.keys import SigningKey
+from site_client.release.draft import seal_draft
+from site_client.release.export import ExportedBundle, export_release
+from site_client.release.signing import sign_release
+from site_client.release.workspace import ReleaseFolder, ReleaseWorkspace
+
+NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+AUDITOR, SECOND = SigningKey.generate(), SigningKey.generate()
+PAGE = b"<!doctype html><title>Audit</title><svg></svg><p>PASS</p>\n"
+
+
+def write_surrogates(folder: Path, count: int = 6, side: int = 48, seed: int = 5) -> Path:
+    """Tiles and the record as the generator writes them."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    names = [f"surrogate-{number:06d}.png" for number in range(1, count + 1)]
+    for name in names:
+        pixels = rng.integers(0, 255, (side, side, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / name, dpi=(72, 72))
+    record = {
+        "tiles": count,
+        "tile_size": side,
+        "conditioning_policy": "blend",
+        "conditioning_promise": "Each surrogate follows the mean of 3 patients; no claim covers the conditions.",
+        "guidance_scale": 2.0,
+        "num_inference_steps": 20,
+        "base_digest": "sha256:" + "1" * 64,
+        "adapter_digest": "sha256:" + "2" * 64,
+        "study_digest": "sha256:" + "3" * 64,
+        "labels": {name: "tumour" if number % 2 else None for number, name in enumerate(names)},
+    }
+    (folder / "generation.json").write_text(json.dumps(record))
+    return folder
+
+
+@dataclass
+class Room:
+    """One site and its auditor."""
+
+    workspace: ReleaseWorkspace
+    source: Path
+    audits: Path
+    count: int = field(default=0)
+    now: datetime = NOW
+    auditor: SigningKey = AUDITOR
+    second: SigningKey = SECOND
+    page: bytes = PAGE
+
+    def draft(self, **options: Any) -> ReleaseFolder:
+        """Seal the surrogates."""
+        return seal_draft(self.workspace, self.source, now=NOW, site="north", **options)
+
+    def audit(self, release: ReleaseFolder, change: Callable[[dict[str, Any]], None] | None = None) -> Path:
+        """Write what an audit of the sealed tiles would say; `change` edits it."""
+        manifest = release.manifest()
+        verdict = "PASS"
+        report: dict[str, Any] = {
+            "schema_version": "test",
+            "verdict": verdict,
+            "tests": [
+                {"name": "exact copies", "status": "PASS", "value": 0.0, "threshold": 0.0},
+                {"name": "context numbers", "status": "PASS", "gating": False},
+            ],
+            "flagged": [],
+            "subjects": [{"name": tile.name, "sha256": tile.file_digest} for tile in manifest.tiles],
+            "policy_digest": "sha256:" + "4" * 64,
+            "tool_version": "0.1.0",
+            "proven_kinds": ["exact copy", "near copy"],
+        }
+        if change is not None:
+            change(report)
+        self.count += 1
+        out = self.audits / f"audit-{self.count}"
+        out.mkdir(parents=True)
+        (out / "report.json").write_text(json.dumps(report))
+        (out / "report.html").write_bytes(PAGE)
+        return out
+
+    def signed(self) -> ReleaseFolder:
+        """A release that passed and was signed."""
+        release = self.draft()
+        sign_release(self.workspace, self.audit(release), AUDITOR, now=NOW)
+        return release
+
+    def exported(self, out: Path) -> ExportedBundle:
+        """The whole road."""
+        self.signed()
+        return export_release(self.workspace, out, now=NOW)
+
+    def kinds(self) -> list[str]:
+        """Kinds of the events in the site's log."""
+        return [entry.kind for entry in self.workspace.log().entries()]
+
+
+@pytest.fixture
+def room(tmp_path: Path) -> Room:
+    """A site that is not enrolled, with six surrogates."""
+    site = tmp_path / "site"
+    site.mkdir()
+    return Room(ReleaseWorkspace(site), write_surrogates(tmp_path / "surrogates"), tmp_path / "audits")
