@@ -24,11 +24,11 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from pixcell_core.errors import BadInputError, RefusedError
+from pixcell_core.errors import BadInputError
 from pixcell_core.private.noise import NoiseSource, gaussian_like
 from pixcell_core.private.parameters import LocalStepTrace, PrivacyParameters, PrivateRoundReport
 from pixcell_core.private.sampling import PatientSampler
-from pixcell_core.private.signal import require_signal
+from pixcell_core.private.signal import require_signal, unchanged_buffers
 
 CLIP_MARGIN = 1.0 - 1e-6
 """Clipping aims this much below C, so that rounding can never carry a contribution over it."""
@@ -169,7 +169,7 @@ class PatientGradientEngine:
     ) -> GradientSum:
         """Return the sum of the clipped unit gradients of `patients`. Private: it carries no noise yet."""
         total = self.empty_sum()
-        with _unchanged_buffers(self.model):
+        with unchanged_buffers(self.model):
             for patient in patients:
                 rows = source.rows(patient, self.parameters.tiles_per_patient, rng)
                 if not rows or rows[0].shape[0] == 0:
@@ -338,26 +338,3 @@ def _system_seeded() -> torch.Generator:
     rng = torch.Generator()
     rng.seed()
     return rng
-
-
-class _unchanged_buffers:
-    """Fails when a forward pass wrote to a buffer: running statistics would leave the site without noise."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-        self._before: dict[str, tuple[int, int]] = {}
-
-    def _versions(self) -> dict[str, tuple[int, int]]:
-        return {name: (id(b), b._version) for name, b in self._model.named_buffers()}
-
-    def __enter__(self) -> None:
-        self._before = self._versions()
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        changed = [n for n, v in self._versions().items() if self._before.get(n) != v]
-        if kind is None and changed:
-            raise RefusedError(
-                f"The model wrote to {changed[0]} while it looked at patients; that carries no noise.",
-                hint="Put normalisation layers in evaluation mode, or use layers without running statistics.",
-                code="running-statistics",
-            )

@@ -1,4 +1,4 @@
-"""Refuses to noise what cannot learn: finds trainable parameters whose gradient is zero whatever the data.
+"""What is refused before anything is charged: weights that cannot learn, and layers that keep patient statistics.
 
 A parameter without signal takes its full share of the noise and gives nothing back, and it lengthens the
 vector that all others are clipped with. The known case: with a single condition token (PixCell-256 has one)
@@ -61,20 +61,58 @@ def require_signal(
     rows_like: tuple[Tensor, ...],
 ) -> None:
     """Raise `RefusedError` when a trainable parameter has no gradient; see `parameters_without_signal`."""
-    silent = parameters_without_signal(model, per_row_loss, rows_like)
+    with unchanged_buffers(model):
+        silent = parameters_without_signal(model, per_row_loss, rows_like)
     if not silent:
         return
     named = ", ".join(silent[:_MAX_NAMED]) + (
         f" and {len(silent) - _MAX_NAMED} more" if len(silent) > _MAX_NAMED else ""
     )
+    reason = ""
+    if any(".attn2.to_q." in name or ".attn2.to_k." in name for name in silent):
+        reason = (
+            " With one condition token the softmax of attn2 runs over a single key, "
+            "so attn2.to_q and attn2.to_k do nothing."
+        )
     raise RefusedError(
         f"{len(silent)} trainable parameters have zero gradient on any data and would carry noise alone: "
-        f"{named}. "
-        "With one condition token the softmax of attn2 runs over a single key, "
-        "so attn2.to_q and attn2.to_k do nothing.",
+        f"{named}.{reason}",
         hint="Leave them out of the adapter's targets; nothing was drawn and nothing was charged.",
         code="no-signal",
     )
+
+
+@contextmanager
+def unchanged_buffers(model: nn.Module) -> Iterator[None]:
+    """Raise `RefusedError` when a buffer was written to, and put it back.
+
+    Running statistics of patients would leave the site with the model and without noise.
+    """
+    kept = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+    yield
+    changed = []
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            before = kept.get(name)
+            if before is None or not _same(before, buffer):
+                changed.append(name)
+                if before is not None:
+                    buffer.copy_(before)
+    if changed:
+        raise RefusedError(
+            f"The model writes to {changed[0]} while it looks at patients; such statistics carry no noise.",
+            hint="Put normalisation layers in evaluation mode, or use layers without running statistics.",
+            code="running-statistics",
+        )
+
+
+def _same(before: Tensor, after: Tensor) -> bool:
+    if before.shape != after.shape:
+        return False
+    differs = before != after
+    if before.is_floating_point():
+        differs &= ~(before.isnan() & after.isnan())
+    return not bool(differs.any())
 
 
 def _random_rows(rows_like: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
