@@ -107,12 +107,16 @@ class BudgetVerification(_Result):
 
 
 class BudgetExport(_Result):
-    """The ledger in a form for others: settings and steps of every record. It never held a patient."""
+    """The ledger in a form for others: every signed line, and their sum. It never held a patient.
+
+    Each of `lines` is ``{"hash", "key_id", "record", "signature"}``; its canonical JSON is the line of the ledger,
+    so that anyone with the public key can verify the chain.
+    """
 
     schema_version: Literal["budget-export/v1"] = "budget-export/v1"
     statement: BudgetStatement
     public_key: str | None
-    records: list[dict[str, Any]]
+    lines: list[dict[str, Any]]
 
 
 def register(root: typer.Typer) -> None:
@@ -150,18 +154,24 @@ def export(
     format: FormatOption = OutputFormat.TEXT,
 ) -> BudgetExport | str:
     """Export the records and their sum for a coordinator, an auditor or a regulator."""
+    import json
+
+    from site_client.ledger.journal import read_lines
+    from site_client.ledger.site import ledger_folder
+
     view = _read(site_dir).require_whole()
+    lines, _ = read_lines(ledger_folder(site_dir))
     exported = BudgetExport(
         statement=_statement(view),
         public_key=view.key.to_pem().decode("ascii") if view.key else None,
-        records=[record.model_dump(mode="json") for record in view.records],
+        lines=[json.loads(line) for line in lines[: len(view.records)]],
     )
     text = exported.model_dump_json(indent=2)
     if out is not None:
         _write_new(out, text + "\n")
     if format is OutputFormat.JSON:
         return exported
-    return text if out is None else f"Exported {len(exported.records)} records to {out}."
+    return text if out is None else f"Exported {len(exported.lines)} records to {out}."
 
 
 def _read(site_dir: Path) -> LedgerView:
