@@ -13,13 +13,14 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from pixcell_core.contracts.canonical import digest, parse_document
+from pixcell_core.contracts.canonical import digest, parse_document, parse_json
 from pixcell_core.contracts.release import BundleListing, PrivacyStatement, ReleaseManifest
 from pixcell_core.contracts.verdict import Verdict
 from pixcell_core.errors import BadInputError, PixcellError, RefusedError
 from pixcell_core.trust.bundle_files import (
     LISTING,
     MANIFEST,
+    MAX_FILE_BYTES,
     PAGE,
     README,
     REPORT,
@@ -268,6 +269,12 @@ class BundleVerifier:
         for name, wanted in ((REPORT, predicate.audit_report_digest), (PAGE, predicate.audit_page_digest)):
             if digest(self._files.read(name)) != wanted:
                 raise _refused(f"{name} is not the one the verdict rests on.", "bundle-changed")
+        report = parse_json(self._files.read(REPORT), name=REPORT, max_bytes=MAX_FILE_BYTES)
+        said = report.get("verdict") if isinstance(report, dict) else None
+        if said != predicate.verdict:
+            raise _refused(
+                f"{REPORT} says {said!r}, the signed verdict {predicate.verdict}.", "bundle-changed"
+            )
         return None, f"the evidence the verdict on {_short(manifest.digest)} rests on"
 
     def _origin(self, signers: tuple[VerifyKey, ...]) -> tuple[bool, str]:

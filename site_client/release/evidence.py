@@ -1,25 +1,26 @@
-"""Reading the audit's output for the gate: what it judged, how, and whether its parts agree with one another."""
+"""Reading the audit's output for the gate: what it judged, how, and whether it can be computed again
+from its evidence.
+
+A report is a file anyone could write. The gate believes it only where the evidence beside it gives the
+same verdict again, and where the tiles it names are, byte for byte, the sealed ones.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
-
-from pydantic import BaseModel, ConfigDict, Field
 
 from pixcell_core.contracts.canonical import digest, parse_document, read_bounded
-from pixcell_core.contracts.release import MAX_TILES, ReleaseManifest
+from pixcell_core.contracts.release import ReleaseManifest
 from pixcell_core.errors import RefusedError
+from privacy_audit.report import PAGE, REPORT, AuditReport
+from privacy_audit.result import worst
 from site_client.release.source_tiles import SITE_ONLY_MARK, SiteOnlyError
 
-REPORT_FILE = "report.json"
-PAGE_FILE = "report.html"
-MAX_REPORT_BYTES = 32 * 1024 * 1024
+MAX_REPORT_BYTES = 64 * 1024 * 1024
 
-Status = Literal["PASS", "REVIEW", "FAIL", "INVALID"]
-_RANK = {"PASS": 0, "REVIEW": 1, "FAIL": 2, "INVALID": 3}
 _EMBEDDED_PHOTO = re.compile(rb"data:image/(?!svg)", re.IGNORECASE)
 
 
@@ -29,39 +30,8 @@ class EvidenceError(RefusedError):
     default_code = "bad-evidence"
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-
-class AuditedTile(_Part):
-    """One tile the audit looked at."""
-
-    name: str
-    sha256: Annotated[str, Field(pattern=r"^(sha256:)?[0-9a-f]{64}$")]
-
-    @property
-    def file_digest(self) -> str:
-        """``sha256:<hex>`` of the tile's bytes."""
-        return "sha256:" + self.sha256.removeprefix("sha256:")
-
-
-class AuditTest(_Part):
-    """One test's outcome, as far as the gate must know it."""
-
-    name: str
-    status: Status
-    gating: bool = True
-
-
-class AuditReport(_Part):
-    """What the gate reads of ``report.json``."""
-
-    verdict: Status
-    tests: Annotated[tuple[AuditTest, ...], Field(min_length=1)]
-    subjects: Annotated[tuple[AuditedTile, ...], Field(min_length=1, max_length=MAX_TILES)]
-    policy_digest: str
-    tool_version: str
-    proven_kinds: tuple[str, ...] = ()
+AuditCheck = Callable[[Path, Path], None]
+"""Takes an audit's output and the sealed tiles; raises :class:`EvidenceError` where the audit does not hold."""
 
 
 @dataclass(frozen=True)
@@ -85,26 +55,48 @@ class Evidence:
 
 def read_evidence(folder: Path) -> Evidence:
     """Read an audit's output folder; refuse one whose verdict does not follow from its tests."""
-    report_bytes = read_bounded(folder / REPORT_FILE, MAX_REPORT_BYTES)
-    page_bytes = read_bounded(folder / PAGE_FILE, MAX_REPORT_BYTES)
-    refuse_site_only(PAGE_FILE, page_bytes)
-    report = parse_document(AuditReport, report_bytes, name=REPORT_FILE)
+    report_bytes = read_bounded(folder / REPORT, MAX_REPORT_BYTES)
+    page_bytes = read_bounded(folder / PAGE, MAX_REPORT_BYTES)
+    refuse_site_only(PAGE, page_bytes)
+    report = parse_document(AuditReport, report_bytes, name=REPORT)
     gating = [test for test in report.tests if test.gating]
-    worst = max((test.status for test in gating), key=_RANK.__getitem__, default="INVALID")
-    if _RANK[report.verdict] < _RANK[worst]:
-        culprit = next(test.name for test in gating if test.status == worst)
+    decided = worst(test.status for test in gating)
+    if report.verdict is not decided:
+        culprits = ", ".join(test.name for test in gating if test.status is decided) or "no test at all"
         raise EvidenceError(
-            f"The report says {report.verdict}, but its test '{culprit}' says {worst}.",
+            f"The report says {report.verdict}, its tests say {decided} ({culprits}).",
             hint="The report was edited. Run the audit again.",
             code="report-contradicts-itself",
         )
     return Evidence(report, report_bytes, page_bytes)
 
 
+def recompute_from_evidence(audit: Path, tiles: Path) -> None:
+    """Compute the whole verdict again from the evidence beside the report, and compare the tiles."""
+    from privacy_audit.verify import verify_audit
+
+    checked = verify_audit(audit, tiles)
+    wrong = next((check for check in checked.checks if check.ok is not True), None)
+    if wrong is None:
+        return
+    if wrong.ok is None:
+        raise EvidenceError(
+            f"The audit cannot be computed again here: {wrong.name}: {wrong.words}.",
+            hint="Give the whole output folder of `pixcell audit run`, with its site/ part.",
+            code="evidence-missing",
+        )
+    raise EvidenceError(
+        f"The audit does not come out the same from its evidence: {wrong.name}: {wrong.words}.",
+        hint="Its files were changed, or the tiles were. Run the audit again on the sealed tiles.",
+        code="evidence-differs",
+    )
+
+
 def require_same_tiles(evidence: Evidence, manifest: ReleaseManifest) -> None:
     """Refuse unless the audit looked at exactly the sealed tiles, each by its bytes."""
-    audited = {tile.name.rsplit("/", 1)[-1]: tile.file_digest for tile in evidence.report.subjects}
-    if len(audited) != len(evidence.report.subjects):
+    files = evidence.report.subjects.synthetic.files
+    audited = {file.name: file.sha256 for file in files}
+    if len(audited) != len(files):
         raise EvidenceError(
             "The report names one tile twice.", hint="Run the audit again on the sealed tiles."
         )
@@ -115,6 +107,8 @@ def require_same_tiles(evidence: Evidence, manifest: ReleaseManifest) -> None:
             raise _other_tiles(f"it looked at another {tile.name}")
     if audited:
         raise _other_tiles(f"it also looked at {min(audited)}, which is not sealed")
+    if evidence.report.subjects.synthetic.root != manifest.tiles_root:
+        raise _other_tiles("its root over the tiles is another")
 
 
 def refuse_site_only(name: str, data: bytes) -> None:

@@ -15,10 +15,15 @@ from pixcell_core.trust.bundle_files import VERDICT
 from pixcell_core.trust.dsse import IN_TOTO_PAYLOAD_TYPE, Envelope, add_signature, sign_envelope
 from pixcell_core.trust.durable import write_whole
 from pixcell_core.trust.keys import SigningKey
-from site_client.release.evidence import Evidence, read_evidence, require_same_tiles
+from site_client.release.evidence import (
+    AuditCheck,
+    Evidence,
+    read_evidence,
+    recompute_from_evidence,
+    require_same_tiles,
+)
 from site_client.release.workspace import ReleaseFolder, ReleaseWorkspace
 
-AUDITOR_NAME = "pixcell privacy audit"
 DEFAULT_DAYS, MAX_DAYS = 365, 1095
 
 
@@ -46,6 +51,7 @@ def sign_release(
     release_id: str | None = None,
     exception: VerdictException | None = None,
     days: int = DEFAULT_DAYS,
+    check_audit: AuditCheck = recompute_from_evidence,
 ) -> SignedVerdict:
     """Sign the audit's verdict on a sealed release, or add a second auditor's signature to it.
 
@@ -65,6 +71,7 @@ def sign_release(
         require_sealed_tiles(release, manifest)
         evidence = read_evidence(audit)
         require_same_tiles(evidence, manifest)
+        check_audit(audit, release.tiles)
         verdict = _verdict(manifest, evidence, exception, now, days)
         require_permission(verdict, manifest)
         envelope, verdict = _signed(release, verdict, key)
@@ -129,10 +136,12 @@ def _verdict(
     now: datetime,
     days: int,
 ) -> Verdict:
-    status = evidence.report.verdict
+    status = evidence.report.verdict.value
     if status in ("FAIL", "INVALID"):
         failing = ", ".join(
-            sorted({test.name for test in evidence.report.tests if test.status == status and test.gating})
+            sorted(
+                {test.name for test in evidence.report.tests if test.status.value == status and test.gating}
+            )
         )
         raise SigningRefusedError(
             f"The audit says {status} ({failing or 'as a whole'}): no key can release these tiles.",
@@ -152,7 +161,7 @@ def _verdict(
     return Verdict(
         subject=tuple(Subject.of(tile.name, tile.file_digest) for tile in manifest.tiles),
         predicate=VerdictPredicate(
-            verdict=status,
+            verdict="PASS" if status == "PASS" else "REVIEW",
             exception=exception,
             site=manifest.site,
             manifest_digest=manifest.digest,
@@ -165,9 +174,9 @@ def _verdict(
             privacy=manifest.privacy,
             ledger_head=manifest.ledger_head,
             auditor=Auditor(
-                name=AUDITOR_NAME,
-                version=evidence.report.tool_version,
-                policy_digest=evidence.report.policy_digest,
+                name=evidence.report.tool.name,
+                version=evidence.report.tool.version,
+                policy_digest=evidence.report.policy.digest,
             ),
             audit_report_digest=evidence.report_digest,
             audit_page_digest=evidence.page_digest,

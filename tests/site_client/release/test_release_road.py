@@ -17,7 +17,7 @@ from pixcell_core.trust.bundle_files import open_bundle
 from pixcell_core.trust.log import verify_log
 from pixcell_core.trust.tile_png import MARK_KEYWORD
 from site_client.release.export import export_release
-from site_client.release.signing import sign_release
+from tests.site_client.release.conftest import set_verdict
 
 if TYPE_CHECKING:
     from tests.site_client.release.conftest import Room
@@ -91,7 +91,7 @@ def test_the_conditions_of_a_tile_reach_the_audit_and_never_the_bundle(room: Roo
     release = room.draft()
     table = (release.tiles / "tiles.csv").read_text()
     assert "patient-3/tile-7" in table
-    sign_release(room.workspace, room.audit(release), room.auditor, now=room.now)
+    room.sign(release, room.audit(release))
     out = export_release(room.workspace, tmp_path / "out", now=room.now).path
     for path in out.rglob("*"):
         assert path.is_dir() or b"patient-3" not in path.read_bytes()
@@ -100,11 +100,11 @@ def test_the_conditions_of_a_tile_reach_the_audit_and_never_the_bundle(room: Roo
 
 def test_review_leaves_only_with_a_named_exception_that_is_signed(room: Room, tmp_path: Path) -> None:
     release = room.draft()
-    audit = room.audit(release, lambda report: report.update(verdict="REVIEW"))
+    audit = room.audit(release, set_verdict("REVIEW"))
     exception = VerdictException(
         reason="twelve patients only; shared under agreement", approver="release board"
     )
-    sign_release(room.workspace, audit, room.auditor, now=room.now, exception=exception)
+    room.sign(release, audit, exception=exception)
     exported = export_release(room.workspace, tmp_path / "out", now=room.now)
     assert (exported.report.verdict, exported.report.approver) == ("REVIEW", "release board")
     assert b"shared under agreement" in _verdict_payload(exported.path)
@@ -119,8 +119,8 @@ def _verdict_payload(bundle: Path) -> bytes:
 def test_two_auditors_sign_one_verdict(room: Room, tmp_path: Path) -> None:
     release = room.draft()
     audit = room.audit(release)
-    sign_release(room.workspace, audit, room.auditor, now=room.now)
-    signed = sign_release(room.workspace, audit, room.second, now=room.now)
+    room.sign(release, audit)
+    signed = room.sign(release, audit, room.second)
     assert len(signed.envelope.signatures) == 2
     out = export_release(room.workspace, tmp_path / "out", now=room.now).path
     keys = [room.auditor.verify_key, room.second.verify_key]
