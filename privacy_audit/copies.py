@@ -1,0 +1,199 @@
+"""Exact and near copies: is a released tile a training tile, up to turns, stain, noise, compression and shifts?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from privacy_audit.intervals import binomial_excess, two_sided
+from privacy_audit.policy import CopyPolicy
+from privacy_audit.result import Flag, FlagKind, Status, TestResult, histogram
+from privacy_audit.subject import Group
+
+EXACT = "exact copies"
+NEAR = "near copies"
+
+
+def exact_matches(synthetic: Group, train: Group) -> dict[int, int]:
+    """Synthetic row → training row whose pixels are the same under one of the eight symmetries."""
+    known = {digest: row for row, digest in reversed(list(enumerate(train.features.canonical)))}
+    return {row: known[digest] for row, digest in enumerate(synthetic.features.canonical) if digest in known}
+
+
+def exact_copies(exact: npt.NDArray[np.bool_]) -> TestResult:
+    """Test of bit-identical pixels under turns and mirrors; one is enough to refuse a release.
+
+    Args:
+        exact: (S,) whether each released tile is a training tile.
+    """
+    found, count = int(exact.sum()), len(exact)
+    return TestResult(
+        name=EXACT,
+        section="near copies",
+        claim="No released tile is a training tile, also not turned or mirrored.",
+        statistic="released tiles with the pixels of a training tile",
+        value=float(found),
+        interval=None,
+        threshold=0.0,
+        direction="lower is safer",
+        status=Status.FAIL if found else Status.PASS,
+        why=(
+            f"{found} of {count} released tiles are training tiles, pixel for pixel."
+            if found
+            else f"None of the {count} released tiles has the pixels of a training tile in any of the "
+            "eight turns and mirrors."
+        ),
+        cannot_show="A copy that was compressed, recoloured, blurred or shifted by one pixel: see near copies.",
+    )
+
+
+@dataclass(frozen=True)
+class Conformal:
+    """Null scores and what they say about any other score."""
+
+    null: npt.NDArray[np.float64]
+
+    def p_values(self, scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """p = (1 + #null >= s) / (n_null + 1): valid when null and scores are exchangeable (Vovk et al. 2005)."""
+        ordered = np.sort(self.null)
+        at_least = len(ordered) - np.searchsorted(ordered, scores, side="left")
+        return np.asarray((1.0 + at_least) / (len(ordered) + 1.0), dtype=np.float64)
+
+    def threshold(self, flag_p: float) -> float | None:
+        """Scores strictly above this value have p <= flag_p; None when the null is too small for any to."""
+        allowed = int(np.floor(flag_p * (len(self.null) + 1) + 1e-9)) - 1
+        if allowed < 0 or not len(self.null):
+            return None
+        return float(np.sort(self.null)[::-1][min(allowed, len(self.null) - 1)])
+
+    def flag_rate(self, flag_p: float) -> float:
+        """Share of innocent tiles that are flagged by chance at this p."""
+        return max(int(np.floor(flag_p * (len(self.null) + 1) + 1e-9)), 0) / (len(self.null) + 1)
+
+
+@dataclass(frozen=True)
+class NearCopies:
+    """Result of the screen over the release."""
+
+    result: TestResult
+    p_values: npt.NDArray[np.float64]
+    flagged: npt.NDArray[np.int64]
+    confirmed: npt.NDArray[np.int64]
+    excess_p: float
+
+
+def near_copies(
+    scores: npt.NDArray[np.float64], conformal: Conformal, policy: CopyPolicy, *, unrecognisable: float
+) -> NearCopies:
+    """Test of near copies.
+
+    Args:
+        scores: (S,) screen scores of the released tiles against training.
+        conformal: screen scores of the holdout tiles against the same training tiles.
+        policy: thresholds.
+        unrecognisable: share of training tiles with too little haematoxylin texture to be recognised.
+    """
+    count = len(scores)
+    p_values = conformal.p_values(scores)
+    flags = p_values <= policy.flag_p
+    flagged = np.flatnonzero(flags)
+    confirmed = np.flatnonzero(flags & (scores >= policy.confirm_score))
+    share = len(flagged) / count
+    excess = binomial_excess(len(flagged), count, conformal.flag_rate(policy.flag_p))
+    status, why = _decide(len(flagged), len(confirmed), count, share, excess, policy)
+    threshold = conformal.threshold(policy.flag_p)
+    result = TestResult(
+        name=NEAR,
+        section="near copies",
+        claim="No released tile is a recoloured, compressed, blurred, noisy, turned or shifted training tile.",
+        statistic="share of released tiles nearer to training than the holdout explains",
+        value=share,
+        interval=two_sided(len(flagged), count),
+        interval_kind="Clopper–Pearson 95 %",
+        null=f"{len(conformal.null)} holdout tiles against the same training tiles",
+        p=excess,
+        threshold=policy.max_flagged_share,
+        direction="lower is safer",
+        status=status,
+        why=why,
+        cannot_show=(
+            "Copies zoomed, turned by other than quarter turns, blended half and half, or pasted as a small patch; "
+            f"copies of the {unrecognisable:.1%} of training tiles that show almost no nuclei."
+        ),
+        histogram=histogram(
+            conformal.null,
+            scores,
+            axis="best shift-tolerant haematoxylin correlation with a training tile",
+            null_name="holdout",
+            observed_name="released",
+            threshold=threshold,
+            marks=[float(s) for s in scores[flagged]],
+        ),
+        details={
+            "flagged": len(flagged),
+            "confirmed": len(confirmed),
+            "flag_p": policy.flag_p,
+            "flag_threshold": threshold,
+            "confirm_score": policy.confirm_score,
+            "null_median": float(np.median(conformal.null)) if len(conformal.null) else None,
+            "null_maximum": float(conformal.null.max()) if len(conformal.null) else None,
+            "released_maximum": float(scores.max()),
+        },
+    )
+    return NearCopies(result, p_values, flagged, confirmed, excess)
+
+
+def flags_of(
+    ids: Sequence[str],
+    nearest: Sequence[str],
+    scores: npt.NDArray[np.float64],
+    exact: npt.NDArray[np.bool_],
+    near: NearCopies,
+) -> list[Flag]:
+    """Every flagged released tile with the digest of its nearest training tile, worst first."""
+    confirmed = set(near.confirmed.tolist())
+    rows = set(np.flatnonzero(exact).tolist()) | set(near.flagged.tolist())
+    out = []
+    for row in sorted(rows, key=lambda row: (-scores[row], ids[row])):
+        kind: FlagKind = (
+            "exact copy" if exact[row] else "confirmed near copy" if row in confirmed else "near copy"
+        )
+        out.append(
+            Flag(
+                synthetic=ids[row],
+                nearest=nearest[row],
+                score=round(float(scores[row]), 6),
+                p_value=round(float(near.p_values[row]), 8),
+                kind=kind,
+            )
+        )
+    return out
+
+
+def _decide(
+    flagged: int, confirmed: int, count: int, share: float, excess: float, policy: CopyPolicy
+) -> tuple[Status, str]:
+    if confirmed:
+        return Status.FAIL, (
+            f"{confirmed} of {count} released tiles match a training tile with a score of at least "
+            f"{policy.confirm_score:g}, which no pair of unrelated tiles reached."
+        )
+    if excess < policy.excess_p_fail or share > policy.max_flagged_share:
+        return Status.FAIL, (
+            f"{flagged} of {count} released tiles lie nearer to training than the holdout explains "
+            f"(chance of so many: {excess:.2g})."
+        )
+    if flagged:
+        return Status.REVIEW, (
+            f"{flagged} of {count} released tiles lie beyond the holdout, no more than chance allows; "
+            "a person has to look at each pair."
+        )
+    if excess < policy.excess_p_review:
+        return Status.REVIEW, f"More released tiles than expected lie near training tiles (p = {excess:.2g})."
+    return (
+        Status.PASS,
+        f"None of the {count} released tiles lies nearer to a training tile than the holdout does.",
+    )

@@ -1,0 +1,184 @@
+"""Haematoxylin geometry: the stain channel in which a copy keeps its shape, and correlation over turns and shifts.
+
+Colour is the shortcut of histopathology: tiles of one slide look alike by stain alone. The haematoxylin channel,
+normalised tile by tile, keeps nuclei and drops the stain, so that a similarity here is one of shape.
+
+Legend: B tiles, N side of a thumbnail, S number of shifts, O the eight symmetries of the square (D4).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+FINE_SIDE = 64
+COARSE_SIDE = 32
+POOLED_SIDE = 16
+ORIENTATIONS = 8
+
+# Optical-density vectors of haematoxylin, eosin and DAB: Ruifrok & Johnston, Anal Quant Cytol Histol 23 (2001), table 1.
+_RUIFROK = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
+_OD_FLOOR = 0.02  # below this spread of haematoxylin (optical density) a tile is glass or fat, not texture
+_BAND_SIGMA = 0.125  # of the side: slower changes than this are staining and thickness, not shape
+_FLAT = 0.05  # an overlap with less than this share of the tile's variance proves nothing
+
+
+def haematoxylin(pixels: Tensor) -> Tensor:
+    """Haematoxylin density of uint8 (B, 3, H, W) tiles by Ruifrok's separation, float32 (B, H, W), >= 0 mostly."""
+    vectors = _RUIFROK / np.linalg.norm(_RUIFROK, axis=1, keepdims=True)
+    unmix = torch.from_numpy(np.linalg.inv(vectors)[:, 0]).float()
+    density = -torch.log10((pixels.float() + 1.0) / 256.0)
+    return torch.einsum("bchw,c->bhw", density, unmix)
+
+
+def thumbnails(pixels: Tensor, side: int = FINE_SIDE) -> tuple[Tensor, Tensor]:
+    """Normalised haematoxylin thumbnails and their texture.
+
+    Args:
+        pixels: uint8 (B, 3, H, W).
+        side: N, side of the thumbnail.
+
+    Returns:
+        (B, N, N) float32, slow changes removed, clipped to robust limits, divided by a robust spread;
+        (B,) the spread itself in optical density: how much shape there is to recognise.
+    """
+    small = F.adaptive_avg_pool2d(haematoxylin(pixels)[:, None], side)
+    band = (small - _blur(small, _BAND_SIGMA * side))[:, 0]
+    flat = band.flatten(1)
+    median = flat.median(dim=1).values[:, None, None]
+    spread = 1.4826 * (flat - median[:, 0]).abs().median(dim=1).values
+    spread = torch.maximum(spread, 0.5 * flat.std(dim=1))
+    scale = spread.clamp_min(_OD_FLOOR)[:, None, None]
+    return ((band - median) / scale).clamp(-4.0, 6.0), spread
+
+
+def orient(images: Tensor, which: int) -> Tensor:
+    """Apply symmetry 0..7 of the square to the last two axes: four quarter turns, then the same after a mirror."""
+    turned = torch.rot90(images, which % 4, dims=(-2, -1))
+    return turned.flip(-1) if which >= 4 else turned
+
+
+def pooled(thumbs: Tensor) -> Tensor:
+    """Unit vectors (B, 256) of the thumbnails pooled to 16×16, for unshifted retrieval by dot product."""
+    small = F.adaptive_avg_pool2d(thumbs[:, None].float(), POOLED_SIDE).flatten(1)
+    small = small - small.mean(dim=1, keepdim=True)
+    # The floor keeps tiles without texture short of unit length: nothing resembles an empty field.
+    return small / small.norm(dim=1, keepdim=True).clamp_min(0.2 * POOLED_SIDE)
+
+
+@dataclass(frozen=True)
+class Shifts:
+    """Every shift (dy, dx) of an N×N tile that leaves at least `min_overlap` of its area in common."""
+
+    side: int
+    padded: int
+    reach: int
+    allowed: Tensor  # (2R+1, 2R+1) bool
+    area: Tensor  # (2R+1, 2R+1) pixels in common
+
+    @classmethod
+    def of(cls, side: int, min_overlap: float) -> Shifts:
+        """Plan the search; the transform is padded so that no shift wraps around."""
+        reach = int(side * (1.0 - min_overlap))
+        span = torch.arange(-reach, reach + 1)
+        area = ((side - span.abs())[:, None] * (side - span.abs())[None, :]).float()
+        return cls(side, side + reach, reach, area >= min_overlap * side * side, area)
+
+
+@dataclass(frozen=True)
+class Spectra:
+    """What a thumbnail needs for correlation at every shift: its transform, and two maps over the shifts.
+
+    `centre` is the sum over the overlap divided by the root of its area; `weight` is one over the root of the
+    variance sum there, times the root of the overlap's share of the tile; 0 where the shift is not allowed.
+    """
+
+    spectrum: Tensor  # (B, P, P/2+1) complex64
+    centre: Tensor  # (B, 2R+1, 2R+1)
+    weight: Tensor  # (B, 2R+1, 2R+1)
+
+    def __getitem__(self, index: Tensor) -> Spectra:
+        return Spectra(self.spectrum[index], self.centre[index], self.weight[index])
+
+
+def spectra(images: Tensor, shifts: Shifts, *, moving: bool) -> Spectra:
+    """Prepare (B, N, N) images; `moving` ones are those that are shifted over the others."""
+    images = images.float()
+    centre = _overlap_sums(images, shifts, moving) / shifts.area.sqrt()
+    variance = _overlap_sums(images * images, shifts, moving) - centre**2
+    # Thumbnails have a spread near 1, so `area` is the variance sum expected of an overlap with texture.
+    weight = (shifts.area.sqrt() / shifts.side / torch.maximum(variance, _FLAT * shifts.area)).sqrt()
+    return Spectra(
+        torch.fft.rfft2(images, s=(shifts.padded, shifts.padded)), centre, weight * shifts.allowed.float()
+    )
+
+
+def correlate(fixed: Spectra, moving: Spectra, shifts: Shifts) -> tuple[Tensor, Tensor]:
+    """Best normalised correlation of paired images over all allowed shifts.
+
+    For shift s the two images share an overlap of n pixels; NCC(s) is Pearson's r inside it, and the score is
+    r · sqrt(n / N²): a small overlap must agree better than a large one to count the same.
+
+    Returns:
+        scores (B,) in [0, 1] and shifts (B, 2) as (dy, dx): fixed[y, x] matches moving[y - dy, x - dx].
+    """
+    side, reach = shifts.padded, shifts.reach
+    cross = torch.fft.irfft2(fixed.spectrum * moving.spectrum.conj(), s=(side, side))
+    cross = torch.roll(cross, (reach, reach), dims=(-2, -1))[..., : 2 * reach + 1, : 2 * reach + 1]
+    score = (
+        torch.addcmul(cross, fixed.centre, moving.centre, value=-1.0).mul_(fixed.weight).mul_(moving.weight)
+    )
+    best, at = score.flatten(-2).max(dim=-1)
+    width = 2 * reach + 1
+    return best.clamp(0.0, 1.0), torch.stack([at // width - reach, at % width - reach], dim=-1)
+
+
+def correlation_slow(
+    fixed: npt.NDArray[np.float64], moving: npt.NDArray[np.float64], min_overlap: float
+) -> tuple[float, tuple[int, int]]:
+    """The obvious path of `correlate` for one pair, shift by shift; kept as its oracle."""
+    side = fixed.shape[0]
+    reach = int(side * (1.0 - min_overlap))
+    best, where = -1.0, (0, 0)
+    for dy in range(-reach, reach + 1):
+        for dx in range(-reach, reach + 1):
+            area = (side - abs(dy)) * (side - abs(dx))
+            if area < min_overlap * side * side:
+                continue
+            a = fixed[max(dy, 0) : side + min(dy, 0), max(dx, 0) : side + min(dx, 0)]
+            b = moving[max(-dy, 0) : side + min(-dy, 0), max(-dx, 0) : side + min(-dx, 0)]
+            a, b = a - a.mean(), b - b.mean()
+            floor = _FLAT * area
+            score = float((a * b).sum() / np.sqrt(max((a * a).sum(), floor) * max((b * b).sum(), floor)))
+            score *= np.sqrt(area) / side
+            if score > best:
+                best, where = score, (dy, dx)
+    return max(best, 0.0), where
+
+
+def _blur(images: Tensor, sigma: float) -> Tensor:
+    radius = int(np.ceil(2.5 * sigma))
+    x = torch.arange(-radius, radius + 1, dtype=torch.float32)
+    kernel = torch.exp(-0.5 * (x / sigma) ** 2)
+    kernel = kernel / kernel.sum()
+    padded = F.pad(images, (radius, radius, radius, radius), mode="reflect")
+    return F.conv2d(F.conv2d(padded, kernel[None, None, None, :]), kernel[None, None, :, None])
+
+
+def _overlap_sums(values: Tensor, shifts: Shifts, moving: bool) -> Tensor:
+    """Sum of (B, N, N) values over the overlap at each shift, by an integral image: (B, 2R+1, 2R+1)."""
+    side, reach = shifts.side, shifts.reach
+    integral = F.pad(values.cumsum(-1).cumsum(-2), (1, 0, 1, 0))
+    span = torch.arange(-reach, reach + 1) * (-1 if moving else 1)
+    low, high = span.clamp_min(0), side + span.clamp_max(0)
+
+    def corner(rows: Tensor, columns: Tensor) -> Tensor:
+        return integral[:, rows][:, :, columns]
+
+    total = corner(high, high) - corner(low, high) - corner(high, low) + corner(low, low)
+    return total

@@ -1,0 +1,42 @@
+"""Exact intervals and tests for counts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from scipy.stats import beta, binom
+
+
+def clopper_pearson_lower(hits: int, trials: int, confidence: float = 0.95) -> float:
+    """One-sided lower bound of a proportion (Clopper & Pearson, Biometrika 26, 1934); 0 without trials."""
+    if trials == 0 or hits == 0:
+        return 0.0
+    return float(beta.ppf(1.0 - confidence, hits, trials - hits + 1))
+
+
+def clopper_pearson_upper(hits: int, trials: int, confidence: float = 0.95) -> float:
+    """One-sided upper bound of a proportion; 1 without trials."""
+    if trials == 0 or hits == trials:
+        return 1.0
+    return float(beta.ppf(confidence, hits + 1, trials - hits))
+
+
+def two_sided(hits: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Two-sided Clopper–Pearson interval."""
+    half = 1.0 - (1.0 - confidence) / 2.0
+    return clopper_pearson_lower(hits, trials, half), clopper_pearson_upper(hits, trials, half)
+
+
+def binomial_excess(hits: int, trials: int, rate: float) -> float:
+    """P(X >= hits) for X binomial with the given rate: how surprising so many hits are by chance."""
+    return float(binom.sf(hits - 1, trials, rate)) if hits > 0 else 1.0
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """Holm's step-down adjustment (Scand J Statist 6, 1979) of a family of p-values."""
+    adjusted: dict[str, float] = {}
+    running = 0.0
+    for rank, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
+        running = max(running, min(1.0, p * (len(p_values) - rank)))
+        adjusted[name] = running
+    return adjusted

@@ -1,0 +1,184 @@
+"""The policy of an audit: every threshold in one versioned, digested document, none in the code."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pixcell_core.contracts import digest
+from pixcell_core.errors import BadInputError
+
+SHIPPED = Path(__file__).parent / "policies"
+DEFAULT_POLICY = "core"
+_MAX_BYTES = 256 * 1024
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+Kind = Literal["exact", "jpeg50", "d4", "stain", "blur", "noise", "shift25"]
+
+
+class PolicyError(BadInputError):
+    """The policy file cannot be read or says something it may not say."""
+
+    default_code = "bad-policy"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class PreconditionPolicy(_Part):
+    """Sizes and evidence without which no verdict is possible."""
+
+    invalid_patients_below: Annotated[int, Field(ge=2)]
+    review_patients_below: Annotated[int, Field(ge=2)]
+    min_null_tiles: Annotated[int, Field(ge=20)]
+    min_synthetic_tiles: Annotated[int, Field(ge=1)]
+    twin_correlation: Share
+    require_split_evidence: bool
+    min_count_shown: Annotated[int, Field(ge=1)]
+
+
+class CopyPolicy(_Part):
+    """How near copies are searched and when one is flagged or confirmed."""
+
+    eye_pixels: Annotated[int, Field(ge=32, le=512)]
+    candidates_per_source: Annotated[int, Field(ge=1, le=64)]
+    verified_orientations: Annotated[int, Field(ge=1, le=64)]
+    min_overlap: Annotated[float, Field(ge=0.25, le=1)]
+    flag_p: Share
+    confirm_score: Share
+    max_flagged_share: Share
+    excess_p_fail: Share
+    excess_p_review: Share
+
+
+class PatientPolicy(_Part):
+    """The exact permutation test over patients, and the power it must have."""
+
+    permutations: Annotated[int, Field(ge=99, le=1_000_000)]
+    tail_share: Share
+    min_tail_tiles: Annotated[int, Field(ge=1)]
+    p_review: Share
+    p_fail: Share
+    power_copy_share: Share
+    min_power: Share
+    power_simulations: Annotated[int, Field(ge=10)]
+    power_permutations: Annotated[int, Field(ge=99)]
+
+
+class SelfTestPolicy(_Part):
+    """Planted controls: how many, and what the audit must see to hold an opinion."""
+
+    planted_per_kind: Annotated[int, Field(ge=4, le=10_000)]
+    max_null_false_positive: Share
+    max_recoloured_false_positive: Share
+    recoloured_tiles: Annotated[int, Field(ge=10)]
+    gates: dict[Kind, Share]
+
+
+class Policy(_Part):
+    """Everything an audit is judged by. Its digest stands in the report and in the verdict."""
+
+    schema_version: Literal["audit-policy/v1"]
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
+    words: str = ""
+    preconditions: PreconditionPolicy
+    copies: CopyPolicy
+    patients: PatientPolicy
+    self_test: SelfTestPolicy
+
+    @property
+    def digest(self) -> str:
+        """``sha256:<hex>`` of the canonical JSON of the effective policy (comments do not count)."""
+        return digest(self.model_dump(mode="json"))
+
+
+def load_policy(source: str | Path | None = None) -> Policy:
+    """Load a policy file, or one that ships here by its name (`core`, `rehearsal`); the default is `core`.
+
+    Raises:
+        PolicyError: unreadable, too large, not YAML, an unknown key (the nearest known one is named), a bad value.
+    """
+    path = policy_path(source)
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise PolicyError(
+            f"The audit policy {path} cannot be read: {error.strerror or error}.",
+            hint=f"Give a YAML file or one of the shipped names: {', '.join(shipped_policies())}.",
+            code="policy-missing",
+        ) from error
+    if len(raw) > _MAX_BYTES:
+        raise PolicyError(
+            f"The audit policy {path.name} is larger than {_MAX_BYTES} bytes.",
+            hint="Start from the output of `pixcell audit policy show`.",
+        )
+    try:
+        value = yaml.safe_load(raw.decode("utf-8"))
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise PolicyError(
+            f"The audit policy {path.name} is not YAML: {str(error).splitlines()[0]}.",
+            hint="Start from the output of `pixcell audit policy show`.",
+        ) from error
+    if not isinstance(value, dict):
+        raise PolicyError(
+            f"The audit policy {path.name} is no mapping of settings.",
+            hint="Start from the output of `pixcell audit policy show`.",
+        )
+    return parse_policy(value, path.name)
+
+
+def parse_policy(value: dict[str, Any], name: str = "policy") -> Policy:
+    """Validate a policy that was already parsed; the first error is said in one line."""
+    try:
+        policy = Policy.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        if first["type"] in ("extra_forbidden", "literal_error") and first["loc"]:
+            known = _known_keys(first["loc"])
+            near = difflib.get_close_matches(
+                str(first["loc"][-1]).replace("[key]", ""), known, n=1, cutoff=0.0
+            )
+            hint = f"Did you mean `{near[0]}`?" if near else "Remove it."
+        else:
+            hint = "See `pixcell audit policy show` for the shipped value and its source."
+        message = "unknown key" if first["type"] == "extra_forbidden" else first["msg"].lower()
+        raise PolicyError(f"{name}: `{where}`: {message}.", hint=hint) from error
+    limits = policy.preconditions
+    if limits.review_patients_below < limits.invalid_patients_below:
+        raise PolicyError(
+            f"{name}: `preconditions.review_patients_below` lies under `invalid_patients_below`.",
+            hint="REVIEW begins above INVALID: raise the first or lower the second.",
+        )
+    if not policy.self_test.gates:
+        raise PolicyError(
+            f"{name}: `self_test.gates` names no kind of copy.",
+            hint="An audit that proves no sensitivity may not pass anything; name at least `exact`.",
+        )
+    return policy
+
+
+def policy_path(source: str | Path | None) -> Path:
+    """The file behind a path, a shipped name, or nothing (the default)."""
+    text = str(source or DEFAULT_POLICY)
+    return SHIPPED / f"{text}.yaml" if text in shipped_policies() else Path(text)
+
+
+def shipped_policies() -> list[str]:
+    """Names of the policies that ship with the package."""
+    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    model: type[BaseModel] = Policy
+    for part in location[:-1]:
+        annotation = model.model_fields[str(part)].annotation if str(part) in model.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return list(Kind.__args__)  # type: ignore[attr-defined]
+        model = annotation
+    return list(model.model_fields)

@@ -1,0 +1,238 @@
+"""What must hold before any number means anything: disjoint patients, enough of them, a holdout drawn beforehand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from privacy_audit.geometry import pooled
+from privacy_audit.policy import PreconditionPolicy
+from privacy_audit.result import Status, TestResult, worst
+from privacy_audit.subject import Group
+from privacy_audit.tiles import TileSource
+
+DISJOINT = "training and holdout disjoint"
+SIZES = "enough patients and tiles"
+DRAWN_BEFORE = "holdout drawn before training"
+SPLIT_FILE = "split.json"
+_BLOCK = 2048
+
+
+def disjoint(train: Group, holdout: Group, policy: PreconditionPolicy) -> TestResult:
+    """No patient, no pixel-identical tile and no twin field may stand on both sides."""
+    patients = len(set(train.patients) & set(holdout.patients))
+    tiles = len(set(train.features.canonical) & set(holdout.features.canonical))
+    twins = 0 if tiles else count_twins(train, holdout, policy.twin_correlation)
+    clusters = twin_clusters(train, policy.twin_correlation)
+    if patients or tiles:
+        status = Status.INVALID
+        why = (
+            f"{'Some patients' if patients else 'No patient'} and {tiles} identical tiles stand on both sides: a "
+            "holdout that shares patients hides exactly the leak it should show."
+        )
+    elif twins:
+        status = Status.REVIEW
+        why = f"{twins} holdout tiles show nearly the same field as a training tile: one slide under two patients?"
+    else:
+        status, why = Status.PASS, "No patient and no tile, turned or mirrored, stands on both sides."
+    return TestResult(
+        name=DISJOINT,
+        section="preconditions",
+        claim="Training and holdout share no patient and no tile.",
+        statistic="identical tiles on both sides",
+        value=float(tiles),
+        threshold=0.0,
+        direction="lower is safer",
+        status=status,
+        why=why,
+        cannot_show="One person under two patient identifiers whose tiles look different.",
+        details={"twins_across": twins, "train_tiles": len(train), "train_clusters": clusters},
+    )
+
+
+def sizes(train: Group, holdout: Group, synthetic: Group, policy: PreconditionPolicy) -> TestResult:
+    """Enough patients on each side, null tiles and released tiles."""
+    patients = min(len(train.patient_names), len(holdout.patient_names))
+    problems: list[tuple[Status, str]] = []
+    if patients < policy.invalid_patients_below:
+        problems.append((Status.INVALID, f"fewer than {policy.invalid_patients_below} patients on one side"))
+    elif patients < policy.review_patients_below:
+        problems.append((Status.REVIEW, f"fewer than {policy.review_patients_below} patients on one side"))
+    if len(holdout) < policy.min_null_tiles:
+        problems.append((Status.INVALID, f"{len(holdout)} holdout tiles, fewer than {policy.min_null_tiles}"))
+    if len(synthetic) < policy.min_synthetic_tiles:
+        problems.append(
+            (Status.INVALID, f"{len(synthetic)} released tiles, fewer than {policy.min_synthetic_tiles}")
+        )
+    certified = 1.0 - 0.05 ** (1.0 / max(len(holdout), 1))
+    status = worst([problem[0] for problem in problems] or [Status.PASS])
+    words = "; ".join(problem[1] for problem in problems)
+    return TestResult(
+        name=SIZES,
+        section="preconditions",
+        claim="The sample is large enough to decide.",
+        statistic="patients on the smaller side",
+        value=float(patients) if patients >= policy.min_count_shown else None,
+        threshold=float(policy.review_patients_below),
+        direction="higher is safer",
+        status=status,
+        why=(words[0].upper() + words[1:] + "." if words else "Patients and tiles reach the policy's minima.")
+        + f" {len(holdout)} holdout tiles can certify a false flag rate of at most {certified:.2%} (95 %, no false flag).",
+        cannot_show="Leaks rarer than the sample can show.",
+        details={
+            "train_patients": shown(len(train.patient_names), policy.min_count_shown),
+            "holdout_patients": shown(len(holdout.patient_names), policy.min_count_shown),
+            "train_tiles": len(train),
+            "holdout_tiles": len(holdout),
+            "released_tiles": len(synthetic),
+            "certified_false_flag_rate": round(certified, 6),
+        },
+    )
+
+
+def shown(count: int, minimum: int) -> int | str:
+    """A count of patients, or the words that replace a small one."""
+    return count if count >= minimum else f"fewer than {minimum}"
+
+
+@dataclass(frozen=True)
+class SplitEvidence:
+    """What a split file says: when the holdout was drawn, and which patients stand on each side."""
+
+    drawn: datetime | None
+    trained: datetime | None
+    train: frozenset[str]
+    holdout: frozenset[str]
+
+
+def find_split(*sources: TileSource) -> SplitEvidence | None:
+    """Read `split.json` in a source's folder or beside it; None where there is none that can be read."""
+    for source in sources:
+        for folder in (source.folder, source.folder.resolve().parent):
+            path = folder / SPLIT_FILE
+            if path.is_file() and path.stat().st_size < 64 * 1024 * 1024:
+                found = _parse_split(path)
+                if found is not None:
+                    return found
+    return None
+
+
+def drawn_before(
+    evidence: SplitEvidence | None, train: Group, holdout: Group, policy: PreconditionPolicy
+) -> TestResult:
+    """The holdout must have been drawn before training, by patient, from one pool."""
+    status, why = _judge_split(evidence, train, holdout)
+    if status is Status.REVIEW and evidence is None and not policy.require_split_evidence:
+        status, why = Status.PASS, "No evidence was asked for by the policy."
+    return TestResult(
+        name=DRAWN_BEFORE,
+        section="preconditions",
+        claim="The holdout was drawn by patient from the same pool before anything was trained.",
+        statistic="evidence that the split came first",
+        value=1.0 if status is Status.PASS else 0.0,
+        threshold=1.0,
+        direction="higher is safer",
+        status=status,
+        why=why,
+        cannot_show="Training that happened before and was not recorded.",
+    )
+
+
+def count_twins(left: Group, right: Group, correlation: float) -> int:
+    """Tiles of `right` whose haematoxylin thumbnail equals one of `left` up to noise, unturned."""
+    base = pooled(left.features.thumbs.float())
+    found = 0
+    for block in right.features.thumbs.split(_BLOCK):
+        found += int(((pooled(block.float()) @ base.T).max(dim=1).values >= correlation).sum())
+    return found
+
+
+def twin_clusters(group: Group, correlation: float) -> int:
+    """Number of clusters of near-duplicate tiles: overlapping or repeated fields count as one."""
+    vectors = pooled(group.features.thumbs.float())
+    parent = list(range(len(vectors)))
+
+    def root(item: int) -> int:
+        while parent[item] != item:
+            parent[item] = parent[parent[item]]
+            item = parent[item]
+        return item
+
+    for start in range(0, len(vectors), _BLOCK):
+        rows, columns = torch.nonzero(
+            vectors[start : start + _BLOCK] @ vectors.T >= correlation, as_tuple=True
+        )
+        for row, column in zip((rows + start).tolist(), columns.tolist(), strict=True):
+            if row < column:
+                parent[root(row)] = root(column)
+    return sum(1 for item in range(len(parent)) if parent[item] == item)
+
+
+def _judge_split(evidence: SplitEvidence | None, train: Group, holdout: Group) -> tuple[Status, str]:
+    if evidence is None:
+        return Status.REVIEW, (
+            f"No {SPLIT_FILE} beside the tiles says when the holdout was drawn: a person has to vouch for it."
+        )
+    strangers = [
+        name
+        for name, tiles, listed in (
+            ("training", train, evidence.train),
+            ("holdout", holdout, evidence.holdout),
+        )
+        if listed and not set(tiles.patients) <= listed
+    ]
+    if strangers:
+        return (
+            Status.INVALID,
+            f"The {' and '.join(strangers)} tiles hold patients that {SPLIT_FILE} does not list there.",
+        )
+    if not evidence.train or not evidence.holdout or evidence.drawn is None:
+        return Status.REVIEW, f"{SPLIT_FILE} does not say which patients were drawn and when."
+    if evidence.trained is not None and evidence.trained < evidence.drawn:
+        return (
+            Status.REVIEW,
+            "The holdout was drawn after training began: it may differ from what training left out.",
+        )
+    return (
+        Status.PASS,
+        f"{SPLIT_FILE} lists both sides, and the holdout was drawn on {evidence.drawn:%Y-%m-%d}.",
+    )
+
+
+def _parse_split(path: Path) -> SplitEvidence | None:
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    if not isinstance(value, dict):
+        return None
+    return SplitEvidence(
+        _time(value, ("drawn_at", "created_at", "created", "time")),
+        _time(value, ("training_started_at", "trained_at")),
+        _names(value, ("train", "train_patients", "training")),
+        _names(value, ("holdout", "holdout_patients")),
+    )
+
+
+def _time(value: dict[str, Any], keys: Sequence[str]) -> datetime | None:
+    for key in keys:
+        if isinstance(value.get(key), str):
+            try:
+                return datetime.fromisoformat(value[key])
+            except ValueError:
+                return None
+    return None
+
+
+def _names(value: dict[str, Any], keys: Sequence[str]) -> frozenset[str]:
+    for key in keys:
+        found = value.get(key)
+        if isinstance(found, list):
+            return frozenset(str(name) for name in found)
+    return frozenset()

@@ -1,0 +1,329 @@
+"""Runs an audit: reads tiles, gathers evidence, judges it, writes the report. The only room with files and clocks."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from pixcell_core.contracts import digest
+from pixcell_core.contracts.release import tiles_root
+from pixcell_core.errors import BadInputError, PixcellError
+from privacy_audit.copies import exact_matches
+from privacy_audit.evidence import Evidence, as_stored
+from privacy_audit.eye import Eye, SecondEye
+from privacy_audit.features import TileFeatures, join, load_features
+from privacy_audit.gallery import write_site_page
+from privacy_audit.judge import NOT_TESTED, judge
+from privacy_audit.neighbours import Standardiser, patient_minima
+from privacy_audit.policy import Policy
+from privacy_audit.preconditions import disjoint, drawn_before, find_split, shown, sizes
+from privacy_audit.render import render_page
+from privacy_audit.report import (
+    EVIDENCE,
+    NEIGHBOURS,
+    PAGE,
+    REPORT,
+    SITE_FOLDER,
+    AuditReport,
+    PolicyStatement,
+    Reference,
+    Released,
+    ReleasedFile,
+    Subjects,
+    summarise,
+    timestamp,
+    tool,
+)
+from privacy_audit.screen import CopyScreen, ScreenScores
+from privacy_audit.self_test import TEXTURE_FLOOR, plant, recoloured_holdout
+from privacy_audit.subject import Cohort, Group, cohort_of
+from privacy_audit.tiles import TileError, TileSource, open_tiles
+
+_IDENTIFYING_LENGTH = 4
+
+
+@dataclass(frozen=True)
+class AuditRequest:
+    """What to audit, by which policy, and where to write."""
+
+    train: Path
+    holdout: Path
+    synthetic: Path
+    out: Path
+    policy: Policy
+    seed: int | None = None
+
+
+@dataclass
+class _Clock:
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.process_time()
+        yield
+        self.seconds[name] = round(time.process_time() - start, 2)
+
+
+def run_audit(request: AuditRequest, eye: Eye | None = None) -> AuditReport:
+    """Audit a release and write `report.json`, `report.html` and the site's own pages into `request.out`.
+
+    A verdict of FAIL or INVALID is a result, not an error.
+
+    Raises:
+        BadInputError: a folder or file cannot be used.
+    """
+    seed = request.seed if request.seed is not None else secrets.randbelow(2**31)
+    sources = (
+        open_tiles(request.train, name="training", needs_patients=True),
+        open_tiles(request.holdout, name="holdout", needs_patients=True),
+        open_tiles(request.synthetic, name="synthetic", needs_patients=False),
+    )
+    _refuse_same_folder(request)
+    _refuse_identifying_names(*sources)
+    eye = eye or SecondEye(request.policy.copies.eye_pixels)
+    out = _prepare(request.out)
+    clock = _Clock()
+    with clock.stage("looking"):
+        train, holdout, synthetic = (_group(source, eye, out / "cache") for source in sources)
+    evidence, scores = _gather(sources, (train, holdout, synthetic), eye, request.policy, seed, clock)
+    with clock.stage("judging"):
+        judged = judge(evidence, request.policy, seed)
+    packed = evidence.to_bytes()
+    report = AuditReport(
+        verdict=judged.verdict,
+        summary=summarise(judged.verdict, judged.tests, len(judged.flagged), len(synthetic)),
+        created_at=timestamp(datetime.now(UTC)),
+        tool=tool(eye.name),
+        policy=PolicyStatement(
+            name=request.policy.name,
+            words=request.policy.words,
+            digest=request.policy.digest,
+            settings=request.policy.model_dump(mode="json"),
+        ),
+        seed=seed,
+        subjects=_subjects(sources[2], train, holdout, synthetic, request.policy),
+        tests=judged.tests,
+        flagged=judged.flagged,
+        proven_kinds=judged.proven_kinds,
+        not_tested=NOT_TESTED,
+        evidence_digest=digest(packed),
+        seconds=clock.seconds,
+    )
+    _write(out / EVIDENCE, packed)
+    _write(out / NEIGHBOURS, json.dumps(_neighbours(report, train), indent=1).encode())
+    write_site_page(out, report, sources[0], sources[2], scores, evidence)
+    write_report(out, report)
+    return report
+
+
+def write_report(out: Path, report: AuditReport) -> None:
+    """Write the shareable page and, last, the JSON: a report that exists is complete."""
+    _write(out / PAGE, render_page(report).encode())
+    _write(out / REPORT, (json.dumps(report.model_dump(mode="json"), indent=1) + "\n").encode())
+
+
+def _gather(
+    sources: tuple[TileSource, TileSource, TileSource],
+    groups: tuple[Group, Group, Group],
+    eye: Eye,
+    policy: Policy,
+    seed: int,
+    clock: _Clock,
+) -> tuple[Evidence, ScreenScores]:
+    train, holdout, synthetic = groups
+    rng = np.random.default_rng([seed, 0])
+    preconditions = (
+        disjoint(train, holdout, policy.preconditions),
+        sizes(train, holdout, synthetic, policy.preconditions),
+        drawn_before(find_split(sources[0], sources[1]), train, holdout, policy.preconditions),
+    )
+    with clock.stage("planting"):
+        planted = plant(sources[0], train, sources[1], eye, policy.self_test.planted_per_kind, rng)
+        recoloured, rows = recoloured_holdout(
+            sources[1], sources[0], eye, policy.self_test.recoloured_tiles, rng
+        )
+    standardise = Standardiser.fit(train.features.embeddings, holdout.features.embeddings)
+    with clock.stage("screening"):
+        screen = CopyScreen(train.features, standardise, policy.copies)
+        scored = _blind(screen, [synthetic.features, planted.features, recoloured, holdout.features], rng)
+    released, controls, colours, null = scored
+    cohort = cohort_of(train, holdout)
+    with clock.stage("distances"):
+        near = _distances(synthetic.features, train, holdout, cohort, standardise)
+        near_planted = _distances(planted.features, train, holdout, cohort, standardise)
+    exact = exact_matches(synthetic, train)
+    known = set(train.features.canonical)
+    evidence = Evidence(
+        released_ids=synthetic.ids,
+        released_scores=released.score,
+        released_nearest=tuple(
+            train.features.digests[exact.get(row, int(match))] for row, match in enumerate(released.match)
+        ),
+        released_exact=np.array([row in exact for row in range(len(synthetic))], dtype=bool),
+        released_distances=near,
+        null_scores=null.score,
+        null_owner=cohort.of_holdout,
+        planted_scores=controls.score,
+        planted_kind=planted.kind,
+        planted_same=np.array([mark in known for mark in planted.features.canonical], dtype=bool),
+        planted_right=controls.match == planted.source,
+        planted_distances=near_planted,
+        planted_patient=cohort.of_train[planted.source],
+        recoloured_scores=colours.score,
+        recoloured_owner=cohort.of_holdout[rows],
+        is_train=cohort.is_train,
+        stratum=cohort.stratum,
+        unrecognisable=float((train.features.texture <= TEXTURE_FLOOR).float().mean()),
+        preconditions=preconditions,
+    )
+    return evidence, released
+
+
+def _blind(screen: CopyScreen, groups: list[TileFeatures], rng: np.random.Generator) -> list[ScreenScores]:
+    """Score all groups in one shuffled queue: the screen cannot know which tile was planted."""
+    everyone = join(groups)
+    order = rng.permutation(len(everyone))
+    shuffled = screen.score(everyone.select(order), "searching for near copies")
+    back = np.argsort(order)
+    bounds = np.cumsum([0] + [len(group) for group in groups])
+    return [
+        ScreenScores(
+            shuffled.score[back[low:high]], shuffled.match[back[low:high]], shuffled.aligned[back[low:high]]
+        )
+        for low, high in pairwise(bounds)
+    ]
+
+
+def _distances(
+    queries: TileFeatures, train: Group, holdout: Group, cohort: Cohort, standardise: Standardiser
+) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    import torch
+
+    base = standardise(torch.cat([train.features.embeddings, holdout.features.embeddings]))
+    owner = torch.from_numpy(np.concatenate([cohort.of_train, cohort.of_holdout]))
+    return as_stored(patient_minima(standardise(queries.embeddings), base, owner, cohort.patients).numpy())
+
+
+def _group(source: TileSource, eye: Eye, cache: Path) -> Group:
+    features = load_features(source, eye, cache)
+    return Group(source.name, tuple(source.ids), tuple(source.patients), tuple(source.strata), features)
+
+
+def _subjects(source: TileSource, train: Group, holdout: Group, synthetic: Group, policy: Policy) -> Subjects:
+    files = source.file_digests()
+    minimum = policy.preconditions.min_count_shown
+
+    def reference(group: Group) -> Reference:
+        return Reference(
+            tiles=len(group),
+            patients=shown(len(group.patient_names), minimum),
+            root=tiles_root(group.features.digests),
+        )
+
+    return Subjects(
+        synthetic=Released(
+            tiles=len(synthetic),
+            root=tiles_root(files),
+            sorted_sha256=tuple(sorted(files)),
+            files=tuple(
+                ReleasedFile(name=name, sha256=file, pixel_sha256=pixels)
+                for name, file, pixels in zip(synthetic.ids, files, synthetic.features.digests, strict=True)
+            ),
+        ),
+        train=reference(train),
+        holdout=reference(holdout),
+    )
+
+
+def _neighbours(report: AuditReport, train: Group) -> dict[str, object]:
+    """For the site alone: which training tile stands behind each digest of the flagged list."""
+    names = dict(zip(train.features.digests, train.ids, strict=True))
+    return {
+        "mark": "SITE ONLY - do not export",
+        "flagged": [{**flag.model_dump(), "training_tile": names[flag.nearest]} for flag in report.flagged],
+    }
+
+
+def _refuse_same_folder(request: AuditRequest) -> None:
+    folders = [path.resolve() for path in (request.train, request.holdout, request.synthetic)]
+    if len(set(folders)) < len(folders):
+        raise BadInputError(
+            "Two of the folders --train, --holdout and --synthetic are the same.",
+            hint="Give three different folders.",
+            code="same-folder",
+        )
+    if any(request.out.resolve() == folder or folder in request.out.resolve().parents for folder in folders):
+        raise BadInputError(
+            "The output folder lies inside a folder of tiles.",
+            hint="Choose another --out: the report must not mix with what it judges.",
+            code="out-inside-tiles",
+        )
+
+
+def _refuse_identifying_names(train: TileSource, holdout: TileSource, synthetic: TileSource) -> None:
+    """Names of released tiles go into the report and into the bundle: none may carry a patient identifier."""
+    patients = {
+        name.lower()
+        for name in {*train.patients, *holdout.patients}
+        if len(name) >= _IDENTIFYING_LENGTH and not name.isdigit()
+    }
+    for tile in synthetic.ids:
+        text = tile.lower()
+        tokens = (
+            set(re.split(r"[/._ ]+", text))
+            | set(re.split(r"[/. ]+", text))
+            | set(re.split(r"[^a-z0-9]+", text))
+        )
+        if tokens & patients:
+            raise TileError(
+                "The name of a synthetic tile carries a patient identifier of this site.",
+                hint="Rename the synthetic tiles, for example by number, and look for how the name got there.",
+                code="names-identify",
+            )
+
+
+def _prepare(out: Path) -> Path:
+    try:
+        (out / SITE_FOLDER).mkdir(parents=True, exist_ok=True)
+        (out / "cache").mkdir(exist_ok=True)
+        # An old report must not stand beside new evidence if this run is interrupted.
+        for stale in (REPORT, PAGE, EVIDENCE, NEIGHBOURS):
+            (out / stale).unlink(missing_ok=True)
+        free = shutil.disk_usage(out).free
+    except OSError as error:
+        raise PixcellError(
+            f"Cannot write into {out}: {error.strerror or error}.",
+            hint="Choose another --out or mend its permissions.",
+            code="out-unwritable",
+        ) from error
+    if free < 64 * 1024 * 1024:
+        raise PixcellError(
+            f"The disk of {out} is full.", hint="Free some space and run again.", code="disk-full"
+        )
+    return out
+
+
+def _write(path: Path, data: bytes) -> None:
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_bytes(data)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise PixcellError(
+            f"Cannot write {path.name}: {error.strerror or error}.",
+            hint="Free space on the disk and run the audit again; features are kept in its cache.",
+            code="write-failed",
+        ) from error
