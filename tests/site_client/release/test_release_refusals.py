@@ -1,0 +1,463 @@
+"""Everything the gate must refuse, each by its own code, and that every refusal is in the log."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from PIL import Image, PngImagePlugin
+
+from pixcell_core.contracts.verdict import Verdict, VerdictException
+from pixcell_core.errors import BadInputError, PixcellError, RefusedError
+from pixcell_core.trust.bundle import verify_bundle
+from pixcell_core.trust.bundle_files import open_bundle
+from pixcell_core.trust.dsse import IN_TOTO_PAYLOAD_TYPE, Envelope, sign_envelope
+from pixcell_core.trust.keys import SigningKey
+from site_client.release.evidence import recompute_from_evidence
+from site_client.release.export import export_release
+from site_client.release.workspace import ReleaseFolder, ReleaseWorkspace
+from tests.site_client.release.conftest import set_verdict
+
+if TYPE_CHECKING:
+    from tests.site_client.release.conftest import Room
+
+Change = Callable[[dict[str, Any]], None]
+
+
+def refused(room: Room, code: str, act: Callable[[], object]) -> PixcellError:
+    """The refusal of an act, which must be the newest event of the log."""
+    with pytest.raises(RefusedError) as error:
+        act()
+    assert error.value.code == code, error.value
+    assert error.value.hint
+    newest = room.workspace.log().entries()[-1]
+    assert (newest.kind, newest.data["code"]) == ("release.refused", code)
+    return error.value
+
+
+# --- signing -----------------------------------------------------------------------------------------------
+
+
+def swap_digest(report: dict[str, Any]) -> None:
+    report["subjects"]["synthetic"]["files"][2]["sha256"] = "sha256:" + "0" * 64
+
+
+def drop_tile(report: dict[str, Any]) -> None:
+    report["subjects"]["synthetic"]["files"].pop()
+
+
+def add_tile(report: dict[str, Any]) -> None:
+    files = report["subjects"]["synthetic"]["files"]
+    files.append({"name": "extra.png", "sha256": "sha256:" + "0" * 64, "pixel_sha256": "sha256:" + "0" * 64})
+
+
+def repeat_tile(report: dict[str, Any]) -> None:
+    files = report["subjects"]["synthetic"]["files"]
+    files.append(files[0])
+
+
+def other_root(report: dict[str, Any]) -> None:
+    report["subjects"]["synthetic"]["root"] = "sha256:" + "0" * 64
+
+
+def only_the_word(report: dict[str, Any]) -> None:
+    report["tests"][0]["status"] = "FAIL"
+
+
+def no_tests(report: dict[str, Any]) -> None:
+    report["tests"] = []
+
+
+def worse_word(report: dict[str, Any]) -> None:
+    report["verdict"] = "REVIEW"
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (swap_digest, "audit-of-other-tiles"),
+        (drop_tile, "audit-of-other-tiles"),
+        (add_tile, "audit-of-other-tiles"),
+        (other_root, "audit-of-other-tiles"),
+        (repeat_tile, "bad-evidence"),
+        (only_the_word, "report-contradicts-itself"),
+        (no_tests, "report-contradicts-itself"),
+        (worse_word, "report-contradicts-itself"),
+        (set_verdict("FAIL"), "verdict-forbids"),
+        (set_verdict("INVALID"), "verdict-forbids"),
+        (set_verdict("REVIEW"), "review-needs-exception"),
+    ],
+)
+def test_reports_that_carry_no_signature(room: Room, change: Change, code: str) -> None:
+    release = room.draft()
+    refused(room, code, lambda: room.sign(release, room.audit(release, change)))
+    assert release.verdict() is None
+    assert not release.report.exists()
+
+
+@pytest.mark.parametrize("status", ["FAIL", "INVALID"])
+def test_no_exception_opens_fail_or_invalid(room: Room, status: str) -> None:
+    release = room.draft()
+    exception = VerdictException(reason="because", approver="release board")
+    audit = room.audit(release, set_verdict(status))
+    refused(room, "verdict-forbids", lambda: room.sign(release, audit, exception=exception))
+
+
+def test_a_pass_takes_no_exception(room: Room) -> None:
+    release = room.draft()
+    exception = VerdictException(reason="because", approver="release board")
+    with pytest.raises(BadInputError):
+        room.sign(release, room.audit(release), exception=exception)
+
+
+def test_a_report_without_its_evidence_is_not_believed(room: Room) -> None:
+    release = room.draft()
+    audit = room.audit(release)
+    with pytest.raises(PixcellError):
+        room.sign(release, audit, check_audit=recompute_from_evidence)
+    assert release.verdict() is None
+
+
+def test_the_site_cannot_be_its_own_auditor(room: Room) -> None:
+    release = room.draft()
+    key = room.workspace.site_key()
+    refused(room, "auditor-is-site", lambda: room.sign(release, room.audit(release), key))
+
+
+def test_only_accepted_auditors_sign_where_the_site_names_them(room: Room, tmp_path: Path) -> None:
+    room.workspace.auditors.mkdir()
+    with pytest.raises(BadInputError, match="names no auditor"):
+        room.signed()
+    room.second.verify_key.save(room.workspace.auditors / "second.pub")
+    release = room.draft()
+    refused(room, "unknown-auditor", lambda: room.sign(release, room.audit(release)))
+    room.sign(release, room.audit(release), room.second)
+    (room.workspace.auditors / "second.pub").unlink()
+    room.auditor.verify_key.save(room.workspace.auditors / "auditor.pub")
+    refused(room, "unknown-auditor", lambda: export_release(room.workspace, tmp_path / "out", now=room.now))
+
+
+def test_another_verdict_over_a_signed_one(room: Room) -> None:
+    release = room.signed()
+
+    def other(report: dict[str, Any]) -> None:
+        report["seed"] = 8
+
+    refused(room, "already-signed", lambda: room.sign(release, room.audit(release, other), room.second))
+
+
+def test_days_and_exposed_keys(room: Room, tmp_path: Path) -> None:
+    release = room.draft()
+    for days in (0, -1, 5000):
+        with pytest.raises(BadInputError):
+            room.sign(release, room.audit(release), days=days)
+    room.auditor.save(tmp_path / "key")
+    (tmp_path / "key").chmod(0o644)
+    with pytest.raises(BadInputError, match="chmod 600"):
+        SigningKey.load(tmp_path / "key")
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        b"<p>SITE ONLY \xe2\x80\x93 do not export</p>",
+        b'<img src="data:image/png;base64,AAAA">',
+        b'<img src="DATA:IMAGE/JPEG;base64,AAAA">',
+    ],
+)
+def test_a_page_with_real_tiles_is_refused(room: Room, page: bytes) -> None:
+    release = room.draft()
+    audit = room.audit(release)
+    (audit / "report.html").write_bytes(page)
+    refused(room, "site-only", lambda: room.sign(release, audit))
+
+
+# --- export ------------------------------------------------------------------------------------------------
+
+
+def nothing_written(folder: Path) -> None:
+    assert not [p for p in folder.iterdir() if "out" in p.name], "nothing half-written may stay"
+
+
+def test_export_without_a_verdict(room: Room, tmp_path: Path) -> None:
+    room.draft()
+    error = refused(
+        room, "no-verdict", lambda: export_release(room.workspace, tmp_path / "out", now=room.now)
+    )
+    assert "pixcell release sign" in error.hint
+    nothing_written(tmp_path)
+
+
+def swap_tile(release: ReleaseFolder) -> None:
+    path = release.tiles / "00003.png"
+    shutil.copy(release.tiles / "00001.png", path)
+
+
+def truncate_tile(release: ReleaseFolder) -> None:
+    path = release.tiles / "00003.png"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def link_tile(release: ReleaseFolder) -> None:
+    path = release.tiles / "00003.png"
+    path.rename(release.path / "real.png")
+    path.symlink_to(release.path / "real.png")
+
+
+def remove_tile(release: ReleaseFolder) -> None:
+    (release.tiles / "00006.png").unlink()
+
+
+@pytest.mark.parametrize("change", [swap_tile, truncate_tile, link_tile, remove_tile])
+def test_tiles_changed_after_sealing(
+    room: Room, tmp_path: Path, change: Callable[[ReleaseFolder], None]
+) -> None:
+    release = room.signed()
+    change(release)
+    refused(
+        room, "sealed-tile-changed", lambda: export_release(room.workspace, tmp_path / "out", now=room.now)
+    )
+    nothing_written(tmp_path)
+    fresh = room.audit(release)
+    refused(room, "sealed-tile-changed", lambda: room.sign(release, fresh, room.second))
+
+
+def test_a_tile_whose_digest_is_not_in_the_verdict(room: Room, tmp_path: Path) -> None:
+    """A signed verdict of one release copied beside another's manifest opens nothing."""
+    signed = room.signed()
+    (room.source / "surrogate-000001.png").unlink()
+    Image.fromarray(np.zeros((48, 48, 3), np.uint8)).save(room.source / "surrogate-000001.png")
+    other = room.draft()
+    assert other.release_id != signed.release_id
+    for name in ("verdict.dsse.json", "audit", "signers"):
+        source = signed.path / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, other.path / name)
+    error = refused(
+        room,
+        "verdict-of-other-tiles",
+        lambda: export_release(room.workspace, tmp_path / "out", now=room.now, release_id=other.release_id),
+    )
+    assert "tile" in error.message
+    nothing_written(tmp_path)
+
+
+def test_unsealed_tiles_beside_the_sealed_ones_stay(room: Room, tmp_path: Path) -> None:
+    release = room.signed()
+    shutil.copy(release.tiles / "00001.png", release.tiles / "00007.png")
+    out = export_release(room.workspace, tmp_path / "out", now=room.now).path
+    assert len(list((out / "tiles").iterdir())) == 6
+
+
+def test_an_edited_manifest(room: Room, tmp_path: Path) -> None:
+    release = room.signed()
+    path = release.path / "manifest.json"
+    path.write_bytes(path.read_bytes().replace(b'"site":"north"', b'"site":"south"'))
+    with pytest.raises(BadInputError, match="changed after sealing"):
+        export_release(room.workspace, tmp_path / "out", now=room.now)
+    nothing_written(tmp_path)
+
+
+def test_an_expired_or_future_verdict(room: Room, tmp_path: Path) -> None:
+    room.signed()
+    for when in (room.now + timedelta(days=366), room.now - timedelta(hours=1)):
+        refused(
+            room, "verdict-expired", lambda now=when: export_release(room.workspace, tmp_path / "o", now=now)
+        )
+    nothing_written(tmp_path)
+
+
+def forged(release: ReleaseFolder, key: SigningKey, change: Callable[[dict[str, Any]], None]) -> Envelope:
+    """A verdict that says something else, signed with a key of the forger's choice."""
+    envelope = release.verdict()
+    assert envelope is not None
+    statement = json.loads(envelope.unsafe_unverified_payload())
+    change(statement["predicate"])
+    payload = Verdict.model_construct(**statement)
+    return sign_envelope(IN_TOTO_PAYLOAD_TYPE, json.dumps(payload.__dict__).encode(), [key])
+
+
+def test_a_verdict_that_was_changed_under_its_signature(room: Room, tmp_path: Path) -> None:
+    release = room.signed()
+    envelope = release.verdict()
+    assert envelope is not None
+    other = forged(release, room.second, lambda predicate: predicate.update(verdict="PASS"))
+    mixed = envelope.model_copy(update={"payload": other.payload})
+    (release.path / "verdict.dsse.json").write_bytes(mixed.to_bytes())
+    refused(room, "signature-refused", lambda: export_release(room.workspace, tmp_path / "out", now=room.now))
+
+
+def test_a_verdict_by_a_stranger_or_by_the_site(room: Room, tmp_path: Path) -> None:
+    release = room.signed()
+    path = release.path / "verdict.dsse.json"
+    path.write_bytes(forged(release, room.second, lambda predicate: None).to_bytes())
+    refused(room, "unknown-auditor", lambda: export_release(room.workspace, tmp_path / "out", now=room.now))
+    site_key = room.workspace.site_key()
+    room.workspace.record_signer(release, site_key.verify_key)
+    path.write_bytes(forged(release, site_key, lambda predicate: None).to_bytes())
+    refused(room, "auditor-is-site", lambda: export_release(room.workspace, tmp_path / "out", now=room.now))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda p: p.update(verdict="FAIL"),
+        lambda p: p.update(verdict="REVIEW"),
+        lambda p: p.update(verdict="INVALID"),
+    ],
+)
+def test_a_verdict_that_forbids_opens_nothing_even_when_signed(
+    room: Room, tmp_path: Path, change: Callable[[dict[str, Any]], None]
+) -> None:
+    release = room.signed()
+    room.workspace.record_signer(release, room.auditor.verify_key)
+    path = release.path / "verdict.dsse.json"
+    path.write_bytes(forged(release, room.auditor, change).to_bytes())
+    refused(room, "verdict-forbids", lambda: export_release(room.workspace, tmp_path / "out", now=room.now))
+    nothing_written(tmp_path)
+
+
+def test_an_exception_cannot_be_put_on_a_fail(room: Room, tmp_path: Path) -> None:
+    release = room.signed()
+    path = release.path / "verdict.dsse.json"
+
+    def change(predicate: dict[str, Any]) -> None:
+        predicate.update(verdict="FAIL", exception={"reason": "because", "approver": "release board"})
+
+    path.write_bytes(forged(release, room.auditor, change).to_bytes())
+    with pytest.raises(PixcellError, match="only REVIEW"):
+        export_release(room.workspace, tmp_path / "out", now=room.now)
+
+
+@pytest.mark.parametrize("name", ["README.txt", "sample-sheet.png", "audit/report.json", "audit/report.html"])
+def test_other_files_changed_after_sealing_or_signing(room: Room, tmp_path: Path, name: str) -> None:
+    release = room.signed()
+    path = release.path / name
+    path.write_bytes(path.read_bytes() + b" ")
+    refused(room, "bundle-changed", lambda: export_release(room.workspace, tmp_path / "out", now=room.now))
+    nothing_written(tmp_path)
+
+
+def test_the_gallery_put_in_place_of_the_page(room: Room, tmp_path: Path) -> None:
+    release = room.signed()
+    release.page.write_bytes(b"<p>SITE ONLY \xe2\x80\x93 do not export</p>")
+    refused(room, "site-only", lambda: export_release(room.workspace, tmp_path / "out", now=room.now))
+
+
+def test_out_that_exists_or_has_no_place(room: Room, tmp_path: Path) -> None:
+    room.signed()
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link.zip").symlink_to(tmp_path / "nowhere")
+    for out in (tmp_path / "there", tmp_path / "link.zip", tmp_path / "no" / "folder"):
+        with pytest.raises(BadInputError):
+            export_release(room.workspace, out, now=room.now)
+
+
+def test_a_full_disk_leaves_nothing(room: Room, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    room.signed()
+
+    def full(stream: object, members: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("site_client.release.export.write_archive", full)
+    with pytest.raises(PixcellError, match="No space left") as error:
+        export_release(room.workspace, tmp_path / "out.zip", now=room.now)
+    assert error.value.code == "write-failed"
+    nothing_written(tmp_path)
+
+
+# --- drafting ----------------------------------------------------------------------------------------------
+
+
+def bad_record(source: Path) -> None:
+    (source / "generation.json").write_text("{}")
+
+
+def no_record(source: Path) -> None:
+    (source / "generation.json").unlink()
+
+
+def no_tiles(source: Path) -> None:
+    for path in source.glob("*.png"):
+        path.unlink()
+
+
+def broken_tile(source: Path) -> None:
+    path = source / "surrogate-000002.png"
+    path.write_bytes(path.read_bytes()[:200])
+
+
+def empty_tile(source: Path) -> None:
+    (source / "surrogate-000002.png").write_bytes(b"")
+
+
+def other_size(source: Path) -> None:
+    Image.new("RGB", (40, 48)).save(source / "surrogate-000002.png")
+
+
+def linked_tile(source: Path) -> None:
+    path = source / "surrogate-000002.png"
+    path.unlink()
+    path.symlink_to(source / "surrogate-000001.png")
+
+
+def bad_table(source: Path) -> None:
+    (source / "tiles.csv").write_text("file,colour\nsurrogate-000001.png,red\n")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [bad_record, no_record, no_tiles, broken_tile, empty_tile, other_size, linked_tile, bad_table],
+)
+def test_folders_that_cannot_be_drafted(room: Room, change: Callable[[Path], None]) -> None:
+    change(room.source)
+    with pytest.raises(BadInputError) as error:
+        room.draft()
+    assert error.value.hint
+    assert not any(room.workspace.releases.glob("*")), "no half-made draft stays"
+    assert not any(room.workspace.releases.glob(".*"))
+
+
+def test_a_picture_marked_for_the_site_is_not_drafted(room: Room) -> None:
+    mark = PngImagePlugin.PngInfo()
+    mark.add_text("Comment", "SITE ONLY – do not export")
+    Image.new("RGB", (48, 48)).save(room.source / "gallery.png", pnginfo=mark)
+    with pytest.raises(RefusedError) as error:
+        room.draft()
+    assert error.value.code == "site-only"
+
+
+def test_places_that_do_not_exist(room: Room, tmp_path: Path) -> None:
+    nowhere = ReleaseWorkspace(tmp_path / "nowhere")
+    for act in (lambda: nowhere.require(), lambda: room.workspace.find(None)):
+        with pytest.raises(BadInputError):
+            act()
+    room.draft()
+    with pytest.raises(BadInputError, match="Known"):
+        room.workspace.find("0" * 16)
+    with pytest.raises(BadInputError), open_bundle(tmp_path / "nowhere"):
+        pass
+    with pytest.raises(RefusedError), open_bundle(room.source / "generation.json"):
+        pass
+
+
+def test_trust_in_another_auditor(room: Room, tmp_path: Path) -> None:
+    out = room.exported(tmp_path / "out").path
+    with open_bundle(out) as files:
+        for keys, threshold in (
+            ([room.second.verify_key], 1),
+            ([room.auditor.verify_key, room.second.verify_key], 2),
+        ):
+            with pytest.raises(RefusedError) as error:
+                verify_bundle(files, trusted_keys=keys, threshold=threshold, now=room.now)
+            assert error.value.code == "untrusted-signer"
+        with pytest.raises(RefusedError) as late:
+            verify_bundle(files, trusted_keys=None, now=room.now + timedelta(days=400))
+        assert late.value.code == "verdict-expired"
+        with pytest.raises(BadInputError):
+            verify_bundle(files, trusted_keys=[room.auditor.verify_key], threshold=2, now=room.now)
