@@ -79,9 +79,6 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def _import_flower() -> None:
     """Everything both processes need, once, before the fork."""
-    import flwr.superlink.main
-    import flwr.superlink.runtime.run_serverapp
-    import uvicorn.protocols.http.auto
 
     import server.hub.runs
     import server.rounds.server_app  # noqa: F401

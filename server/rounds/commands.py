@@ -154,13 +154,14 @@ def _show(layout: ServerLayout, study_id: str, state: RunState) -> RunShown:
 def _follow(layout: ServerLayout, study_id: str, timeout: float) -> RunState:
     from server.rounds.board import UNFINISHED
 
-    end, said, last_line = time.monotonic() + timeout, 0.0, ""
+    began = time.monotonic()
+    end, said, last_line = began + timeout, 0.0, ""
     while True:
         state = _read(layout, study_id)
         line = _line(state)
         now = time.monotonic()
         if line != last_line or now - said > SAY_EVERY_S:
-            emit_note(line)
+            emit_note(line if line != last_line else f"{state.state}: no change, {now - began:.0f} s")
             said, last_line = now, line
         if state.state not in UNFINISHED:
             break

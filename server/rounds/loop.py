@@ -12,16 +12,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import Message
 from flwr.app.message_type import MessageType
 from flwr.serverapp import Grid
 
 from pixcell_core.contracts.canonical import parse_document
 from pixcell_core.contracts.enrolment import EnrolmentRequest
 from pixcell_core.contracts.round import (
-    ARRAYS,
-    CONTROL,
-    DOCUMENT,
     PREPARE,
     Exclusion,
     PrepareReply,
@@ -29,13 +26,14 @@ from pixcell_core.contracts.round import (
     RoundRecord,
     TrainRequest,
 )
-from pixcell_core.contracts.spool import Arrays, arrays_digest, l2_norm
+from pixcell_core.contracts.spool import Arrays, arrays_digest
 from pixcell_core.contracts.study import Study, check_approval
 from pixcell_core.errors import PixcellError, RefusedError
+from pixcell_core.flower.messages import document_of, pack
 from pixcell_core.trust.dsse import Envelope
 from server.rounds.aggregation import StreamingMean
 from server.rounds.board import LiveBoard
-from server.rounds.screening import Expected, Rejection, control_text, plain, screen
+from server.rounds.screening import Expected, Rejection, plain, screen
 from server.rounds.store import CommittedRound, RoundStore
 
 GRACE_S = 2.0
@@ -49,6 +47,10 @@ class LoopSettings:
     poll_s: float = 0.2
     ask_again_s: float = 3.0
     ready_timeout_s: float = 180.0
+
+
+HOPELESS = frozenset({"approval-denied", "approval-withdrawn", "approval-expired", "base-differs", "code-differs"})
+"""What waiting does not cure: a person at the site has to act, and then the run is started again."""
 
 
 class QuorumError(RefusedError):
@@ -85,6 +87,7 @@ class RoundLoop:
         self._clock, self._sleep = clock, sleep
         self._ready: set[str] = set()
         self._asked: dict[str, _Asked] = {}
+        self._answers: dict[str, str] = {}
 
     def run(self, start: Arrays) -> CommittedRound:
         """Train the rounds that are not yet committed; `start` is the adapter of round 0.
@@ -108,7 +111,10 @@ class RoundLoop:
         while len(self._ready) < len(self._study.sites) and self._clock() < end:
             self._ask()
             self._hear()
-            if len(self._ready) < len(self._study.sites):
+            missing = [site for site in self._study.sites if site not in self._ready]
+            if missing and all(self._answers.get(site) in HOPELESS for site in missing):
+                break
+            if missing:
                 self._sleep(self._settings.poll_s)
         self._require_quorum()
 
@@ -140,9 +146,8 @@ class RoundLoop:
                 document = PrepareRequest(
                     study=self._study.model_dump(mode="json"), study_digest=self._study.digest
                 )
-                content = RecordDict({CONTROL: ConfigRecord({DOCUMENT: document.to_bytes().decode()})})
                 message = Message(
-                    content,
+                    pack(document),
                     dst_node_id=node,
                     message_type=f"{MessageType.QUERY}.{PREPARE}",
                     ttl=self._study.round_timeout_s,
@@ -170,17 +175,19 @@ class RoundLoop:
         try:
             if message.has_error():
                 raise RefusedError("the site's agent could not answer", hint="Its own log says why.")
-            reply = parse_document(PrepareReply, control_text(message).encode(), name="answer")
+            reply = parse_document(PrepareReply, document_of(message), name="answer")
             if reply.study_digest != self._study.digest:
                 raise RefusedError("the answer is about another study", hint="")
             if not reply.approval:
                 raise RefusedError(plain(reply.reason) or "no approval", hint="", code=reply.code)
             envelope = Envelope.from_bytes(reply.approval.encode(), name="approval")
             check_approval(envelope, self._sites[site].verify_key(), study=self._study, site=site)
+            self._answers[site] = reply.code
             self._board.site(site, approved=True, configured=reply.configured, note=plain(reply.reason))
             if reply.configured:
                 self._ready.add(site)
         except PixcellError as error:
+            self._answers[site] = error.code
             self._board.site(site, note=plain(error.message))
         self._board.flush()
 
@@ -260,15 +267,9 @@ class RoundLoop:
         )
         messages = []
         for site in sites:
-            content = RecordDict(
-                {
-                    ARRAYS: ArrayRecord(dict(last.adapter)),
-                    CONTROL: ConfigRecord({DOCUMENT: document.to_bytes().decode()}),
-                }
-            )
             messages.append(
                 Message(
-                    content,
+                    pack(document, last.adapter),
                     dst_node_id=nodes[site],
                     message_type=MessageType.TRAIN,
                     ttl=self._study.round_timeout_s + 60.0,

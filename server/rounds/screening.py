@@ -17,9 +17,10 @@ from flwr.app import Message
 from flwr.common.constant import ErrorCode
 
 from pixcell_core.contracts.canonical import parse_document
-from pixcell_core.contracts.round import ARRAYS, CONTROL, DOCUMENT, MAX_CONTROL_BYTES, TrainReply
+from pixcell_core.contracts.round import ARRAYS, TrainReply
 from pixcell_core.contracts.spool import Arrays, l2_norm
 from pixcell_core.errors import PixcellError
+from pixcell_core.flower.messages import document_of
 
 MAX_REASON = 300
 
@@ -43,15 +44,6 @@ class Expected:
     max_norm: float
 
 
-def control_text(message: Message) -> str:
-    """The text document of a message's control record; empty if there is none as agreed."""
-    records = message.content.config_records
-    if set(records) != {CONTROL}:
-        return ""
-    value = records[CONTROL].get(DOCUMENT)
-    return value if isinstance(value, str) and len(value) <= MAX_CONTROL_BYTES else ""
-
-
 def plain(text: str) -> str:
     """One line of printable text of bounded length: what a peer wrote, fit for a terminal and a log."""
     return "".join(c if c.isprintable() else " " for c in text)[:MAX_REASON]
@@ -64,7 +56,7 @@ def screen(message: Message, expected: Expected) -> Arrays | Rejection:
     if message.content.metric_records:
         return Rejection("extra-record", "the reply carries metrics; a site sends its update alone")
     try:
-        reply = parse_document(TrainReply, control_text(message).encode(), name="reply")
+        reply = parse_document(TrainReply, document_of(message), name="reply")
     except PixcellError as error:
         return Rejection("bad-form", f"the reply's document cannot be read: {plain(error.message)}")
     if reply.study_digest != expected.study_digest:

@@ -5,20 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from pixcell_core.contracts.canonical import parse_document
-from pixcell_core.contracts.round import (
-    ARRAYS,
-    CONTROL,
-    DOCUMENT,
-    MAX_CONTROL_BYTES,
-    PREPARE,
-    PrepareRequest,
-    TrainRequest,
-)
+from pixcell_core.contracts.round import ARRAYS, PREPARE, PrepareRequest, TrainRequest
 from pixcell_core.contracts.spool import MAX_ARRAY_BYTES, Arrays, SpoolError
+from pixcell_core.flower.messages import document_of, pack
 from site_client.agent.handlers import Agent, AgentSettings
 from site_client.approvals.site_folder import SiteFolder
 
@@ -32,17 +25,14 @@ def create_client_app(agent: Agent) -> ClientApp:
 
     @made.query(PREPARE)
     def prepare(message: Message, context: Context) -> Message:
-        reply = agent.prepare(parse_document(PrepareRequest, control_of(message), name="question"))
-        return Message(_control(reply.to_bytes()), reply_to=message)
+        reply = agent.prepare(parse_document(PrepareRequest, document_of(message), name="question"))
+        return Message(pack(reply), reply_to=message)
 
     @made.train()
     def train(message: Message, context: Context) -> Message:
-        request = parse_document(TrainRequest, control_of(message), name="round")
+        request = parse_document(TrainRequest, document_of(message), name="round")
         reply, update = agent.train(request, arrays_of(message))
-        content = _control(reply.to_bytes())
-        if update:
-            content[ARRAYS] = ArrayRecord(dict(update))
-        return Message(content, reply_to=message)
+        return Message(pack(reply, update), reply_to=message)
 
     return made
 
@@ -52,15 +42,6 @@ def installed_app() -> ClientApp:
     grace = float(os.environ.get(GRACE_VARIABLE, "20"))
     folder = SiteFolder(Path(os.environ[SITE_VARIABLE]))
     return create_client_app(Agent(AgentSettings(folder, trainer_grace_s=grace)))
-
-
-def control_of(message: Message) -> bytes:
-    """The text document of a message from the hub. Raises `SpoolError` where it is not as agreed."""
-    record = message.content.config_records.get(CONTROL)
-    value = record.get(DOCUMENT) if record is not None else None
-    if not isinstance(value, str) or len(value) > MAX_CONTROL_BYTES:
-        raise SpoolError("The hub's message is not as agreed.", hint="Hub and site run different releases.")
-    return value.encode("utf-8")
 
 
 def arrays_of(message: Message) -> Arrays:
@@ -74,7 +55,3 @@ def arrays_of(message: Message) -> Arrays:
     if any(value.dtype != "float32" for value in arrays.values()):
         raise SpoolError("The hub's tensors are not float32.", hint="Hub and site run different releases.")
     return arrays
-
-
-def _control(document: bytes) -> RecordDict:
-    return RecordDict({CONTROL: ConfigRecord({DOCUMENT: document.decode("utf-8")})})

@@ -32,11 +32,6 @@ class NetworkSettings:
 
 def import_flower() -> None:
     """Everything both processes need, once, before they are forked."""
-    import flwr.supernode.cli.flower_supernode
-    import flwr.supernode.main
-    import flwr.supernode.runtime.run_clientapp
-    import flwr.supernode.start_client_internal
-    import uvicorn.protocols.http.auto
 
     import site_client.agent.client_app  # noqa: F401
 

@@ -187,9 +187,8 @@ class Supervisor:
 
 def trainer_command(folder: SiteFolder, base: Path, extra: tuple[str, ...] = ()) -> tuple[str, ...]:
     """The command line of the trainer, run by this very interpreter."""
-    program = "from pixcell_core.cli.main import run; run()"
     return (
-        *(sys.executable, "-c", program, "site", "trainer"),
+        *(sys.executable, "-m", "site_client.trainer", "site", "trainer"),
         *("--site-dir", str(folder.root), "--base", str(base)),
         *extra,
     )

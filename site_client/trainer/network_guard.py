@@ -33,7 +33,8 @@ class NetworkRefusedError(RefusedError):
 def refuse_network(report: Callable[[str], None] = lambda event: None) -> None:
     """Refuse, from now on and in this whole process, everything but Unix sockets.
 
-    `report` is told the name of what was refused. Cannot be undone.
+    `report` is told the name of an outbound call that was refused (libraries that bind a port to learn whether there
+    is IPv6 are refused without a word). Cannot be undone.
     """
 
     def guard(event: str, arguments: tuple[object, ...]) -> None:
@@ -48,7 +49,8 @@ def refuse_network(report: Callable[[str], None] = lambda event: None) -> None:
 
 
 def _refuse(event: str, report: Callable[[str], None]) -> None:
-    report(event)
+    if event != "socket.bind":
+        report(event)
     raise NetworkRefusedError(
         f"The trainer has no network: {event} was refused.",
         hint="Whatever needs a network belongs to the agent, which sees no slides.",
