@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from pixcell_core.trust.keys import SigningKey, VerifyKey
+from site_client.ledger.journal import no_observer
 from site_client.ledger.ledger import Ledger
 from site_client.ledger.view import BudgetCap
 
@@ -27,7 +29,12 @@ def ledger_public_key(site_dir: Path) -> VerifyKey | None:
 
 
 def open_site_ledger(
-    site_dir: Path, *, site: str = "site", cap: BudgetCap | None = None, wait_seconds: float = 0.0
+    site_dir: Path,
+    *,
+    site: str = "site",
+    cap: BudgetCap | None = None,
+    wait_seconds: float = 0.0,
+    on_point: Callable[[str], None] = no_observer,
 ) -> Ledger:
     """Open a site's ledger for charging, making key and ledger on first use.
 
@@ -35,4 +42,6 @@ def open_site_ledger(
         LedgerBusyError, LedgerBrokenError, BadInputError: see `Ledger.open`.
     """
     key = SigningKey.load_or_create(ledger_key_path(site_dir))
-    return Ledger.open(ledger_folder(site_dir), key, cap, site=site, wait_seconds=wait_seconds)
+    return Ledger.open(
+        ledger_folder(site_dir), key, cap, site=site, wait_seconds=wait_seconds, on_point=on_point
+    )
