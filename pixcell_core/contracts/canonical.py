@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, TypeVar
@@ -126,7 +127,13 @@ def parse_json(data: bytes, *, name: str = "document", max_bytes: int = MAX_DOCU
             code="document-too-large",
         )
     try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+        return json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=_unique_keys,
+            parse_constant=_no_constant,
+            parse_int=_integer,
+            parse_float=_float,
+        )
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
         raise DocumentError(
             f"{name} is not valid JSON: {error}.",
@@ -164,3 +171,15 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not a JSON number")
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError("a number is too large")
+    return value
+
+
+def _integer(text: str) -> int | float:
+    """RFC 8785 writes large floats without a point: beyond 2^53 such text is a float again, never an integer."""
+    return _float(text) if len(text) > 16 or abs(int(text)) >= 2**53 else int(text)

@@ -1,0 +1,369 @@
+"""Any changed byte in a bundle fails: every file at many offsets, added, removed, renamed, reordered, rewritten."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import zipfile
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pixcell_core.contracts.canonical import digest, parse_document
+from pixcell_core.contracts.release import BundleFile, BundleListing, ReleaseManifest
+from pixcell_core.errors import PixcellError, RefusedError
+from pixcell_core.trust.bundle import LISTING_PAYLOAD_TYPE, BundleReport, key_file_name, verify_bundle
+from pixcell_core.trust.bundle_files import LISTING, MANIFEST, VERDICT, archive_bytes, open_bundle
+from pixcell_core.trust.dsse import Envelope, sign_envelope
+from pixcell_core.trust.keys import SigningKey, VerifyKey
+from site_client.release.workspace import ReleaseWorkspace
+
+if TYPE_CHECKING:
+    from tests.site_client.release.conftest import Room
+
+
+class Sample:
+    """One exported bundle in memory, and its verification."""
+
+    def __init__(self, folder: Path, archive: Path, auditor: VerifyKey, now: datetime) -> None:
+        self.files = {
+            path.relative_to(folder).as_posix(): path.read_bytes()
+            for path in folder.rglob("*")
+            if path.is_file()
+        }
+        self.archive = archive.read_bytes()
+        self.auditor, self.now = auditor, now
+
+    def verify(self, path: Path, *, trust: bool = False) -> BundleReport:
+        with open_bundle(path) as files:
+            return verify_bundle(files, trusted_keys=[self.auditor] if trust else None, now=self.now)
+
+    def written(self, folder: Path, files: dict[str, bytes]) -> Path:
+        shutil.rmtree(folder, ignore_errors=True)
+        for name, data in files.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        return folder
+
+    def refuses(self, path: Path) -> PixcellError:
+        with pytest.raises(PixcellError) as refused:
+            self.verify(path)
+        return refused.value
+
+
+class InMemory:
+    """A bundle as a dictionary, so that thousands of mutants cost no disk."""
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        self._files = files
+
+    def names(self) -> list[str]:
+        return sorted(self._files)
+
+    def read(self, name: str) -> bytes:
+        return self._files[name]
+
+    def check_form(self) -> None:
+        return None
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Sample:
+    from site_client.release.export import export_release
+    from tests.site_client.release.conftest import AUDITOR, NOW, SECOND, Room, write_surrogates
+
+    place = tmp_path_factory.mktemp("sample")
+    (place / "site").mkdir()
+    room = Room(ReleaseWorkspace(place / "site"), write_surrogates(place / "surrogates"), place / "audits")
+    release = room.draft()
+    audit = room.audit(release)
+    room.sign(release, audit, AUDITOR)
+    room.sign(release, audit, SECOND)
+    export_release(room.workspace, place / "folder", now=NOW)
+    export_release(room.workspace, place / "one.zip", now=NOW)
+    return Sample(place / "folder", place / "one.zip", AUDITOR.verify_key, NOW)
+
+
+def test_the_untouched_sample_verifies(sample: Sample, tmp_path: Path) -> None:
+    assert sample.verify(sample.written(tmp_path / "b", sample.files), trust=True).trusted
+    assert verify_bundle(InMemory(sample.files), trusted_keys=None, now=sample.now).tiles == 6
+    path = tmp_path / "b.zip"
+    path.write_bytes(sample.archive)
+    assert sample.verify(path, trust=True).trusted
+
+
+def offsets(size: int) -> list[int]:
+    """Both ends and a spread between."""
+    return sorted(
+        {0, 1, 2, size // 7, size // 3, size // 2, size - 30, size - 3, size - 2, size - 1} & set(range(size))
+    )
+
+
+def test_a_changed_byte_in_every_file_at_many_offsets(sample: Sample) -> None:
+    tried = 0
+    for name, data in sample.files.items():
+        for offset in offsets(len(data)):
+            for flip in (0x01, 0x20, 0x80):
+                changed = bytearray(data)
+                changed[offset] ^= flip
+                mutant = InMemory({**sample.files, name: bytes(changed)})
+                with pytest.raises(PixcellError) as refused:
+                    verify_bundle(mutant, trusted_keys=None, now=sample.now)
+                if name.startswith("tiles/") or name.startswith("audit/") or name == "README.txt":
+                    assert name in refused.value.message, "the first wrong thing is named"
+                tried += 1
+    assert tried > 300
+
+
+@given(data=st.data())
+@settings(max_examples=300, deadline=None)
+def test_any_mutation_of_any_file(sample: Sample, data: st.DataObject) -> None:
+    name = data.draw(st.sampled_from(sorted(sample.files)))
+    original = sample.files[name]
+    at = data.draw(st.integers(0, len(original)))
+    kind = data.draw(st.sampled_from(["replace", "insert", "delete", "truncate", "append"]))
+    piece = data.draw(st.binary(min_size=1, max_size=8))
+    changed = {
+        "replace": original[:at] + piece + original[at + len(piece) :],
+        "insert": original[:at] + piece + original[at:],
+        "delete": original[:at] + original[at + len(piece) :],
+        "truncate": original[:at],
+        "append": original + piece,
+    }[kind]
+    if changed == original:
+        return
+    with pytest.raises(PixcellError):
+        verify_bundle(InMemory({**sample.files, name: changed}), trusted_keys=None, now=sample.now)
+
+
+def test_removed_files(sample: Sample, tmp_path: Path) -> None:
+    for name in sample.files:
+        left = {other: data for other, data in sample.files.items() if other != name}
+        error = sample.refuses(sample.written(tmp_path / "b", left))
+        assert isinstance(error, RefusedError)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tiles/00007.png",
+        "keys/" + "0" * 64 + ".pub",
+        "extra.txt",
+        ".hidden",
+        "tiles/.hidden",
+        "audit/site/report.html",
+        "tiles/tiles.csv",
+        "tiles/00001.png.bak",
+        "README.TXT",
+    ],
+)
+def test_added_files(sample: Sample, tmp_path: Path, name: str) -> None:
+    for data in (b"", sample.files["tiles/00001.png"]):
+        sample.refuses(sample.written(tmp_path / "b", {**sample.files, name: data}))
+
+
+def test_an_added_true_key_that_signed_nothing(sample: Sample, tmp_path: Path) -> None:
+    key = SigningKey.generate().verify_key
+    error = sample.refuses(sample.written(tmp_path / "b", {**sample.files, key_file_name(key): key.to_pem()}))
+    assert error.code in {"file-added", "foreign-file"}
+
+
+def test_renamed_and_swapped_files(sample: Sample, tmp_path: Path) -> None:
+    files = dict(sample.files)
+    files["tiles/00001.png"], files["tiles/00002.png"] = files["tiles/00002.png"], files["tiles/00001.png"]
+    assert "tiles/00001.png" in sample.refuses(sample.written(tmp_path / "b", files)).message
+    files = dict(sample.files)
+    files["tiles/00009.png"] = files.pop("tiles/00006.png")
+    sample.refuses(sample.written(tmp_path / "b", files))
+
+
+def test_links_and_empty_folders(sample: Sample, tmp_path: Path) -> None:
+    folder = sample.written(tmp_path / "b", sample.files)
+    (folder / "tiles" / "empty").mkdir()
+    assert "empty" in sample.refuses(folder).message
+    folder = sample.written(tmp_path / "b", sample.files)
+    (folder / "README.txt").rename(tmp_path / "elsewhere")
+    (folder / "README.txt").symlink_to(tmp_path / "elsewhere")
+    assert "link" in sample.refuses(folder).message
+    folder = sample.written(tmp_path / "b", sample.files)
+    (folder / "keys").rename(tmp_path / "keys")
+    (folder / "keys").symlink_to(tmp_path / "keys")
+    assert "link" in sample.refuses(folder).message
+
+
+# --- a forger who signs again -------------------------------------------------------------------------------
+
+
+def resigned(sample: Sample, files: dict[str, bytes], key: SigningKey) -> dict[str, bytes]:
+    """The bundle as a forger would leave it: the listing made anew and signed with the forger's own key."""
+    old = Envelope.from_bytes(files[LISTING])
+    listing = parse_document(BundleListing, old.unsafe_unverified_payload())
+    auditors = Envelope.from_bytes(files[VERDICT]).key_ids
+    kept = {
+        name: data
+        for name, data in files.items()
+        if name != LISTING and not (name.startswith("keys/") and f"sha256:{name[5:-4]}" not in auditors)
+    }
+    kept[key_file_name(key.verify_key)] = key.verify_key.to_pem()
+    changed = listing.model_copy(
+        update={
+            "files": tuple(BundleFile(name=name, file_digest=digest(kept[name])) for name in sorted(kept)),
+            "manifest_digest": digest(kept[MANIFEST]),
+        }
+    )
+    kept[LISTING] = sign_envelope(LISTING_PAYLOAD_TYPE, changed.to_bytes(), [key]).to_bytes()
+    return kept
+
+
+def same(files: dict[str, bytes]) -> None:
+    return None
+
+
+def drop_last_tile(files: dict[str, bytes]) -> None:
+    del files["tiles/00006.png"]
+
+
+def other_tile(files: dict[str, bytes]) -> None:
+    files["tiles/00006.png"] = files["tiles/00005.png"]
+
+
+def other_readme(files: dict[str, bytes]) -> None:
+    files["README.txt"] = b"trust me\n"
+
+
+def other_page(files: dict[str, bytes]) -> None:
+    files["audit/report.html"] += b" "
+
+
+def other_report(files: dict[str, bytes]) -> None:
+    files["audit/report.json"] += b" "
+
+
+def strip_signature(files: dict[str, bytes]) -> None:
+    envelope = Envelope.from_bytes(files[VERDICT])
+    files[VERDICT] = envelope.model_copy(update={"signatures": envelope.signatures[:1]}).to_bytes()
+
+
+@pytest.mark.parametrize(
+    "change", [same, drop_last_tile, other_tile, other_readme, other_page, other_report, strip_signature]
+)
+def test_a_new_listing_by_another_key_is_refused(
+    sample: Sample, tmp_path: Path, change: Callable[[dict[str, bytes]], None]
+) -> None:
+    files = dict(sample.files)
+    change(files)
+    forged = resigned(sample, files, SigningKey.generate())
+    error = sample.refuses(sample.written(tmp_path / "b", forged))
+    assert error.code in {"wrong-site-key", "foreign-file"}, (
+        "the auditor's signature names the one exporting key"
+    )
+
+
+def test_a_forged_manifest_needs_the_auditor(sample: Sample, tmp_path: Path) -> None:
+    key = SigningKey.generate()
+    files = dict(sample.files)
+    manifest = parse_document(ReleaseManifest, files[MANIFEST])
+    files[MANIFEST] = manifest.model_copy(update={"site_key_id": key.key_id}).to_bytes()
+    error = sample.refuses(sample.written(tmp_path / "b", resigned(sample, files, key)))
+    assert error.code == "verdict-of-other-tiles"
+
+
+def test_a_wholly_forged_bundle_is_whole_but_never_trusted(
+    room: Room, sample: Sample, tmp_path: Path
+) -> None:
+    """Without --trust a forger's own bundle verifies: that is why `trusted` is false, and --trust exists."""
+    from site_client.release.export import export_release
+
+    release = room.draft()
+    room.sign(release, room.audit(release), SigningKey.generate())
+    out = export_release(room.workspace, tmp_path / "forged", now=room.now).path
+    assert not sample.verify(out).trusted
+    with pytest.raises(RefusedError) as refused:
+        sample.verify(out, trust=True)
+    assert refused.value.code == "untrusted-signer"
+
+
+# --- the archive's own bytes --------------------------------------------------------------------------------
+
+
+def test_every_region_of_the_archive(sample: Sample, tmp_path: Path) -> None:
+    path = tmp_path / "b.zip"
+    end = len(sample.archive)
+    directory = sample.archive.index(b"PK\x01\x02")
+    places = {*range(0, 64), *range(directory, min(directory + 110, end)), *range(end - 40, end)}
+    places |= set(range(0, end, max(1, end // 60)))
+    for offset in sorted(places):
+        changed = bytearray(sample.archive)
+        changed[offset] ^= 0x01
+        path.write_bytes(bytes(changed))
+        sample.refuses(path)
+
+
+@given(data=st.data())
+@settings(max_examples=80, deadline=None)
+def test_any_byte_of_the_archive(
+    sample: Sample, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    changed = bytearray(sample.archive)
+    changed[data.draw(st.integers(0, len(changed) - 1))] ^= data.draw(st.integers(1, 255))
+    path = tmp_path_factory.getbasetemp() / "mutant.zip"
+    path.write_bytes(bytes(changed))
+    sample.refuses(path)
+
+
+def archive_with(files: list[tuple[str, bytes]], **options: int) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", options.get("compression", zipfile.ZIP_STORED)) as archive:
+        for name, data in files:
+            info = zipfile.ZipInfo(name, (options.get("year", 1980), 1, 1, 0, 0, 0))
+            info.create_system = 3
+            info.external_attr = 0o100644 << 16
+            info.compress_type = options.get("compression", zipfile.ZIP_STORED)
+            archive.writestr(info, data)
+    return out.getvalue()
+
+
+def test_archives_written_otherwise(sample: Sample, tmp_path: Path) -> None:
+    with zipfile.ZipFile(io.BytesIO(sample.archive)) as archive:
+        members = sorted((name, archive.read(name)) for name in archive.namelist())
+    assert archive_with(members) == sample.archive == archive_bytes(members)
+    mutants = [
+        archive_with(members[::-1]),
+        archive_with(members, year=1981),
+        archive_with(members, compression=zipfile.ZIP_DEFLATED),
+        archive_with([*members, ("tiles/", b"")]),
+        archive_with([*members, ("../outside.txt", b"x")]),
+        archive_with([*members, ("/etc/passwd", b"x")]),
+        sample.archive + b"\0",
+        b"\0" + sample.archive,
+        sample.archive[:-1],
+        b"PK\x03\x04" + sample.archive,
+        b"",
+        b"PK\x05\x06" + b"\0" * 18,
+    ]
+    with pytest.warns(UserWarning, match="Duplicate"):
+        mutants.append(archive_with([*members, members[0]]))
+    path = tmp_path / "b.zip"
+    for mutant in mutants:
+        path.write_bytes(mutant)
+        sample.refuses(path)
+
+
+def test_a_bomb_is_not_unpacked(tmp_path: Path, sample: Sample) -> None:
+    members = [*sorted(sample.files.items()), ("tiles/00007.png", b"\0" * 40_000_000)]
+    path = tmp_path / "bomb.zip"
+    path.write_bytes(archive_with(members, compression=zipfile.ZIP_DEFLATED))
+    assert path.stat().st_size < 1_000_000
+    assert "compressed" in sample.refuses(path).message
+
+
+def test_the_archive_form_is_pinned() -> None:
+    """Verification writes the archive again: its bytes must not drift between versions."""
+    made = archive_bytes([("README.txt", b"a"), ("tiles/00001.png", b"b")])
+    assert digest(made) == "sha256:aed4c0ef09bf25be0e01b322fa69ce939ee741fb24324b7481911c07c27dd625"
