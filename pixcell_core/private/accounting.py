@@ -22,6 +22,7 @@ from pixcell_core.errors import BadInputError, RefusedError
 UNIT: Final = "patient"
 ADJACENCY: Final = "add-or-remove-one"
 ACCOUNTANT = "dp-accounting PLD"
+UPPER_BOUND = "Renyi upper bound"
 LARGEST_DELTA = 1e-5
 
 COVERS = "the weights released by training on this site's patients, over every recorded round and study"
@@ -33,6 +34,8 @@ DOES_NOT_COVER = (
 _GRID = 1e-3
 _FINE_GRID = 1e-4
 _AGREE = 1e-9
+_MEANINGLESS = 200.0
+_LARGEST_TARGET = 50.0
 _SIGMA_RANGE = (1e-2, 1e6)
 
 
@@ -131,7 +134,13 @@ def epsilon(events: Sequence[GaussianEvent], delta: float, *, patients: int | No
     """
     check_delta(delta, patients)
     grouped = group_events(events)
-    return Epsilon(value=_checked_epsilon(grouped, delta) if grouped else 0.0, delta=delta)
+    if not grouped:
+        return Epsilon(value=0.0, delta=delta)
+    renyi = _rdp_epsilon(grouped, delta)
+    if renyi > _MEANINGLESS:
+        # So large a number protects nobody; a privacy loss distribution of that width would only fill the memory.
+        return Epsilon(value=renyi, delta=delta, accountant=UPPER_BOUND)
+    return Epsilon(value=_checked_epsilon(grouped, delta, renyi), delta=delta)
 
 
 def calibrate_noise(
@@ -157,8 +166,8 @@ def calibrate_noise(
         RefusedError: what was spent already leaves no room.
     """
     check_delta(delta)
-    if not (math.isfinite(epsilon) and epsilon > 0.0):
-        raise _bad(f"A target epsilon of {epsilon} cannot be reached by adding noise.")
+    if not 0.0 < epsilon <= _LARGEST_TARGET:
+        raise _bad(f"A target epsilon of {epsilon:g} is not above 0 and at most {_LARGEST_TARGET:g}.")
 
     def spent(sigma: float) -> float:
         return _pld_epsilon(
@@ -184,9 +193,8 @@ def calibrate_noise(
     return sigma if spent(sigma) <= epsilon else high
 
 
-def _checked_epsilon(grouped: Sequence[GaussianEvent], delta: float) -> float:
+def _checked_epsilon(grouped: Sequence[GaussianEvent], delta: float, renyi: float) -> float:
     """Return the PLD value after the Renyi cross-check; a finer grid is tried before it is a bug."""
-    renyi = _rdp_epsilon(grouped, delta)
     official = _pld_epsilon(grouped, delta, _GRID)
     if renyi < official - _AGREE:
         official = min(official, _pld_epsilon(grouped, delta, _FINE_GRID))

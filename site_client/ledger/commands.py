@@ -90,6 +90,7 @@ class BudgetVerification(_Result):
     first_bad: int | None
     reason: str
     key_id: str | None
+    key_source: Literal["site", "ledger"]
     head: str | None
 
     @property
@@ -103,7 +104,12 @@ class BudgetVerification(_Result):
                 f"BROKEN at record {self.first_bad}: {self.reason}\n{self.records} records before it verify. "
                 "Restore the ledger folder from a backup; do not delete it."
             )
-        return f"ok: {self.records} records, all chained and signed by {self.key_id}\nhead {self.head}"
+        if not self.records:
+            return "ok: no ledger yet, nothing was charged"
+        said = f"ok: {self.records} records, all chained and signed by {self.key_id}\nhead {self.head}"
+        if self.key_source == "ledger":
+            said += "\nThe key is the one the ledger names itself: keys/ledger.key.pub is missing. Compare its id."
+        return said
 
 
 class BudgetExport(_Result):
@@ -136,6 +142,8 @@ def show(site_dir: SiteDirOption, format: FormatOption = OutputFormat.TEXT) -> B
 @command
 def verify(site_dir: SiteDirOption, format: FormatOption = OutputFormat.TEXT) -> BudgetVerification:
     """Check every record's hash, chain and signature; exit 1 and name the first bad one."""
+    from site_client.ledger.site import ledger_public_key
+
     view = _read(site_dir)
     return BudgetVerification(
         ok=view.check.ok,
@@ -143,6 +151,7 @@ def verify(site_dir: SiteDirOption, format: FormatOption = OutputFormat.TEXT) ->
         first_bad=view.check.first_bad,
         reason=view.check.reason,
         key_id=view.key.key_id if view.key else None,
+        key_source="site" if ledger_public_key(site_dir) else "ledger",
         head=_head_text(view),
     )
 

@@ -132,6 +132,15 @@ def test_an_epsilon_is_never_read_without_unit_delta_and_limits() -> None:
     assert "embeddings" in statement and "another site" in statement
 
 
+def test_an_absurd_epsilon_is_bounded_from_above_and_says_so() -> None:
+    found = epsilon([GaussianEvent(1.0, 0.01, 1000)], DELTA)
+    assert found.value > 1e6 and found.accountant == "Renyi upper bound"
+    assert "Renyi upper bound" in str(found)
+    for target in (0.0, -1.0, math.nan, math.inf, 1e4):
+        with pytest.raises(BadInputError, match="target epsilon"):
+            calibrate_noise(1.0, 60, target, DELTA)
+
+
 def test_nothing_spent_is_zero() -> None:
     assert epsilon([], DELTA).value == 0.0
 

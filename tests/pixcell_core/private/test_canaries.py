@@ -13,6 +13,7 @@ from scipy import stats
 from pixcell_core.private import engine
 from pixcell_core.private.canaries import CanaryFinding, check_mechanism, gaussian_epsilon
 from pixcell_core.private.noise import NoiseSource, UnsafeFixedKeySource
+from pixcell_core.private.parameters import PrivacyParameters
 
 STEPS = 8
 SIGMA = 1.7
@@ -72,6 +73,12 @@ def test_a_mutant_of_the_clip_is_caught(
     monkeypatch: pytest.MonkeyPatch, mutant: Callable[[float, float], float]
 ) -> None:
     monkeypatch.setattr(engine, "clip_scale", mutant)
+    assert not find(UnsafeFixedKeySource(KEY)).consistent
+
+
+def test_a_wrong_standard_deviation_in_the_settings_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = property(lambda self: 0.5 * self.noise_multiplier * self.max_grad_norm)
+    monkeypatch.setattr(PrivacyParameters, "noise_standard_deviation", wrong)
     assert not find(UnsafeFixedKeySource(KEY)).consistent
 
 

@@ -82,6 +82,13 @@ def test_verify_says_ok_and_names_the_first_bad_record(site_dir: Path) -> None:
         assert code == 1 and json.loads(out)["code"] == "ledger-broken" and "Traceback" not in err
 
 
+def test_verify_says_when_only_the_ledger_itself_vouches_for_its_key(site_dir: Path) -> None:
+    path = ledger_key_path(site_dir)
+    path.with_name(path.name + ".pub").unlink()
+    code, out, _ = run("verify", "--site-dir", str(site_dir))
+    assert code == 0 and "the ledger names itself" in out
+
+
 def test_an_export_verifies_anywhere_and_holds_no_path_or_secret(site_dir: Path, tmp_path: Path) -> None:
     target = tmp_path / "export.json"
     code, out, _ = run("export", "--site-dir", str(site_dir), "--out", str(target))
