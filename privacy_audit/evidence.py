@@ -40,6 +40,7 @@ class Evidence:
     released_nearest: tuple[str, ...]  # (S,) pixel digest of the best-matching training tile
     released_exact: Booleans  # (S,) pixels of a training tile in some symmetry
     released_distances: Floats  # (S, P) to the nearest tile of each patient
+    released_shape_distances: Floats  # (S, P) the same by shape spectra
     null_scores: Floats  # (n,) holdout tiles against training
     null_owner: Integers  # (n,) patient number of each
     planted_scores: Floats  # (K,)
@@ -47,6 +48,7 @@ class Evidence:
     planted_same: Booleans  # (K,) found by digest alone
     planted_right: Booleans  # (K,) the best match is the tile it was made from
     planted_distances: Floats  # (K, P)
+    planted_shape_distances: Floats  # (K, P)
     planted_patient: Integers  # (K,) patient number of the source
     recoloured_scores: Floats  # (m,)
     recoloured_owner: Integers  # (m,) patient number of the holdout tile

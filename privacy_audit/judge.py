@@ -6,16 +6,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from privacy_audit.copies import Conformal, exact_copies, flags_of, near_copies
+from privacy_audit.copies import NEAR, Conformal, exact_copies, flags_of, near_copies
 from privacy_audit.evidence import Evidence
 from privacy_audit.intervals import holm
-from privacy_audit.patients import CLOSEST, TAIL, closest_result, patient_tests, tail_result
+from privacy_audit.patients import (
+    CLOSEST,
+    TAIL_EYE,
+    TAIL_SHAPE,
+    View,
+    closest_result,
+    patient_tests,
+    tail_result,
+)
 from privacy_audit.policy import Policy
 from privacy_audit.result import Flag, Status, TestResult, worst
 from privacy_audit.self_test import SENSITIVITY, sensitivity, specificity
 from privacy_audit.subject import Cohort
-
-_NEAR = "near copies"
 
 NOT_TESTED = (
     "Membership inference on the weights of the generator: no weights were given.",
@@ -49,15 +55,19 @@ def judge(evidence: Evidence, policy: Policy, seed: int) -> Judgement:
         is_train=evidence.is_train,
         stratum=evidence.stratum,
     )
+    views = {
+        TAIL_EYE: View(evidence.released_distances, evidence.planted_distances),
+        TAIL_SHAPE: View(evidence.released_shape_distances, evidence.planted_shape_distances),
+    }
     permuted = patient_tests(
-        evidence.released_distances,
+        views,
         cohort,
         policy.patients,
         np.random.default_rng([seed, 1]),
-        planted=evidence.planted_distances,
         planted_patient=evidence.planted_patient,
+        family=len(views) + 2,
     )
-    adjusted = holm({_NEAR: near.excess_p, TAIL: permuted.tail.p, CLOSEST: permuted.closest.p})
+    adjusted = holm({NEAR: near.excess_p, **permuted.p_values})
     seen = sensitivity(
         evidence.planted_scores,
         evidence.planted_kind,
@@ -82,8 +92,8 @@ def judge(evidence: Evidence, policy: Policy, seed: int) -> Judgement:
         innocent,
         closest_result(permuted, adjusted[CLOSEST], policy.patients),
         exact_copies(evidence.released_exact),
-        near.result.model_copy(update={"p_adjusted": adjusted[_NEAR]}),
-        tail_result(permuted, adjusted[TAIL], policy.patients, cohort),
+        near.result.model_copy(update={"p_adjusted": adjusted[NEAR]}),
+        *(tail_result(name, permuted, adjusted[name], policy.patients, cohort) for name in views),
     )
     flagged = flags_of(
         evidence.released_ids,

@@ -56,10 +56,10 @@ def nearest(queries: Tensor, base: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return torch.cat(distances), torch.cat(indices)
 
 
-def most_similar(queries: Tensor, base: Tensor, k: int) -> Tensor:
-    """Indices (q, k) of the base rows with the largest dot product, best first."""
+def most_similar(queries: Tensor, base: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k base rows with the largest dot product: products (q, k), best first, and indices (q, k)."""
     k = min(k, len(base))
-    out = []
+    products, indices = [], []
     for start in range(0, len(queries), QUERY_BLOCK):
         block = queries[start : start + QUERY_BLOCK]
         best = torch.empty(len(block), 0)
@@ -71,8 +71,9 @@ def most_similar(queries: Tensor, base: Tensor, k: int) -> Tensor:
             where = torch.cat([where, at + low], dim=1)
             best, order = best.topk(min(k, best.shape[1]))
             where = where.gather(1, order)
-        out.append(where)
-    return torch.cat(out)
+        products.append(best)
+        indices.append(where)
+    return torch.cat(products), torch.cat(indices)
 
 
 def patient_minima(queries: Tensor, base: Tensor, patient: Tensor, patients: int) -> Tensor:

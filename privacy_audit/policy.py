@@ -65,6 +65,7 @@ class PatientPolicy(_Part):
     p_review: Share
     p_fail: Share
     power_copy_share: Share
+    power_min_copies: Annotated[int, Field(ge=1)]
     min_power: Share
     power_simulations: Annotated[int, Field(ge=10)]
     power_permutations: Annotated[int, Field(ge=99)]

@@ -7,7 +7,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -15,6 +15,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
+import torch
 
 from pixcell_core.contracts import digest
 from pixcell_core.contracts.release import tiles_root
@@ -47,10 +49,12 @@ from privacy_audit.report import (
 )
 from privacy_audit.screen import CopyScreen, ScreenScores
 from privacy_audit.self_test import TEXTURE_FLOOR, plant, recoloured_holdout
+from privacy_audit.spectrum import TURNS, ShapeSpectra
 from privacy_audit.subject import Cohort, Group, cohort_of
 from privacy_audit.tiles import TileError, TileSource, open_tiles
 
 _IDENTIFYING_LENGTH = 4
+Measure = Callable[[TileFeatures], npt.NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -156,13 +160,20 @@ def _gather(
         )
     standardise = Standardiser.fit(train.features.embeddings, holdout.features.embeddings)
     with clock.stage("screening"):
-        screen = CopyScreen(train.features, standardise, policy.copies)
+        shapes = ShapeSpectra.fit(train.features.thumbs, holdout.features.thumbs)
+        screen = CopyScreen(train.features, standardise, shapes, policy.copies)
         scored = _blind(screen, [synthetic.features, planted.features, recoloured, holdout.features], rng)
     released, controls, colours, null = scored
     cohort = cohort_of(train, holdout)
     with clock.stage("distances"):
-        near = _distances(synthetic.features, train, holdout, cohort, standardise)
-        near_planted = _distances(planted.features, train, holdout, cohort, standardise)
+        distances = [
+            measure(features)
+            for features in (synthetic.features, planted.features)
+            for measure in (
+                _by_eye(train, holdout, cohort, standardise),
+                _by_shape(train, holdout, cohort, shapes),
+            )
+        ]
     exact = exact_matches(synthetic, train)
     known = set(train.features.canonical)
     evidence = Evidence(
@@ -172,14 +183,16 @@ def _gather(
             train.features.digests[exact.get(row, int(match))] for row, match in enumerate(released.match)
         ),
         released_exact=np.array([row in exact for row in range(len(synthetic))], dtype=bool),
-        released_distances=near,
+        released_distances=distances[0],
+        released_shape_distances=distances[1],
         null_scores=null.score,
         null_owner=cohort.of_holdout,
         planted_scores=controls.score,
         planted_kind=planted.kind,
         planted_same=np.array([mark in known for mark in planted.features.canonical], dtype=bool),
         planted_right=controls.match == planted.source,
-        planted_distances=near_planted,
+        planted_distances=distances[2],
+        planted_shape_distances=distances[3],
         planted_patient=cohort.of_train[planted.source],
         recoloured_scores=colours.score,
         recoloured_owner=cohort.of_holdout[rows],
@@ -206,14 +219,29 @@ def _blind(screen: CopyScreen, groups: list[TileFeatures], rng: np.random.Genera
     ]
 
 
-def _distances(
-    queries: TileFeatures, train: Group, holdout: Group, cohort: Cohort, standardise: Standardiser
-) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-    import torch
-
+def _by_eye(train: Group, holdout: Group, cohort: Cohort, standardise: Standardiser) -> Measure:
     base = standardise(torch.cat([train.features.embeddings, holdout.features.embeddings]))
     owner = torch.from_numpy(np.concatenate([cohort.of_train, cohort.of_holdout]))
-    return as_stored(patient_minima(standardise(queries.embeddings), base, owner, cohort.patients).numpy())
+
+    def measure(queries: TileFeatures) -> npt.NDArray[np.float64]:
+        return as_stored(
+            patient_minima(standardise(queries.embeddings), base, owner, cohort.patients).numpy()
+        )
+
+    return measure
+
+
+def _by_shape(train: Group, holdout: Group, cohort: Cohort, shapes: ShapeSpectra) -> Measure:
+    base = torch.cat([shapes(train.features.thumbs), shapes(holdout.features.thumbs)])
+    owner = torch.from_numpy(np.concatenate([cohort.of_train, cohort.of_holdout]))
+
+    def measure(queries: TileFeatures) -> npt.NDArray[np.float64]:
+        turned = [
+            patient_minima(shapes(queries.thumbs, turn), base, owner, cohort.patients) for turn in TURNS
+        ]
+        return as_stored(torch.stack(turned).amin(dim=0).numpy())
+
+    return measure
 
 
 def _group(source: TileSource, eye: Eye, cache: Path) -> Group:

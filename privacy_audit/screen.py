@@ -1,8 +1,9 @@
 """The near-copy screen: one score per tile, the same for released, holdout and planted tiles.
 
-Candidates come from two retrievals that fail differently (the second eye; pooled haematoxylin under the eight
-symmetries). Every candidate is compared in every symmetry at coarse size with a shift search, and the best
-few pairs again at full thumbnail size. The score is the best shift-tolerant correlation, see `geometry.correlate`.
+Candidates come from three retrievals that fail differently: the second eye, shape spectra (blind to shifts), and
+pooled haematoxylin (blind to detail) under the eight symmetries. Candidates are compared in every symmetry at
+coarse size with a shift search, and the best few pairs again at full thumbnail size. The score is the best
+shift-tolerant correlation, see `geometry.correlate`.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from privacy_audit.geometry import (
 )
 from privacy_audit.neighbours import Standardiser, most_similar, nearest
 from privacy_audit.policy import CopyPolicy
+from privacy_audit.spectrum import TURNS, ShapeSpectra
 
 _QUERIES_AT_ONCE = 32
 
@@ -49,9 +51,12 @@ class ScreenScores:
 class CopyScreen:
     """Scores any tiles against one fixed reference set (the training tiles)."""
 
-    def __init__(self, reference: TileFeatures, standardise: Standardiser, policy: CopyPolicy) -> None:
-        self._policy, self._standardise = policy, standardise
+    def __init__(
+        self, reference: TileFeatures, standardise: Standardiser, shapes: ShapeSpectra, policy: CopyPolicy
+    ) -> None:
+        self._policy, self._standardise, self._shapes = policy, standardise, shapes
         self._embeddings = standardise(reference.embeddings)
+        self._spectra = shapes(reference.thumbs)
         self._fine = reference.thumbs
         self._coarse = _shrink(reference.thumbs)
         self._pooled = torch.cat([pooled(part.float()) for part in reference.thumbs.split(512)])
@@ -60,22 +65,33 @@ class CopyScreen:
 
     def score(self, queries: TileFeatures, label: str) -> ScreenScores:
         """Score every query; `label` names the work on the progress bar."""
-        by_eye = nearest(
-            self._standardise(queries.embeddings), self._embeddings, self._policy.candidates_per_source
-        )[1]
+        k = self._policy.candidates_per_source
+        by_eye = nearest(self._standardise(queries.embeddings), self._embeddings, k)[1]
+        candidates = torch.cat([by_eye, self._candidates_by_spectrum(queries.thumbs, k)], dim=1)
         shape_rows, shape_turns = self._candidates_by_shape(queries.thumbs)
         found: list[tuple[Tensor, Tensor, Tensor]] = []
         with progress(label, total=len(queries), unit="tiles") as bar:
             for start in range(0, len(queries), _QUERIES_AT_ONCE):
                 rows = slice(start, min(start + _QUERIES_AT_ONCE, len(queries)))
                 thumbs = queries.thumbs[rows].float()
-                eye_rows, eye_turns = self._best_turns(thumbs, by_eye[rows])
+                eye_rows, eye_turns = self._best_turns(thumbs, candidates[rows])
                 who = torch.cat([eye_rows, shape_rows[rows]], dim=1)
                 how = torch.cat([eye_turns, shape_turns[rows]], dim=1)
                 found.append(self._verify(thumbs, who, how))
                 bar.advance(len(thumbs))
         best, match, aligned = (torch.cat(parts) for parts in zip(*found, strict=True))
         return ScreenScores(best.double().numpy(), match.numpy(), aligned.numpy())
+
+    def _candidates_by_spectrum(self, thumbs: Tensor, k: int) -> Tensor:
+        """Reference rows (q, k) that share the most of their field with the query, wherever it lies."""
+        similar, rows = [], []
+        for turn in TURNS:
+            turned = self._shapes(thumbs, turn)
+            near, at = most_similar(turned, self._spectra, k)
+            similar.append(near)
+            rows.append(at)
+        best = torch.cat(similar, dim=1).topk(rows[0].shape[1], dim=1).indices
+        return torch.cat(rows, dim=1).gather(1, best)
 
     def _candidates_by_shape(self, thumbs: Tensor) -> tuple[Tensor, Tensor]:
         """Reference rows and symmetries, both (q, m), whose pooled shape fits best without a shift."""
@@ -85,8 +101,8 @@ class CopyScreen:
             similar, found = [], []
             for which in range(ORIENTATIONS):
                 turned = pooled(orient(block.float(), which))
-                at = most_similar(turned, self._pooled, keep)
-                similar.append((turned[:, None, :] * self._pooled[at]).sum(-1))
+                near, at = most_similar(turned, self._pooled, keep)
+                similar.append(near)
                 found.append(at)
             order = torch.cat(similar, dim=1).topk(found[0].shape[1], dim=1).indices
             rows.append(torch.cat(found, dim=1).gather(1, order))
