@@ -40,6 +40,19 @@ class RunDesk:
         self._bundle = build_bundle()
         self._active: dict[str, int] = {}
 
+    def begin(self) -> None:
+        """Forget what an earlier hub process believed: no site is connected yet, no run is going on.
+
+        Without this a site could not rejoin until its last heartbeat ran out.
+        """
+        for site in self._state.get_node_info():
+            self._state.deactivate_node(site.node_id)
+        for run in self._state.get_run_info():
+            if run.status.status != Status.FINISHED:
+                self._state.stop_run(run.run_id)
+        for folder in sorted(self._layout.root.glob("runs/*")):
+            self._fail(folder.name, "The hub was stopped during the run. Committed rounds are kept: start it again.")
+
     def tick(self) -> None:
         """Do what the folder asks for. Called every half second; never raises for what a file contains."""
         self._register_sites()

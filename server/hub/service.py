@@ -134,6 +134,7 @@ async def _serve(settings: HubSettings, public: socket.socket, inner: socket.soc
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     desk = RunDesk(layout, app.state.linkstate_factory.state(), events)
+    desk.begin()
     desk.tick()
     serving = [
         asyncio.create_task(runtime.serve(sockets=[inner])),

@@ -12,9 +12,11 @@ from pixcell_core.flower.executor import ExecutorSettings, serve_tasks
 from site_client.approvals.site_folder import SiteFolder
 
 LOOPBACK = "127.0.0.1"
+HEARTBEAT_S = 10
+"""The shortest interval Flower allows. The hub takes a site for gone after twice this: it can rejoin 20 s after a crash."""
+
 CONNECTED = "SuperNode ID:"
-NOT_ENROLLED = "No SuperNode found with the given public key"
-STILL_ONLINE = "could not be activated"
+NOT_LET_IN = "Failed to activate SuperNode"
 BAD_CERTIFICATE = "CERTIFICATE_VERIFY_FAILED"
 
 
@@ -40,12 +42,16 @@ def run_supernode(settings: NetworkSettings) -> None:
     """Flower's SuperNode with process isolation and the shared secret; its own pauses are capped at `poll_s`."""
     import time
 
+    import flwr.supercore.heartbeat as heartbeat
+    import flwr.supernode.fleet_http_connection as connection
     import flwr.supernode.start_client_internal as internal
     from flwr.supernode.cli.flower_supernode import flower_supernode
 
     pause = settings.poll_s
-    # Flower fixes its pauses at 3 s (idle) and 0.5 s (reply). Only its module's own name `time` is replaced.
+    # Flower fixes its pauses at 3 s (idle) and 0.5 s (reply), its heartbeat at 30 s. Only names of its own modules
+    # are replaced, in this process alone.
     internal.time = types.SimpleNamespace(sleep=lambda seconds: time.sleep(min(seconds, pause)))
+    connection.HEARTBEAT_DEFAULT_INTERVAL = heartbeat.HEARTBEAT_DEFAULT_INTERVAL = HEARTBEAT_S
     sys.argv = [
         "flower-supernode",
         *("--superlink", settings.hub),
@@ -90,10 +96,12 @@ def run_installed_app(runtime: str, token: str) -> None:
 
 def explain(words: str) -> tuple[str, str]:
     """A code and a sentence for the site admin, from what the SuperNode said when it ended."""
-    if NOT_ENROLLED in words:
-        return "not-enrolled", "The hub does not know this site's key: the coordinator has not added its request."
-    if STILL_ONLINE in words:
-        return "still-online", "The hub still counts this site's last connection as alive (up to 60 s); trying again."
+    if NOT_LET_IN in words:
+        return (
+            "not-let-in",
+            "The hub did not let this site in: the coordinator has not added its request yet, or its last connection "
+            f"still counts as alive (up to {2 * HEARTBEAT_S} s). Trying again.",
+        )
     if BAD_CERTIFICATE in words:
         return "bad-certificate", "The hub's certificate is not of the CA this site trusts: wrong hub, or interception."
     return "hub-unreachable", "The connection to the hub ended; trying again."

@@ -1,8 +1,8 @@
 """Keeps a site's agent up: SuperNode, executor and, if asked, the trainer; restarts what falls, stops all together.
 
 The supervisor starts the trainer first (its imports take longest), imports Flower once, forks the two network
-processes, and then only watches. A SuperNode that crashed cannot rejoin before the hub has forgotten it, about a
-minute: it is started again every few seconds until it is let in, and the site's state says so meanwhile.
+processes, and then only watches. A SuperNode that crashed cannot rejoin before the hub has forgotten it, some
+20 s: it is started again every few seconds until it is let in, and the site's state says so meanwhile.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from site_client.trainer.spool import Spool
 
 LOOK_S = 0.2
 FIRST_PAUSE_S = 2.0
-LONGEST_PAUSE_S = 15.0
+LONGEST_PAUSE_S = 10.0
 
 
 @dataclass(frozen=True)
