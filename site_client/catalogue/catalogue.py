@@ -180,15 +180,7 @@ class Catalogue:
                 other bytes).
         """
         with self._write("writing the catalogue") as session:
-            known = session.scalar(
-                select(Slide).where(Slide.sha256 == digest).options(joinedload(Slide.patient))
-            )
-            if known is not None:
-                if known.patient.name != patient:
-                    raise two_patients_error(f"{known.path} and {path} have the same bytes")
-                known.label = label
-                if not Path(known.path).exists():
-                    known.path = str(path)
+            if _recognise(session, path, patient, label, digest):
                 return False
             if session.scalar(select(Slide.id).where(Slide.path == str(path))) is not None:
                 raise changed_error(path)
@@ -213,6 +205,20 @@ class Catalogue:
                 )
             )
             return True
+
+    def digests(self) -> frozenset[str]:
+        """Digests of all slides."""
+        with self._read() as session:
+            return frozenset(session.scalars(select(Slide.sha256)))
+
+    def recognise(self, path: Path, patient: str, label: str | None, digest: str) -> bool:
+        """Whether a slide of these bytes is this patient's already; its label and place are brought up to date.
+
+        Raises:
+            BadInputError: `slide-two-patients`.
+        """
+        with self._write("writing the catalogue") as session:
+            return _recognise(session, path, patient, label, digest)
 
     def slides(self, part: str | None = None) -> list[SlideRecord]:
         """All slides by patient and digest, or those of one part of the split."""
@@ -279,6 +285,12 @@ class Catalogue:
                 for r in session.scalars(query)
             ]
 
+    def without_tiles(self, plan: str) -> int:
+        """How many slides were cut under a plan and gave no tile."""
+        with self._read() as session:
+            query = select(func.count()).select_from(Tiling).where(Tiling.plan == plan, Tiling.tiles == 0)
+            return int(session.scalar(query) or 0)
+
     def tile_counts(self) -> dict[str, int]:
         """Number of tiles under each plan."""
         query = select(Tiling.plan, func.sum(Tiling.tiles)).group_by(Tiling.plan).order_by(Tiling.plan)
@@ -327,6 +339,18 @@ class Catalogue:
             session.add(row)
             session.flush()
             return _split_record(row)
+
+
+def _recognise(session: Session, path: Path, patient: str, label: str | None, digest: str) -> bool:
+    known = session.scalar(select(Slide).where(Slide.sha256 == digest).options(joinedload(Slide.patient)))
+    if known is None:
+        return False
+    if known.patient.name != patient:
+        raise two_patients_error(f"{known.path} and {path} have the same bytes")
+    known.label = label
+    if not Path(known.path).exists():
+        known.path = str(path)
+    return True
 
 
 def changed_error(path: Path) -> BadInputError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from pixcell_core.cli.progress import progress
 from pixcell_core.errors import BadInputError, PixcellError, RefusedError
 from site_client.catalogue.catalogue import Catalogue, SlideRecord, changed_error
 from site_client.catalogue.slide_list import SlideEntry
-from site_client.slides.identity import content_digest
+from site_client.slides.identity import content_digest, locate
 from site_client.slides.parallel import default_workers, ordered_map
 from site_client.slides.reader import SlideFacts, SlideReader
 from site_client.slides.storage import StorageFullError
@@ -29,6 +29,14 @@ class Inspected:
 
 
 @dataclass(frozen=True)
+class TileOutcome:
+    """What `tile_slides` did; `without_tiles` counts slides that gave no tile under this plan."""
+
+    made: int
+    without_tiles: int
+
+
+@dataclass(frozen=True)
 class AddOutcome:
     """What `add_slides` did."""
 
@@ -38,8 +46,8 @@ class AddOutcome:
     late_patients: int
 
 
-def inspect_slide(path: Path, assumed_mpp: float | None) -> Inspected:
-    """Open a slide, read its facts, find its tissue and digest its bytes.
+def inspect_slide(path: Path, assumed_mpp: float | None, digest: str) -> Inspected:
+    """Open a slide, read its facts and find its tissue; `digest` is that of its bytes.
 
     Raises:
         BadInputError: any code of `SlideReader`, or `no-tissue`.
@@ -47,14 +55,7 @@ def inspect_slide(path: Path, assumed_mpp: float | None) -> Inspected:
     with SlideReader(path, assumed_mpp=assumed_mpp) as reader:
         tissue = map_tissue(reader)
         area = float(tissue.mask.sum()) * tissue.overview.mpp**2 / 1e6
-        return Inspected(content_digest(reader.source), reader.facts, area)
-
-
-def _or_error(work: Callable[[], Inspected]) -> Inspected | BadInputError:
-    try:
-        return work()
-    except BadInputError as error:
-        return error
+        return Inspected(digest, reader.facts, area)
 
 
 def _raise_refusals(refused: Sequence[PixcellError], total: int, done: str) -> None:
@@ -85,20 +86,32 @@ def add_slides(catalogue: Catalogue, entries: Sequence[SlideEntry], assumed_mpp:
     added = known = 0
     refused: list[PixcellError] = []
 
-    def work(entry: SlideEntry) -> Inspected | BadInputError:
-        return _or_error(lambda: inspect_slide(entry.path, assumed_mpp))
+    entered = catalogue.digests()
+
+    def work(entry: SlideEntry) -> Inspected | str | PixcellError:
+        """The slide; or only its digest when the catalogue has it; or why it cannot be used."""
+        try:
+            digest = content_digest(locate(entry.path))
+            return digest if digest in entered else inspect_slide(entry.path, assumed_mpp, digest)
+        except BadInputError as error:
+            return error
+
+    def enter(entry: SlideEntry, found: Inspected | str) -> bool:
+        if isinstance(found, str):
+            return not catalogue.recognise(entry.path, entry.patient, entry.label, found)
+        return catalogue.add_slide(
+            entry.path, entry.patient, entry.label, found.digest, found.facts, found.tissue_mm2
+        )
 
     with progress("reading slides", total=len(entries), unit="slides") as bar:
         results = ordered_map(work, entries, default_workers())
         for entry, found in zip(entries, results, strict=True):
             bar.advance()
-            if isinstance(found, BadInputError):
+            if isinstance(found, PixcellError):
                 refused.append(found)
                 continue
             try:
-                new = catalogue.add_slide(
-                    entry.path, entry.patient, entry.label, found.digest, found.facts, found.tissue_mm2
-                )
+                new = enter(entry, found)
             except BadInputError as error:
                 refused.append(error)
                 continue
@@ -129,8 +142,8 @@ def cut_slide(slide: SlideRecord, plan: TilingPlan) -> list[Tile]:
         return list(cut_tiles(reader, slide.sha256, plan, map_tissue(reader)))
 
 
-def tile_slides(catalogue: Catalogue, plan: TilingPlan) -> int:
-    """Cut every slide that was not yet cut under this plan; return how many tiles were made now.
+def tile_slides(catalogue: Catalogue, plan: TilingPlan) -> TileOutcome:
+    """Cut every slide that was not yet cut under this plan.
 
     Raises:
         BadInputError: with the slide's own code, or `slides-refused`. Slides that could be cut stay cut.
@@ -163,4 +176,4 @@ def tile_slides(catalogue: Catalogue, plan: TilingPlan) -> int:
                 made += len(tiles)
             bar.advance()
     _raise_refusals(refused, len(waiting), "cut")
-    return made
+    return TileOutcome(made, catalogue.without_tiles(plan.key))

@@ -140,9 +140,11 @@ def tile(
 
     plan = TilingPlan(tile_size, mpp, min_tissue)
     with Catalogue(site_dir) as catalogue:
-        made = tile_slides(catalogue, plan)
+        done = tile_slides(catalogue, plan)
         total = catalogue.tile_counts().get(plan.key, 0)
-    return TileResult(made=made, total=total, tile_size=tile_size, mpp=mpp)
+    return TileResult(
+        made=done.made, total=total, without_tiles=done.without_tiles, tile_size=tile_size, mpp=mpp
+    )
 
 
 @command

@@ -41,14 +41,15 @@ def ink_fraction(rgb: npt.NDArray[np.uint8]) -> float:
     """Share of pixels that no mixture of haematoxylin and eosin explains.
 
     Both dyes absorb green at least as much as blue, and haematoxylin absorbs red and green about equally.
-    Green ink passes green (its density lies below red's and blue's); blue ink absorbs red far above green;
-    black ink absorbs all three alike and strongly; red ink absorbs blue like green and passes red.
+    Green ink passes green (its density lies below red's and blue's); blue ink absorbs red above green and
+    hardly any blue; black ink absorbs all three alike and strongly; red ink absorbs blue like green and
+    passes red.
     """
     density = optical_density(rgb)
     red, green, blue = density[..., 0], density[..., 1], density[..., 2]
     mean, low, high = density.mean(axis=2), density.min(axis=2), density.max(axis=2)
     is_green = (mean > 0.15) & (green < 0.8 * np.minimum(red, blue))
-    is_blue = (red > 0.35) & (red > 1.6 * green)
+    is_blue = (red > 0.35) & ((red > 1.6 * green) | ((red > 1.3 * green) & (blue < 0.3 * red)))
     is_black = (mean > 1.0) & (low > 0.8 * high)
     is_red = (green > 0.6) & (blue > 0.9 * green) & (red < 0.3 * green)
     return float((is_green | is_blue | is_black | is_red).mean())

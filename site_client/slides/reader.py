@@ -13,11 +13,21 @@ from PIL import Image
 
 from pixcell_core.errors import BadInputError
 from site_client.slides.identity import SlideSource, locate
-from site_client.slides.integrity import check_tiff_extent, explain_unopened, is_tiff, truncated_error
+from site_client.slides.integrity import (
+    check_dicom_extent,
+    check_tiff_extent,
+    explain_unopened,
+    is_tiff,
+    truncated_error,
+)
+from site_client.slides.resample import area_mean
 
 #: A level may be this much coarser than asked and still count as fine enough (levels are rarely exact
 #: halves).
 LEVEL_TOLERANCE = 1.02
+#: Up to this many source pixels (every tile) averages are exact; thumbnails use Pillow's box filter, which
+#: rounds a pixel's share to all or nothing and takes a quarter of the memory.
+EXACT_PIXELS = 4_000_000
 #: Plausible microns per pixel of a slide scan; anything else is a broken header.
 MPP_RANGE = (0.05, 20.0)
 
@@ -54,6 +64,8 @@ class SlideReader:
         entry = self.source.entry
         if path.is_file() and is_tiff(entry):
             check_tiff_extent(entry)
+        for member in self.source.members if path.is_dir() else ():
+            check_dicom_extent(member)
         try:
             self._slide = openslide.OpenSlide(str(entry))
         except (openslide.OpenSlideError, OSError) as error:
@@ -131,12 +143,14 @@ class SlideReader:
         alpha = raw.getchannel("A")
         flat = Image.new("RGB", raw.size, (255, 255, 255))
         flat.paste(raw, mask=alpha)
+        if raw_size == size_px and step == 1.0 and not off_x and not off_y:
+            return np.asarray(flat, dtype=np.uint8), np.asarray(alpha) > 127
         box = (off_x, off_y, min(off_x + span_w, raw_size[0]), min(off_y + span_h, raw_size[1]))
-        if raw_size != size_px or off_x or off_y or step != 1.0:
-            kernel = Image.Resampling.BOX if step >= 1.0 else Image.Resampling.BICUBIC
-            flat = flat.resize(size_px, kernel, box=box)
-            alpha = alpha.resize(size_px, Image.Resampling.BOX, box=box)
-        return np.asarray(flat, dtype=np.uint8), np.asarray(alpha) > 127
+        seen = np.asarray(alpha.resize(size_px, Image.Resampling.BOX, box=box)) > 127
+        if step >= 1.0 and raw_size[0] * raw_size[1] <= EXACT_PIXELS:
+            return area_mean(np.asarray(flat, dtype=np.uint8), (off_x, off_y), step, size_px), seen
+        kernel = Image.Resampling.BOX if step >= 1.0 else Image.Resampling.BICUBIC
+        return np.asarray(flat.resize(size_px, kernel, box=box), dtype=np.uint8), seen
 
     def _read_facts(self, assumed_mpp: float | None) -> SlideFacts:
         properties = self._slide.properties

@@ -80,14 +80,21 @@ class TileResult(_Result):
 
     made: int
     total: int
+    without_tiles: int
     tile_size: int
     mpp: float
 
     def __str__(self) -> str:
-        return (
+        text = (
             f"{self.made} tiles of {self.tile_size} px at {self.mpp:g} microns per pixel cut now, "
             f"{self.total} in all."
         )
+        if self.without_tiles:
+            text += (
+                f"\n{self.without_tiles} slides gave no tile: too little tissue for tiles of this size "
+                "(see `pixcell site data show --sheet OUT.png`)."
+            )
+        return text
 
 
 class SplitResult(_Result):

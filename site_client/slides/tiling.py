@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from pixcell_core.errors import BadInputError
 from site_client.slides.quality import TileQuality, focus_measure, ink_fraction
-from site_client.slides.reader import Overview, SlideReader
+from site_client.slides.reader import Overview, SlideFacts, SlideReader
 from site_client.slides.tissue import MASK_MPP, tissue_mask
 
 #: Tiles may be made from pixels at most this much coarser than asked; past that the detail is invented.
@@ -100,7 +101,7 @@ def tile_name(slide_digest: str, x: int, y: int, plan: TilingPlan) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
-def grid(reader: SlideReader, plan: TilingPlan) -> Iterator[tuple[int, int]]:
+def grid(facts: SlideFacts, plan: TilingPlan, path: Path) -> Iterator[tuple[int, int]]:
     """Corners of the whole tiles inside the scanned rectangle, row by row, in level-0 pixels.
 
     The grid starts at the scanned rectangle's corner, not at the slide's origin (Leica slides keep an empty
@@ -110,10 +111,9 @@ def grid(reader: SlideReader, plan: TilingPlan) -> Iterator[tuple[int, int]]:
         BadInputError: `too-coarse` when the slide has no pixels fine enough, `slide-too-small` when no
             tile fits.
     """
-    facts = reader.facts
     if facts.mpp > plan.mpp * MAX_UPSAMPLING:
         raise BadInputError(
-            f"{reader.path} has {facts.mpp:.3g} microns per pixel at its finest; tiles at "
+            f"{path} has {facts.mpp:.3g} microns per pixel at its finest; tiles at "
             f"{plan.mpp:g} would invent detail.",
             hint="Cut this site's tiles at --mpp "
             f"{np.ceil(facts.mpp / MAX_UPSAMPLING * 20) / 20:g} or coarser"
@@ -125,8 +125,7 @@ def grid(reader: SlideReader, plan: TilingPlan) -> Iterator[tuple[int, int]]:
     columns, rows = int((width + 0.5) // span), int((height + 0.5) // span)
     if not columns or not rows:
         raise BadInputError(
-            f"{reader.path} is smaller than one tile of {plan.tile_size} pixels at {plan.mpp:g} "
-            "microns per pixel.",
+            f"{path} is smaller than one tile of {plan.tile_size} pixels at {plan.mpp:g} microns per pixel.",
             hint="Ask for smaller tiles, or take the slide out of slides.csv.",
             code="slide-too-small",
         )
@@ -146,7 +145,7 @@ def cut_tiles(reader: SlideReader, slide_digest: str, plan: TilingPlan, tissue: 
     level = reader.level_for(plan.mpp)
     span = plan.tile_size * plan.mpp / reader.facts.mpp
     size = (plan.tile_size, plan.tile_size)
-    for x, y in grid(reader, plan):
+    for x, y in grid(reader.facts, plan, reader.path):
         share = tissue.share(x, y, span, reader.facts.mpp)
         if share < plan.min_tissue:
             continue

@@ -37,7 +37,7 @@ class TissueSettings:
 
 
 def optical_density(rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """Decadic optical density per channel, Beer–Lambert with white at 255: -log10((I + 1) / 256)."""
+    """Decadic optical density per channel, Beer and Lambert with white at 255: -log10((I + 1) / 256)."""
     return np.asarray(-np.log10((rgb.astype(np.float32) + 1.0) / 256.0), dtype=np.float32)
 
 

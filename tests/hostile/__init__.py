@@ -1,0 +1,1 @@
+"""Named bad inputs, and the script that writes the larger ones."""
