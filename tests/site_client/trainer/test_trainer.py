@@ -1,0 +1,222 @@
+"""The trainer: it charges before it draws, asks the site's own approval, and survives being killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pixcell_core.contracts.round import TrainRequest
+from pixcell_core.contracts.spool import Arrays, TrainJob, TrainResult, arrays_digest, l2_norm
+from pixcell_core.contracts.study import Study
+from site_client.agent.handlers import job_id_of
+from site_client.approvals.book import ApprovalBook
+from site_client.ledger.record import ReserveRecord
+from site_client.ledger.site import ledger_folder
+from site_client.ledger.view import read_ledger
+from site_client.trainer.service import PUBLIC_REASONS, Trainer, TrainerSettings
+from site_client.trainer.spool import Spool
+from tests.site_client.trainer.site_fixture import TinySite, make_study, start_of
+
+
+def job_of(study: Study, start: Arrays, number: int = 1) -> TrainJob:
+    """A job as the agent makes it."""
+    now = datetime.now(UTC)
+    request = TrainRequest(study_digest=study.digest, round=number, input_digest=arrays_digest(start))
+    return TrainJob(
+        job_id=job_id_of(study, request),
+        study=study.model_dump(mode="json"),
+        study_digest=study.digest,
+        round=number,
+        created_at=now,
+        expires_at=now + timedelta(seconds=60),
+        input_digest=request.input_digest,
+    )
+
+
+def steps_charged(site: TinySite) -> int:
+    """Steps the ledger holds charged."""
+    folder = ledger_folder(site.folder.root)
+    if not folder.is_dir():
+        return 0
+    return sum(r.steps for r in read_ledger(folder).require_whole().records if isinstance(r, ReserveRecord))
+
+
+def ask(
+    site: TinySite, trainer: Trainer, study: Study, start: Arrays, number: int = 1
+) -> tuple[TrainResult, Arrays]:
+    """Submit a job, let the trainer handle it, take the result away."""
+    spool, job = Spool(site.folder.spool), job_of(study, start, number)
+    spool.open()
+    spool.submit(job, start)
+    taken = spool.take()
+    assert taken == job.job_id
+    trainer.handle(taken)
+    found = spool.result(job)
+    assert found is not None
+    spool.close_job(job.job_id)
+    return found
+
+
+@pytest.fixture
+def said() -> list[str]:
+    """What the trainer said."""
+    return []
+
+
+@pytest.fixture
+def trainer(tiny_site: TinySite, said: list[str]) -> Trainer:
+    """A trainer in this process."""
+    return Trainer(TrainerSettings(tiny_site.folder, tiny_site.base), said.append)
+
+
+def test_an_approved_round_gives_a_bounded_update_and_is_charged(
+    tiny_site: TinySite, trainer: Trainer
+) -> None:
+    study = make_study(tiny_site.base)
+    start = start_of(tiny_site.base, study)
+    ApprovalBook(tiny_site.folder).decide(study, "approve")
+    result, update = ask(tiny_site, trainer, study, start)
+    assert result.status == "ok" and update.keys() == start.keys()
+    assert 0 < l2_norm(update) <= study.update_norm_bound(sum(v.size for v in start.values()))
+    assert steps_charged(tiny_site) == study.steps_per_round
+    # The next round starts where the federation stands, not where this site ended.
+    moved = {name: value + np.float32(0.01) for name, value in start.items()}
+    second, other = ask(tiny_site, trainer, study, moved, 2)
+    assert second.status == "ok" and arrays_digest(other) != arrays_digest(update)
+    assert steps_charged(tiny_site) == 2 * study.steps_per_round
+
+
+def test_the_same_question_gets_the_same_bytes_and_no_second_charge(
+    tiny_site: TinySite, trainer: Trainer
+) -> None:
+    study = make_study(tiny_site.base)
+    start = start_of(tiny_site.base, study)
+    ApprovalBook(tiny_site.folder).decide(study, "approve")
+    _, first = ask(tiny_site, trainer, study, start)
+    _, again = ask(tiny_site, trainer, study, start)
+    assert arrays_digest(first) == arrays_digest(again)
+    assert steps_charged(tiny_site) == study.steps_per_round
+
+
+def test_without_approval_nothing_is_drawn(tiny_site: TinySite, trainer: Trainer) -> None:
+    study = make_study(tiny_site.base)
+    start = start_of(tiny_site.base, study)
+    book = ApprovalBook(tiny_site.folder)
+    assert ask(tiny_site, trainer, study, start)[0].code == "not-approved"
+    book.decide(study, "deny")
+    assert ask(tiny_site, trainer, study, start)[0].code == "approval-denied"
+    book.decide(study, "approve")
+    book.decide(study, "revoke")
+    assert ask(tiny_site, trainer, study, start)[0].code == "approval-withdrawn"
+    assert steps_charged(tiny_site) == 0
+
+
+def test_an_approval_does_not_stretch_to_a_changed_study(tiny_site: TinySite, trainer: Trainer) -> None:
+    study = make_study(tiny_site.base)
+    ApprovalBook(tiny_site.folder).decide(study, "approve")
+    changed = study.model_copy(update={"noise_multiplier": 0.01})
+    result, _ = ask(tiny_site, trainer, changed, start_of(tiny_site.base, study))
+    assert result.code == "not-approved" and steps_charged(tiny_site) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"base_digest": "sha256:" + "0" * 64}, "base-differs"),
+        ({"code_digest": "sha256:" + "0" * 64}, "code-differs"),
+        ({"tile_size": 128}, "features-differ"),
+        ({"mpp": 0.5}, "features-differ"),
+        ({"noise_multiplier": 0.3, "epsilon_cap": 1.0}, "study-budget-exceeded"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_a_charge(
+    tiny_site: TinySite, trainer: Trainer, change: dict[str, object], code: str
+) -> None:
+    study = make_study(tiny_site.base, **change)
+    ApprovalBook(tiny_site.folder).decide(study, "approve")
+    result, update = ask(tiny_site, trainer, study, start_of(tiny_site.base, study))
+    assert (result.status, result.code, update) == ("refused", code, {})
+    assert result.reason == PUBLIC_REASONS[code]
+    assert steps_charged(tiny_site) == 0
+
+
+def test_an_adapter_of_another_shape_is_refused(tiny_site: TinySite, trainer: Trainer) -> None:
+    study = make_study(tiny_site.base)
+    ApprovalBook(tiny_site.folder).decide(study, "approve")
+    start = {name: value[:, :1] for name, value in start_of(tiny_site.base, study).items()}
+    assert ask(tiny_site, trainer, study, start)[0].code == "adapter-mismatch"
+    assert steps_charged(tiny_site) == 0
+
+
+def test_a_budget_that_is_used_up_refuses_the_next_round(tiny_site: TinySite, trainer: Trainer) -> None:
+    study = make_study(tiny_site.base, noise_multiplier=2.0, epsilon_cap=5.0, rounds=9)
+    start = start_of(tiny_site.base, study)
+    ApprovalBook(tiny_site.folder).decide(study, "approve")
+    codes = []
+    for number in range(1, 6):
+        moved = {name: value + np.float32(number) for name, value in start.items()}
+        codes.append(ask(tiny_site, trainer, study, moved, number)[0].code)
+    assert codes[0] == "ok" and codes[-1] in {"budget-exceeded", "study-budget-exceeded"}
+    assert steps_charged(tiny_site) == study.steps_per_round * codes.count("ok")
+
+
+def test_results_and_reasons_name_no_patient(tiny_site: TinySite, trainer: Trainer, said: list[str]) -> None:
+    study = make_study(tiny_site.base)
+    ApprovalBook(tiny_site.folder).decide(study, "approve")
+    ask(tiny_site, trainer, study, start_of(tiny_site.base, study))
+    spool = tiny_site.folder.spool
+    written = b"".join(p.read_bytes() for p in spool.rglob("*") if p.is_file()) + "".join(said).encode()
+    assert b"secret-patient" not in written
+
+
+def test_a_job_nobody_waits_for_draws_nothing(tiny_site: TinySite, trainer: Trainer) -> None:
+    study = make_study(tiny_site.base)
+    start = start_of(tiny_site.base, study)
+    ApprovalBook(tiny_site.folder).decide(study, "approve")
+    spool, job = Spool(tiny_site.folder.spool), job_of(study, start)
+    spool.open()
+    spool.submit(job, start)
+    assert spool.take() == job.job_id
+    spool.close_job(job.job_id)
+    trainer.handle(job.job_id)
+    assert spool.result(job) is None and steps_charged(tiny_site) == 0
+
+
+def test_killed_in_a_round_it_stays_charged_and_the_next_try_is_a_new_charge(
+    tiny_site: TinySite, tmp_path: Path
+) -> None:
+    study = make_study(tiny_site.base, steps_per_round=150, epsilon_cap=500.0, round_timeout_s=600.0)
+    start = start_of(tiny_site.base, study)
+    ApprovalBook(tiny_site.folder).decide(study, "approve")
+    spool, job = Spool(tiny_site.folder.spool), job_of(study, start)
+    spool.open()
+    spool.submit(job, start)
+    command = [sys.executable, "-m", "site_client.trainer", "site", "trainer"]
+    command += ["--site-dir", str(tiny_site.folder.root), "--base", str(tiny_site.base)]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        end = time.monotonic() + 60
+        while steps_charged(tiny_site) < 3 and time.monotonic() < end:
+            time.sleep(0.05)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    before = steps_charged(tiny_site)
+    assert before >= 3, (tmp_path / "log").read_text()
+    assert spool.result(job) is None and spool.unfinished() == [job.job_id]
+    said: list[str] = []
+    restarted = Trainer(TrainerSettings(tiny_site.folder, tiny_site.base), said.append)
+    restarted.handle(spool.unfinished()[0], again=True)
+    found = spool.result(job)
+    assert found is not None and found[0].status == "ok"
+    assert steps_charged(tiny_site) == before + 150
+    assert any("second charge" in line for line in said)
