@@ -105,6 +105,7 @@ def verify_release(
     from datetime import UTC, datetime
 
     from pixcell_core.cli.contract import emit_note
+    from pixcell_core.cli.progress import progress
     from pixcell_core.cli.trust_results import BundleVerified, checks_text
     from pixcell_core.errors import BadInputError, PixcellError
     from pixcell_core.trust.bundle import BundleVerifier
@@ -119,7 +120,8 @@ def verify_release(
     with open_bundle(bundle) as files:
         verifier = BundleVerifier(files, trusted_keys=keys, threshold=threshold, now=datetime.now(UTC))
         try:
-            report = verifier.run()
+            with progress("checking tiles", unit="tiles") as bar:
+                report = verifier.run(on_tile=bar.advance)
         except PixcellError:
             emit_note(checks_text(verifier.checks))
             raise

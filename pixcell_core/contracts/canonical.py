@@ -182,4 +182,4 @@ def _float(text: str) -> float:
 
 def _integer(text: str) -> int | float:
     """RFC 8785 writes large floats without a point: beyond 2^53 such text is a float again, never an integer."""
-    return _float(text) if len(text) > 16 or abs(int(text)) >= 2**53 else int(text)
+    return _float(text) if len(text.lstrip("-")) > 16 or abs(int(text)) >= 2**53 else int(text)

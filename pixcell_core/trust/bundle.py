@@ -99,16 +99,14 @@ class BundleVerifier:
         trusted_keys: Sequence[VerifyKey] | None,
         threshold: int,
         now: datetime,
-        on_tile: Callable[[], None] = lambda: None,
     ) -> None:
         self._files = files
         self._trusted = None if trusted_keys is None else list(trusted_keys)
         self._threshold = threshold
         self._now = now
-        self._on_tile = on_tile
         self.checks: list[Check] = []
 
-    def run(self) -> BundleReport:
+    def run(self, on_tile: Callable[[], None] = lambda: None) -> BundleReport:
         """All checks; the first that fails raises :class:`BundleRefusedError`."""
         if self._threshold < 1 or (self._trusted is not None and len(self._trusted) < self._threshold):
             raise BadInputError(
@@ -123,7 +121,7 @@ class BundleVerifier:
         verdict, signers = self._step("signatures", lambda: self._verdict(keys, site_key))
         self._step("verdict", lambda: self._permits(verdict, manifest))
         self._step("still valid", lambda: self._current(verdict))
-        self._step("tiles", lambda: self._tiles(manifest, names))
+        self._step("tiles", lambda: self._tiles(manifest, names, on_tile))
         self._step("audit report", lambda: self._report(verdict, manifest))
         trusted = self._step("origin", lambda: self._origin(signers))
         known = {key.key_id for key in self._trusted or ()}
@@ -250,7 +248,9 @@ class BundleVerifier:
         require_current(verdict, self._now)
         return None, f"until {verdict.predicate.expires_at:%Y-%m-%d}"
 
-    def _tiles(self, manifest: ReleaseManifest, names: list[str]) -> tuple[None, str]:
+    def _tiles(
+        self, manifest: ReleaseManifest, names: list[str], on_tile: Callable[[], None]
+    ) -> tuple[None, str]:
         present = {name for name in names if name.startswith("tiles/")}
         if present != {f"tiles/{tile.name}" for tile in manifest.tiles}:
             raise _refused("The tiles in the bundle are not the tiles of the manifest.", "wrong-tiles")
@@ -261,7 +261,7 @@ class BundleVerifier:
                 raise _refused(f"{tile.name} is not the tile that was sealed.", "bundle-changed")
             if pixels.shape[:2] != (manifest.height, manifest.width):
                 raise _refused(f"{tile.name} has another size than the manifest says.", "wrong-tiles")
-            self._on_tile()
+            on_tile()
         return None, f"{manifest.tile_count} tiles: bytes, pixels and synthetic mark"
 
     def _report(self, verdict: Verdict, manifest: ReleaseManifest) -> tuple[None, str]:

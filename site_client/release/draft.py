@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from pixcell_core.contracts.canonical import digest
+from pixcell_core.contracts.canonical import canonical_bytes, digest
 from pixcell_core.contracts.release import (
     PrivacyStatement,
     ReleasedTile,
@@ -29,7 +29,7 @@ from pixcell_core.trust.durable import sync_folder, write_whole
 from pixcell_core.trust.tile_png import decode_tile, encode_tile, pixel_digest
 from site_client.release.sheet import SHEET_TILES, Terms, readme, sample_sheet
 from site_client.release.source_tiles import TABLE, SourceTile, read_source
-from site_client.release.workspace import ReleaseFolder, ReleaseWorkspace, release_id_of
+from site_client.release.workspace import ORIGINS, ReleaseFolder, ReleaseWorkspace, release_id_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -118,6 +118,7 @@ def seal_draft(
         write_whole(folder / SHEET, sheet)
         write_whole(folder / README, words)
         write_whole(folder / MANIFEST, manifest.to_bytes())
+        write_whole(folder / ORIGINS, _origins(encoded, tiles), mode=0o600)
         if any(tile.source.label or tile.source.condition for tile in encoded):
             write_whole(folder / "tiles" / TABLE, _audit_table(encoded))
         release = ReleaseFolder(workspace.releases / release_id_of(manifest))
@@ -219,6 +220,15 @@ def _audit_table(encoded: list[_Encoded]) -> bytes:
     for number, tile in enumerate(encoded, start=1):
         writer.writerow((tile_name(number), tile.source.label or "", tile.source.condition))
     return out.getvalue().encode("utf-8")
+
+
+def _origins(encoded: list[_Encoded], folder: Path) -> bytes:
+    """Which source file became which tile: for the site alone, so that a flagged tile can be traced."""
+    named = {
+        tile_name(number): tile.source.path.relative_to(folder).as_posix()
+        for number, tile in enumerate(encoded, start=1)
+    }
+    return canonical_bytes(named)
 
 
 @contextmanager

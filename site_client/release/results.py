@@ -129,8 +129,8 @@ class ReleaseRow(_Result):
     """One release: how far it has come, and what comes next."""
 
     release: str
-    created_at: datetime
-    tiles: int
+    created_at: datetime | None
+    tiles: int | None
     state: str
     next: str
 
@@ -143,15 +143,20 @@ class Releases(_Result):
     @classmethod
     def of(cls, workspace: ReleaseWorkspace) -> Releases:
         """Read the site's releases."""
-        following = {"sealed": "audit its tiles, then sign", "signed": "export", "exported": ""}
+        following = {
+            "damaged": "draft again: its manifest was changed",
+            "sealed": "audit its tiles, then sign",
+            "signed": "export",
+            "exported": "",
+        }
         rows = []
         for release in workspace.all_releases():
-            manifest, state = release.manifest(), workspace.state(release)
+            state, sealed_at = workspace.state(release), release.sealed_at()
             rows.append(
                 ReleaseRow(
                     release=release.release_id,
-                    created_at=manifest.created_at,
-                    tiles=manifest.tile_count,
+                    created_at=sealed_at,
+                    tiles=release.manifest().tile_count if sealed_at else None,
                     state=state,
                     next=following[state],
                 )
@@ -164,7 +169,6 @@ class Releases(_Result):
             return "No release is sealed yet: pixcell release draft"
         table = Table("release", "sealed at (UTC)", "tiles", "state", "next")
         for row in self.releases:
-            table.add_row(
-                row.release, f"{row.created_at:%Y-%m-%d %H:%M}", str(row.tiles), row.state, row.next
-            )
+            when = f"{row.created_at:%Y-%m-%d %H:%M}" if row.created_at else "?"
+            table.add_row(row.release, when, str(row.tiles or "?"), row.state, row.next)
         return table

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -37,6 +38,7 @@ not for diagnosis.
   generator             base {base}
                         adapter {adapter}
   conditioning          {conditioning}
+                        {promise}
   differential privacy  {privacy}
 
 {covers}What lies here
@@ -102,9 +104,8 @@ def readme(
     if privacy is not None:
         said = [("covers", line) for line in privacy.covers]
         said += [("does NOT cover", line) for line in privacy.does_not_cover]
-        covers = (
-            "What the privacy statement says\n" + "".join(f"  {what}: {line}\n" for what, line in said) + "\n"
-        )
+        lines = "".join(f"  {_wrapped(f'{what} {line}', 4)}\n" for what, line in said)
+        covers = f"What the privacy statement says\n{lines}\n"
     text = _README.format(
         title=title,
         rule="=" * len(title),
@@ -114,10 +115,16 @@ def readme(
         height=height,
         base=generator.base_digest,
         adapter=generator.adapter_digest or "none",
-        conditioning=f"{generator.conditioning.policy}: {generator.conditioning.promise}",
+        conditioning=generator.conditioning.policy,
+        promise=_wrapped(generator.conditioning.promise, 24),
         privacy=str(privacy) if privacy else "none claimed: the audit is the only ground of this release",
         covers=covers,
-        licence=terms.licence,
-        usage=terms.usage,
+        licence=_wrapped(terms.licence, 2),
+        usage=_wrapped(terms.usage, 2),
     )
     return text.encode("utf-8")
+
+
+def _wrapped(text: str, indent: int) -> str:
+    """Prose in lines of at most 100 characters, all but the first indented."""
+    return ("\n" + " " * indent).join(textwrap.wrap(text, 100 - indent))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from pixcell_core.contracts.canonical import file_digest, parse_document
+from pixcell_core.contracts.canonical import digest, file_digest, parse_document
 from pixcell_core.contracts.release import ReleaseManifest
 from pixcell_core.contracts.verdict import Auditor, Subject, Verdict, VerdictException, VerdictPredicate
 from pixcell_core.errors import BadInputError, RefusedError
@@ -25,6 +25,7 @@ from site_client.release.evidence import (
 from site_client.release.workspace import ReleaseFolder, ReleaseWorkspace
 
 DEFAULT_DAYS, MAX_DAYS = 365, 1095
+SHOWN_FLAGS = 20
 
 
 class SigningRefusedError(RefusedError):
@@ -72,25 +73,27 @@ def sign_release(
         evidence = read_evidence(audit)
         require_same_tiles(evidence, manifest)
         check_audit(audit, release.tiles)
-        verdict = _verdict(manifest, evidence, exception, now, days)
+        verdict = _verdict(release, manifest, evidence, exception, now, days)
         require_permission(verdict, manifest)
         envelope, verdict = _signed(release, verdict, key)
         write_evidence(release, evidence)
         workspace.record_signer(release, key.verify_key)
-        write_whole(release.path / VERDICT, envelope.to_bytes())
-    workspace.log().append(
-        "release.signed",
-        {
-            **facts,
-            "verdict": verdict.predicate.verdict,
-            "exception": exception is not None,
-            "manifest": manifest.digest,
-            "report": evidence.report_digest,
-            "envelope": file_digest(release.path / VERDICT),
-            "signatures": len(envelope.signatures),
-        },
-        now=now,
-    )
+        signed = envelope.to_bytes()
+        # The event first: a signature that stands nowhere in the log must not exist.
+        workspace.log().append(
+            "release.signed",
+            {
+                **facts,
+                "verdict": verdict.predicate.verdict,
+                "exception": exception is not None,
+                "manifest": manifest.digest,
+                "report": evidence.report_digest,
+                "envelope": digest(signed),
+                "signatures": len(envelope.signatures),
+            },
+            now=now,
+        )
+        write_whole(release.path / VERDICT, signed)
     return SignedVerdict(release, verdict, envelope)
 
 
@@ -130,6 +133,7 @@ def _require_auditor(workspace: ReleaseWorkspace, key: SigningKey) -> None:
 
 
 def _verdict(
+    release: ReleaseFolder,
     manifest: ReleaseManifest,
     evidence: Evidence,
     exception: VerdictException | None,
@@ -138,13 +142,11 @@ def _verdict(
 ) -> Verdict:
     status = evidence.report.verdict.value
     if status in ("FAIL", "INVALID"):
-        failing = ", ".join(
-            sorted(
-                {test.name for test in evidence.report.tests if test.status.value == status and test.gating}
-            )
-        )
+        tests = [test.name for test in evidence.report.tests if test.status.value == status and test.gating]
+        failing = ", ".join(tests)
         raise SigningRefusedError(
-            f"The audit says {status} ({failing or 'as a whole'}): no key can release these tiles.",
+            f"The audit says {status} ({failing or 'as a whole'}): no key can release these tiles."
+            + _flagged(release, evidence),
             hint="No exception covers FAIL or INVALID. Read the audit's report, make other tiles, audit again.",
             code="verdict-forbids",
         )
@@ -185,6 +187,16 @@ def _verdict(
             expires_at=issued + timedelta(days=days),
         ),
     )
+
+
+def _flagged(release: ReleaseFolder, evidence: Evidence) -> str:
+    """The flagged tiles with the generator's files they came from; the worst first, at most twenty."""
+    flags = sorted(evidence.report.flagged, key=lambda flag: flag.p_value)
+    if not flags:
+        return ""
+    named = [f"{flag.synthetic} (was {release.origin_of(flag.synthetic) or 'unknown'})" for flag in flags]
+    more = f" and {len(named) - SHOWN_FLAGS} more" if len(named) > SHOWN_FLAGS else ""
+    return f" Flagged: {', '.join(named[:SHOWN_FLAGS])}{more}."
 
 
 def _signed(release: ReleaseFolder, verdict: Verdict, key: SigningKey) -> tuple[Envelope, Verdict]:

@@ -12,21 +12,25 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from pixcell_core.contracts.canonical import load_document
+from pixcell_core.contracts.canonical import load_document, parse_json, read_bounded
 from pixcell_core.contracts.release import ReleaseManifest
-from pixcell_core.errors import BadInputError, RefusedError
+from pixcell_core.errors import BadInputError, PixcellError, RefusedError
 from pixcell_core.trust.bundle_files import MANIFEST, PAGE, REPORT, VERDICT
 from pixcell_core.trust.dsse import Envelope
 from pixcell_core.trust.keys import KeyFileError, SigningKey, VerifyKey
 from pixcell_core.trust.log import EventLog, LogReport, read_entries, verify_log
 from site_client.approvals.site_folder import SiteFolder
 
-ReleaseState = Literal["sealed", "signed", "exported"]
+ReleaseState = Literal["damaged", "sealed", "signed", "exported"]
 
+ORIGINS = "origins.json"
+"""Which source file became which tile. Private to the site; no bundle may hold a file of this name."""
+
+_NEVER = datetime.min.replace(tzinfo=UTC)
 _RELEASE_ID = re.compile(r"[0-9a-f]{16}")
 
 
@@ -60,12 +64,26 @@ class ReleaseFolder:
         """The sealed manifest; refused where it was changed since, because the folder is named by its digest."""
         manifest = load_document(ReleaseManifest, self.path / MANIFEST)
         if release_id_of(manifest) != self.release_id:
-            raise BadInputError(
+            raise RefusedError(
                 f"The manifest of release {self.release_id} was changed after sealing.",
                 hint="Draft the release again from its tiles.",
                 code="manifest-changed",
             )
         return manifest
+
+    def sealed_at(self) -> datetime | None:
+        """When it was sealed; None where its manifest is missing or was changed."""
+        try:
+            return self.manifest().created_at
+        except PixcellError:
+            return None
+
+    def origin_of(self, tile: str) -> str | None:
+        """The generator's file that became this tile; None where the record of it is gone."""
+        path = self.path / ORIGINS
+        named = parse_json(read_bounded(path), name=ORIGINS) if path.is_file() else {}
+        found = named.get(tile) if isinstance(named, dict) else None
+        return found if isinstance(found, str) else None
 
     def verdict(self) -> Envelope | None:
         """The signed verdict, if there is one."""
@@ -166,11 +184,11 @@ class ReleaseWorkspace:
             raise
 
     def all_releases(self) -> list[ReleaseFolder]:
-        """Every sealed draft, oldest first."""
+        """Every sealed draft, damaged ones first, then from the oldest on."""
         if not self.releases.is_dir():
             return []
         found = [ReleaseFolder(p) for p in self.releases.iterdir() if _RELEASE_ID.fullmatch(p.name)]
-        return sorted(found, key=lambda release: (release.manifest().created_at, release.release_id))
+        return sorted(found, key=lambda release: (release.sealed_at() or _NEVER, release.release_id))
 
     def find(self, release_id: str | None) -> ReleaseFolder:
         """The release asked for; without an id the newest."""
@@ -193,6 +211,8 @@ class ReleaseWorkspace:
 
     def state(self, release: ReleaseFolder) -> ReleaseState:
         """How far a release has come."""
+        if release.sealed_at() is None:
+            return "damaged"
         if any(
             entry.kind == "release.exported" and entry.data.get("release") == release.release_id
             for entry in read_entries(self.site_dir / "log")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
 from pixcell_core.contracts.verdict import Verdict, VerdictException
 from pixcell_core.errors import BadInputError, PixcellError, RefusedError
@@ -258,9 +258,23 @@ def test_an_edited_manifest(room: Room, tmp_path: Path) -> None:
     release = room.signed()
     path = release.path / "manifest.json"
     path.write_bytes(path.read_bytes().replace(b'"site":"north"', b'"site":"south"'))
-    with pytest.raises(BadInputError, match="changed after sealing"):
-        export_release(room.workspace, tmp_path / "out", now=room.now)
+    assert room.workspace.state(release) == "damaged"
+    refused(room, "manifest-changed", lambda: export_release(room.workspace, tmp_path / "out", now=room.now))
     nothing_written(tmp_path)
+    path.write_bytes(b"{")
+    with pytest.raises(BadInputError):
+        export_release(room.workspace, tmp_path / "out", now=room.now)
+
+
+def test_a_damaged_release_does_not_block_the_others(room: Room, tmp_path: Path) -> None:
+    damaged = room.draft()
+    (damaged.path / "manifest.json").write_bytes(b"{}")
+    (room.source / "surrogate-000001.png").unlink()
+    whole = room.signed()
+    assert room.workspace.find(None) == whole
+    states = [room.workspace.state(release) for release in room.workspace.all_releases()]
+    assert states == ["damaged", "signed"]
+    assert export_release(room.workspace, tmp_path / "out", now=room.now).report.tiles == 5
 
 
 def test_an_expired_or_future_verdict(room: Room, tmp_path: Path) -> None:
@@ -369,67 +383,6 @@ def test_a_full_disk_leaves_nothing(room: Room, tmp_path: Path, monkeypatch: pyt
         export_release(room.workspace, tmp_path / "out.zip", now=room.now)
     assert error.value.code == "write-failed"
     nothing_written(tmp_path)
-
-
-# --- drafting ----------------------------------------------------------------------------------------------
-
-
-def bad_record(source: Path) -> None:
-    (source / "generation.json").write_text("{}")
-
-
-def no_record(source: Path) -> None:
-    (source / "generation.json").unlink()
-
-
-def no_tiles(source: Path) -> None:
-    for path in source.glob("*.png"):
-        path.unlink()
-
-
-def broken_tile(source: Path) -> None:
-    path = source / "surrogate-000002.png"
-    path.write_bytes(path.read_bytes()[:200])
-
-
-def empty_tile(source: Path) -> None:
-    (source / "surrogate-000002.png").write_bytes(b"")
-
-
-def other_size(source: Path) -> None:
-    Image.new("RGB", (40, 48)).save(source / "surrogate-000002.png")
-
-
-def linked_tile(source: Path) -> None:
-    path = source / "surrogate-000002.png"
-    path.unlink()
-    path.symlink_to(source / "surrogate-000001.png")
-
-
-def bad_table(source: Path) -> None:
-    (source / "tiles.csv").write_text("file,colour\nsurrogate-000001.png,red\n")
-
-
-@pytest.mark.parametrize(
-    "change",
-    [bad_record, no_record, no_tiles, broken_tile, empty_tile, other_size, linked_tile, bad_table],
-)
-def test_folders_that_cannot_be_drafted(room: Room, change: Callable[[Path], None]) -> None:
-    change(room.source)
-    with pytest.raises(BadInputError) as error:
-        room.draft()
-    assert error.value.hint
-    assert not any(room.workspace.releases.glob("*")), "no half-made draft stays"
-    assert not any(room.workspace.releases.glob(".*"))
-
-
-def test_a_picture_marked_for_the_site_is_not_drafted(room: Room) -> None:
-    mark = PngImagePlugin.PngInfo()
-    mark.add_text("Comment", "SITE ONLY – do not export")
-    Image.new("RGB", (48, 48)).save(room.source / "gallery.png", pnginfo=mark)
-    with pytest.raises(RefusedError) as error:
-        room.draft()
-    assert error.value.code == "site-only"
 
 
 def test_places_that_do_not_exist(room: Room, tmp_path: Path) -> None:
