@@ -9,9 +9,10 @@ from pydantic import BaseModel, ConfigDict
 from rich.console import RenderableType
 from rich.table import Table
 
+from pixcell_core.trust.bundle_files import SHEET
 from site_client.release.export import ExportedBundle
 from site_client.release.signing import SignedVerdict
-from site_client.release.workspace import ReleaseFolder, ReleaseWorkspace
+from site_client.release.workspace import ORIGINS, ReleaseFolder, ReleaseWorkspace
 
 
 class _Result(BaseModel):
@@ -19,7 +20,7 @@ class _Result(BaseModel):
 
 
 class Drafted(_Result):
-    """A sealed draft."""
+    """A sealed draft. ``origins`` maps each sealed tile to the generator's file; it stays at the site."""
 
     release: str
     site: str
@@ -27,6 +28,7 @@ class Drafted(_Result):
     tiles_dir: Path
     manifest_digest: str
     sample_sheet: Path
+    origins: Path
     privacy: str | None
     site_dir: Path
 
@@ -40,7 +42,8 @@ class Drafted(_Result):
             tiles=manifest.tile_count,
             tiles_dir=release.tiles,
             manifest_digest=manifest.digest,
-            sample_sheet=release.path / "sample-sheet.png",
+            sample_sheet=release.path / SHEET,
+            origins=release.path / ORIGINS,
             privacy=str(manifest.privacy) if manifest.privacy else None,
             site_dir=site_dir,
         )
