@@ -65,7 +65,10 @@ def _leave(code: int) -> None:
 
 def _print_result(result: Any, form: OutputFormat) -> None:
     if form is OutputFormat.JSON:
-        print(json.dumps({"schema_version": SCHEMA_VERSION, "status": "ok", "data": to_json(result)}), flush=True)
+        print(
+            json.dumps({"schema_version": SCHEMA_VERSION, "status": "ok", "data": to_json(result)}),
+            flush=True,
+        )
         return
     if result is None:
         return
@@ -82,7 +85,13 @@ def _print_result(result: Any, form: OutputFormat) -> None:
 
 def _print_error(form: OutputFormat, code: str, message: str, hint: str) -> None:
     if form is OutputFormat.JSON:
-        body = {"schema_version": SCHEMA_VERSION, "status": "error", "code": code, "message": message, "hint": hint}
+        body = {
+            "schema_version": SCHEMA_VERSION,
+            "status": "error",
+            "code": code,
+            "message": message,
+            "hint": hint,
+        }
         print(json.dumps(body), flush=True)
     emit_note(f"error [{code}]: {message}\n  → {hint}")
 
@@ -94,6 +103,9 @@ def command(function: Callable[P, R]) -> Callable[P, None]:
     error and its own exit code; Ctrl-C exits 1; anything else is our bug and exits 5 with the trace in a file.
     """
 
+    # Typer evaluates annotations at start-up; result types are imported only when their command runs.
+    function.__annotations__["return"] = None
+
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
         form = OutputFormat(str(kwargs.get("format", OutputFormat.TEXT)))
@@ -103,12 +115,19 @@ def command(function: Callable[P, R]) -> Callable[P, None]:
             _print_error(form, error.code, error.message, error.hint)
             _leave(getattr(error, "command_exit", error.exit_code))
         except KeyboardInterrupt:
-            _print_error(form, "interrupted", "Stopped by Ctrl-C.", "Run the same command again: finished parts are kept.")
+            _print_error(
+                form,
+                "interrupted",
+                "Stopped by Ctrl-C.",
+                "Run the same command again: finished parts are kept.",
+            )
             _leave(1)
         except (typer.Exit, SystemExit):
             raise
         except Exception as error:
-            with tempfile.NamedTemporaryFile("w", prefix="pixcell-bug-", suffix=".txt", delete=False) as trace:
+            with tempfile.NamedTemporaryFile(
+                "w", prefix="pixcell-bug-", suffix=".txt", delete=False
+            ) as trace:
                 traceback.print_exc(file=trace)
             _print_error(
                 form,

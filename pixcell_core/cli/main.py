@@ -23,6 +23,7 @@ GROUP_HELP = {
     "audit policy": "Thresholds of the audit and where each number comes from.",
     "release": "The gate: draft, sign, export and verify bundles.",
     "log": "Append-only signed logs.",
+    "key": "Signing keys of people: make one, show its fingerprint.",
 }
 
 

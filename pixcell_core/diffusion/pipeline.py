@@ -72,7 +72,7 @@ class PixCellPipeline(DiffusionPipeline):  # type: ignore[misc]
 
         Args:
             uni_embeds: condition tokens (B, n, d).
-            negative_uni_embeds: null condition of the same shape; the checkpoint's own when absent.
+            negative_uni_embeds: null condition, (B, n, d) or (1, n, d); the checkpoint's own when absent.
             guidance_scale: w in eps = null + w (cond - null), on all latent channels; 1 makes one call per step.
             num_images_per_prompt: tiles per condition.
             num_inference_steps: sampler steps.
@@ -91,9 +91,11 @@ class PixCellPipeline(DiffusionPipeline):  # type: ignore[misc]
             latents = self._start((batch, channels, height, width), generator)
         guided = guidance_scale != 1.0
         if guided:
-            null = negative_uni_embeds
-            null = self.get_unconditional_embedding(batch) if null is None else null
-            condition = torch.cat([null.to(condition).expand(batch, -1, -1), condition])
+            null = self.get_unconditional_embedding(batch)
+            if negative_uni_embeds is not None:
+                null = negative_uni_embeds.expand(len(uni_embeds), -1, -1)
+                null = null.repeat_interleave(num_images_per_prompt, dim=0)
+            condition = torch.cat([null.to(condition), condition])
         self.scheduler.set_timesteps(num_inference_steps)
         latents = latents.to(self.device, model.dtype) * self.scheduler.init_noise_sigma
         for timestep in self.scheduler.timesteps:

@@ -5,4 +5,10 @@ from pixcell_core.models.efficientnet_lite import EfficientNetLite
 from pixcell_core.models.tile_encoder import TileEncoder, TileEncoderProtocol
 from pixcell_core.models.transformer import PixCellTransformer2DModel
 
-__all__ = ["EfficientNetLite", "PixCellTransformer2DModel", "TileAutoencoder", "TileEncoder", "TileEncoderProtocol"]
+__all__ = [
+    "EfficientNetLite",
+    "PixCellTransformer2DModel",
+    "TileAutoencoder",
+    "TileEncoder",
+    "TileEncoderProtocol",
+]

@@ -30,7 +30,9 @@ class LatentDistribution:
 
     def sample(self, generator: torch.Generator | None = None) -> torch.Tensor:
         """One draw."""
-        noise = torch.randn(self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype)
+        noise = torch.randn(
+            self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype
+        )
         return self.mean + self.std * noise
 
     def kl(self) -> torch.Tensor:

@@ -139,7 +139,9 @@ class PixCellTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         self.caption_projection = _ConditionProjection(caption_channels, width, caption_num_tokens)
         self.y_pos_embed: nn.Module | None = None
         if caption_num_tokens > 1:
-            self.y_pos_embed = _ConditionPositions(caption_channels, caption_num_tokens, sample_size // 2, scale)
+            self.y_pos_embed = _ConditionPositions(
+                caption_channels, caption_num_tokens, sample_size // 2, scale
+            )
         self.gradient_checkpointing = False
 
     def unconditional(self, batch: int) -> torch.Tensor:

@@ -1,0 +1,116 @@
+"""The end of a demonstration: one table per site, what it proves, what it does not, and where to look."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from deploy.local.consortium import SiteOutcome
+from deploy.local.plan import DemoPlan
+
+
+class DemoSummary(BaseModel):
+    """What a demonstration ended with."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    out: Path
+    sites: list[dict[str, Any]]
+    seconds: dict[str, float]
+    total_seconds: float
+    peak_memory_mb: float
+    notes: list[str]
+    as_expected: bool
+
+    @property
+    def exit_code(self) -> int:
+        """1 when something happened that the demonstration does not expect (a broken bundle, a released plant)."""
+        return 0 if self.as_expected else 1
+
+    def render(self) -> Any:
+        """A table of sites, the honest words about privacy, paths and times."""
+        from rich.console import Group
+        from rich.table import Table
+
+        table = Table(title="What became of each hospital")
+        for column in ("site", "slides", "patients", "tiles", "epsilon*", "audit", "release"):
+            table.add_column(column)
+        for site in self.sites:
+            epsilon = (
+                "—"
+                if site["epsilon_value"] is None
+                else f"{math.ceil(site['epsilon_value'] * 100) / 100:.2f}"
+            )
+            if site["bundle"]:
+                release = "bundle verified" if site["bundle_verified"] else "BUNDLE DOES NOT VERIFY"
+            else:
+                release = "refused"
+            counts = (str(site[k]) for k in ("slides", "patients", "tiles"))
+            table.add_row(site["name"], *counts, epsilon, site["verdict"], release)
+        paths = Table(title="Where to look", show_header=False)
+        for site in self.sites:
+            paths.add_row(site["name"], "report", site["report"])
+            paths.add_row("", "report with real tiles, stays at the site", site["site_report"])
+            paths.add_row("", "surrogates", site["sheet"])
+            paths.add_row(
+                "", "bundle" if site["bundle"] else "why refused", site["bundle"] or site["why_refused"]
+            )
+        times = Table(
+            title=f"Time: {self.total_seconds:.0f} s, peak memory {self.peak_memory_mb / 1000:.1f} GB"
+        )
+        times.add_column("stage")
+        times.add_column("seconds", justify="right")
+        for stage, spent in self.seconds.items():
+            times.add_row(stage, f"{spent:.1f}")
+        return Group(table, *self.notes, "", paths, times)
+
+
+def honest_words(plan: DemoPlan, outcomes: list[SiteOutcome]) -> list[str]:
+    """What the numbers mean, and what they do not."""
+    notes = []
+    spent = [o for o in outcomes if o.epsilon_value is not None and o.delta is not None]
+    if spent:
+        first = spent[0]
+        notes.append(
+            f"* epsilon per patient (all slides and tiles of one patient) at delta {first.delta:g}, spent in this site's "
+            f"ledger on the adapter's training alone. Not covered: {first.not_covered}"
+        )
+        notes.append(
+            f"  With about {plan.training_patients} training patients per site this is a weak promise: the noise on each "
+            "coordinate is large against what such a cohort can teach, so the adapter learns little. Hundreds of "
+            "patients, or a larger epsilon said openly, change that; more rounds do not."
+        )
+    for outcome in outcomes:
+        if outcome.planted:
+            found = sorted(set(outcome.planted) & set(outcome.flagged))
+            notes.append(
+                f"  {outcome.name} was made dishonest: it hid {len(outcome.planted)} of its real tiles among its "
+                f"surrogates. The audit named {len(found)} of them and {len(set(outcome.flagged) - set(outcome.planted))} "
+                f"other tiles; its release was {'written' if outcome.bundle else 'refused'}."
+            )
+        elif outcome.verdict == "REVIEW":
+            notes.append(
+                f"  {outcome.name} stands at REVIEW: a named person has to sign an exception "
+                "(`pixcell release sign --exception … --approver …`); the demonstration signs none."
+            )
+    if plan.slides is not None:
+        notes.append(
+            "  A handful of patients proves that the road carries real slides. It proves no privacy claim: the audit "
+            "says INVALID by its own preconditions, which is the right answer."
+        )
+    return notes
+
+
+def judge(plan: DemoPlan, outcomes: list[SiteOutcome]) -> bool:
+    """Whether everything went as it should: bundles verify, no plant was released, and every plant was named."""
+    for outcome in outcomes:
+        if outcome.bundle and not outcome.bundle_verified:
+            return False
+        if outcome.planted and (outcome.bundle or set(outcome.planted) - set(outcome.flagged)):
+            return False
+        if plan.slides is not None and outcome.verdict != "INVALID":
+            return False
+    return True
