@@ -5,7 +5,6 @@ from __future__ import annotations
 import ipaddress
 import os
 import secrets
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from pydantic import BaseModel
 
 from pixcell_core.errors import BadInputError, RefusedError
 from server.layout import ServerLayout
@@ -23,8 +23,7 @@ CLOCK_SLACK = timedelta(minutes=5)
 SECRET_BYTES = 32
 
 
-@dataclass(frozen=True)
-class Consortium:
+class Consortium(BaseModel):
     """What `pixcell init` made."""
 
     folder: Path
@@ -69,10 +68,10 @@ def initialise(layout: ServerLayout, hosts: list[str], now: datetime | None = No
     # Last, because its presence says that the consortium is whole.
     (layout.pki / "ca.crt").write_bytes(ca.public_bytes(serialization.Encoding.PEM))
     return Consortium(
-        layout.root,
-        layout.pki / "ca.crt",
-        "sha256:" + ca.fingerprint(hashes.SHA256()).hex(),
-        certificate.not_valid_after_utc,
+        folder=layout.root,
+        ca_certificate=layout.pki / "ca.crt",
+        ca_fingerprint="sha256:" + ca.fingerprint(hashes.SHA256()).hex(),
+        server_expires_at=certificate.not_valid_after_utc,
     )
 
 

@@ -103,6 +103,8 @@ class LocalGrid(Grid):
                 del self._jobs[identity]
         return found
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
         """Not used: its pause of three seconds is fixed."""
         raise AssertionError("the round loop polls by itself")

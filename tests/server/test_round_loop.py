@@ -49,7 +49,9 @@ def test_a_finished_study_is_not_trained_again(consortium: Consortium) -> None:
 def test_below_quorum_fails_and_says_what_each_site_lacks(consortium: Consortium) -> None:
     consortium.grid.offline = {consortium.nodes["east"]}
     consortium.sites["north"].configured = False
-    with pytest.raises(QuorumError, match=r"1 of 3.*east: not registered \(not connected\).*north: not configured"):
+    with pytest.raises(
+        QuorumError, match=r"1 of 3.*east: not registered \(not connected\).*north: not configured"
+    ):
         consortium.loop(ready_timeout_s=0.3).run(consortium.start())
 
 

@@ -98,9 +98,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("code", BAD)
-def test_a_bad_reply_excludes_its_site_only(
-    consortium_of: Callable[..., Consortium], code: str
-) -> None:
+def test_a_bad_reply_excludes_its_site_only(consortium_of: Callable[..., Consortium], code: str) -> None:
     consortium = consortium_of(rounds=1)
     bad = consortium.nodes["north"]
 
@@ -158,7 +156,9 @@ def test_the_norm_bound_is_made_of_public_settings_and_passes_an_honest_update(
     bound = study.update_norm_bound(parameters)
     if optimizer == "sgd":
         # T steps of the longest signal of a cohort as large as the divisor, and twice the expected noise.
-        step = study.max_grad_norm * (1 + 2 * study.noise_multiplier * parameters**0.5 / study.expected_patients)
+        step = study.max_grad_norm * (
+            1 + 2 * study.noise_multiplier * parameters**0.5 / study.expected_patients
+        )
         assert study.steps_per_round * study.learning_rate * step < bound
     else:
         assert study.steps_per_round * study.learning_rate * parameters**0.5 < bound
