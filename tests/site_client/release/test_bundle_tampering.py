@@ -30,14 +30,16 @@ if TYPE_CHECKING:
 class Sample:
     """One exported bundle in memory, and its verification."""
 
-    def __init__(self, folder: Path, archive: Path, auditor: VerifyKey, now: datetime) -> None:
+    def __init__(
+        self, folder: Path, archive: Path, auditor: VerifyKey, now: datetime, site_key: SigningKey
+    ) -> None:
         self.files = {
             path.relative_to(folder).as_posix(): path.read_bytes()
             for path in folder.rglob("*")
             if path.is_file()
         }
         self.archive = archive.read_bytes()
-        self.auditor, self.now = auditor, now
+        self.auditor, self.now, self.site_key = auditor, now, site_key
 
     def verify(self, path: Path, *, trust: bool = False) -> BundleReport:
         with open_bundle(path) as files:
@@ -87,7 +89,7 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Sample:
     room.sign(release, audit, SECOND)
     export_release(room.workspace, place / "folder", now=NOW)
     export_release(room.workspace, place / "one.zip", now=NOW)
-    return Sample(place / "folder", place / "one.zip", AUDITOR.verify_key, NOW)
+    return Sample(place / "folder", place / "one.zip", AUDITOR.verify_key, NOW, room.workspace.site_key())
 
 
 def test_the_untouched_sample_verifies(sample: Sample, tmp_path: Path) -> None:
@@ -245,6 +247,12 @@ def other_report(files: dict[str, bytes]) -> None:
     files["audit/report.json"] += b" "
 
 
+def pad_key(files: dict[str, bytes]) -> None:
+    auditor = Envelope.from_bytes(files[VERDICT]).key_ids[0]
+    name = f"keys/{auditor.removeprefix('sha256:')}.pub"
+    files[name] += b"\n"
+
+
 def strip_signature(files: dict[str, bytes]) -> None:
     envelope = Envelope.from_bytes(files[VERDICT])
     files[VERDICT] = envelope.model_copy(update={"signatures": envelope.signatures[:1]}).to_bytes()
@@ -263,6 +271,30 @@ def test_a_new_listing_by_another_key_is_refused(
     assert error.code in {"wrong-site-key", "foreign-file"}, (
         "the auditor's signature names the one exporting key"
     )
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (drop_last_tile, "wrong-tiles"),
+        (other_tile, "bundle-changed"),
+        (other_readme, "bundle-changed"),
+        (other_page, "bundle-changed"),
+        (other_report, "bundle-changed"),
+        (pad_key, "bundle-changed"),
+        (lambda files: files.update({"audit/gallery.html": b"real tiles"}), "foreign-file"),
+        (lambda files: files.update({"tiles/00007.png": files["tiles/00001.png"]}), "wrong-tiles"),
+        (lambda files: files.update({"audit/report.json": b"[]"}), "bundle-changed"),
+    ],
+)
+def test_the_site_itself_cannot_change_what_was_judged(
+    sample: Sample, tmp_path: Path, change: Callable[[dict[str, bytes]], None], code: str
+) -> None:
+    """The listing is made anew with the true site key: the auditor's signature still holds the content."""
+    files = dict(sample.files)
+    change(files)
+    error = sample.refuses(sample.written(tmp_path / "b", resigned(sample, files, sample.site_key)))
+    assert error.code == code
 
 
 def test_a_forged_manifest_needs_the_auditor(sample: Sample, tmp_path: Path) -> None:
