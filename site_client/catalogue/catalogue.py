@@ -306,6 +306,21 @@ class Catalogue:
             row = session.scalar(select(Split))
             return None if row is None else _split_record(row)
 
+    def require_split(self) -> SplitRecord:
+        """The draw; refuse to go on without one: a holdout chosen after training proves nothing.
+
+        Raises:
+            RefusedError: code `split-missing`.
+        """
+        split = self.split()
+        if split is None:
+            raise RefusedError(
+                "This site has not drawn its split into train and holdout yet.",
+                hint="Draw it first, once: `pixcell site data split --site-dir DIR --holdout-fraction 0.5`.",
+                code="split-missing",
+            )
+        return split
+
     def draw_split(self, holdout_fraction: float, seed: SplitSeed) -> SplitRecord:
         """Draw train and holdout by patient, once.
 

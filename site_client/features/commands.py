@@ -60,21 +60,11 @@ def features(
     format: FormatOption = OutputFormat.TEXT,
 ) -> FeaturesResult:
     """Encode tiles into SITE_DIR/features/train and features/holdout; cuts slides first where needed."""
-    import torch
-
     from pixcell_core.errors import BadInputError
-    from pixcell_core.starter import load_autoencoder, load_encoder
     from site_client.catalogue import Catalogue
     from site_client.catalogue.intake import tile_slides
-    from site_client.features.extraction import Models, Selection, extract, require_split
     from site_client.slides.tiling import TilingPlan
 
-    if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
-        raise BadInputError(
-            f"The device '{device}' is not usable on this machine.",
-            hint="Use --device cpu, or check the driver with `pixcell site doctor`.",
-            code="bad-device",
-        )
     plan = TilingPlan(tile_size, mpp, min_tissue)
     if tile_size % 16:
         raise BadInputError(
@@ -83,8 +73,21 @@ def features(
             code="bad-tile-size",
         )
     with Catalogue(site_dir) as catalogue:
-        require_split(catalogue)
+        # Everything that can be refused cheaply is refused before the model libraries are loaded.
+        catalogue.require_split()
         tile_slides(catalogue, plan)
+
+        import torch
+
+        from pixcell_core.starter import load_autoencoder, load_encoder
+        from site_client.features.extraction import Models, Selection, extract
+
+        if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
+            raise BadInputError(
+                f"The device '{device}' is not usable on this machine.",
+                hint="Use --device cpu, or check the driver with `pixcell site doctor`.",
+                code="bad-device",
+            )
         encoder: torch.nn.Module = load_encoder()
         autoencoder: torch.nn.Module = load_autoencoder()
         models = Models(cast(Any, encoder.to(device)), cast(Any, autoencoder.to(device)), device)

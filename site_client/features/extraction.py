@@ -89,20 +89,6 @@ class _Job:
     tiles: list[tuple[SlideRecord, Tile]]
 
 
-def require_split(catalogue: Catalogue) -> None:
-    """Refuse to extract before the split exists: a holdout chosen afterwards proves nothing.
-
-    Raises:
-        RefusedError: code `split-missing`.
-    """
-    if catalogue.split() is None:
-        raise RefusedError(
-            "This site has not drawn its split into train and holdout yet.",
-            hint="Draw it first, once: `pixcell site data split --site-dir DIR --holdout-fraction 0.5`.",
-            code="split-missing",
-        )
-
-
 def extract(
     catalogue: Catalogue, plan: TilingPlan, selection: Selection, models: Models, batch_size: int = 32
 ) -> ExtractionOutcome:
@@ -116,7 +102,7 @@ def extract(
         BadInputError: a slide cannot be read any more, or the stores hold other settings.
         StorageFullError: the disk is full.
     """
-    require_split(catalogue)
+    catalogue.require_split()
     start = time.monotonic()
     encoded = 0
     parts = []

@@ -47,7 +47,10 @@ def ink_fraction(rgb: npt.NDArray[np.uint8]) -> float:
     """
     density = optical_density(rgb)
     red, green, blue = density[..., 0], density[..., 1], density[..., 2]
-    mean, low, high = density.mean(axis=2), density.min(axis=2), density.max(axis=2)
+    # Channel by channel: a reduction over an axis of three is ten times slower.
+    mean = (red + green + blue) / 3
+    low = np.minimum(np.minimum(red, green), blue)
+    high = np.maximum(np.maximum(red, green), blue)
     is_green = (mean > 0.15) & (green < 0.8 * np.minimum(red, blue))
     is_blue = (red > 0.35) & ((red > 1.6 * green) | ((red > 1.3 * green) & (blue < 0.3 * red)))
     is_black = (mean > 1.0) & (low > 0.8 * high)

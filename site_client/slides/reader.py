@@ -25,9 +25,6 @@ from site_client.slides.resample import area_mean
 #: A level may be this much coarser than asked and still count as fine enough (levels are rarely exact
 #: halves).
 LEVEL_TOLERANCE = 1.02
-#: Up to this many source pixels (every tile) averages are exact; thumbnails use Pillow's box filter, which
-#: rounds a pixel's share to all or nothing and takes a quarter of the memory.
-EXACT_PIXELS = 4_000_000
 #: Plausible microns per pixel of a slide scan; anything else is a broken header.
 MPP_RANGE = (0.05, 20.0)
 
@@ -120,12 +117,15 @@ class SlideReader:
         if area > max_pixels:
             mpp *= (area / max_pixels) ** 0.5
         size = (max(1, round(width * self.facts.mpp / mpp)), max(1, round(height * self.facts.mpp / mpp)))
-        rgb, seen = self._read(left, top, size, mpp)
+        rgb, seen = self._read(left, top, size, mpp, exact=False)
         return Overview(rgb=rgb, seen=seen, mpp=mpp, left=left, top=top)
 
     def _read(
-        self, x: float, y: float, size_px: tuple[int, int], mpp: float
+        self, x: float, y: float, size_px: tuple[int, int], mpp: float, *, exact: bool = True
     ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
+        """Pixels and where the scanner saw any; inexact means Pillow's box filter, which rounds a source pixel's
+        share to all or nothing and takes a quarter of the memory: good enough for thumbnails.
+        """
         level = self.level_for(mpp)
         down = self._downsamples[level]
         step = mpp / (self.facts.mpp * down)
@@ -147,7 +147,9 @@ class SlideReader:
             return np.asarray(flat, dtype=np.uint8), np.asarray(alpha) > 127
         box = (off_x, off_y, min(off_x + span_w, raw_size[0]), min(off_y + span_h, raw_size[1]))
         seen = np.asarray(alpha.resize(size_px, Image.Resampling.BOX, box=box)) > 127
-        if step >= 1.0 and raw_size[0] * raw_size[1] <= EXACT_PIXELS:
+        if step == int(step) and not off_x and not off_y:
+            return np.asarray(flat.reduce(int(step)), dtype=np.uint8), seen
+        if step >= 1.0 and exact:
             return area_mean(np.asarray(flat, dtype=np.uint8), (off_x, off_y), step, size_px), seen
         kernel = Image.Resampling.BOX if step >= 1.0 else Image.Resampling.BICUBIC
         return np.asarray(flat.resize(size_px, kernel, box=box), dtype=np.uint8), seen

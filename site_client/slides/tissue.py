@@ -41,6 +41,11 @@ def optical_density(rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     return np.asarray(-np.log10((rgb.astype(np.float32) + 1.0) / 256.0), dtype=np.float32)
 
 
+def mean_density(density: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Mean over the three channels, (H, W); written out because a reduction over so short an axis is slow."""
+    return np.asarray((density[..., 0] + density[..., 1] + density[..., 2]) / 3, dtype=np.float32)
+
+
 def _surface_terms(height: int, width: int) -> npt.NDArray[np.float32]:
     y, x = np.meshgrid(np.linspace(-1, 1, height), np.linspace(-1, 1, width), indexing="ij")
     return np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=-1).astype(np.float32)
@@ -55,7 +60,7 @@ def background_density(
     for a fit, the brightest half percent of its pixels stands for all of it.
     """
     height, width, _ = density.shape
-    mean = density.mean(axis=2)
+    mean = mean_density(density)
     candidate = (texture < settings.background_max_texture) & (mean < settings.background_max_density)
     if candidate.mean() < settings.background_min_share:
         return np.full_like(density, np.quantile(mean, 0.005))
@@ -68,7 +73,7 @@ def background_density(
         index = index[:: max(1, index.size // 20_000)]
         solution = np.linalg.lstsq(terms.reshape(-1, 6)[index], density.reshape(-1, 3)[index], rcond=None)[0]
         surface = (terms @ solution).astype(np.float32)
-        residual = (density - surface).mean(axis=2)
+        residual = mean - mean_density(surface)
         spread = 1.48 * float(np.median(np.abs(residual.reshape(-1)[index])))
         candidate = (texture < settings.background_max_texture) & (np.abs(residual) < max(3 * spread, 0.01))
     return np.maximum(surface, 0.0)
@@ -101,12 +106,12 @@ def tissue_mask(
     """
     settings = settings or TissueSettings()
     density = optical_density(rgb)
-    mean = density.mean(axis=2)
+    mean = mean_density(density)
     sigma = settings.texture_um / mpp
     local = ndimage.gaussian_filter(mean, sigma)
     texture = np.sqrt(np.maximum(ndimage.gaussian_filter(mean * mean, sigma) - local**2, 0.0))
     background = background_density(density, texture, settings)
-    excess = ndimage.gaussian_filter((density - background).mean(axis=2), sigma / 2)
+    excess = ndimage.gaussian_filter(mean - mean_density(background), sigma / 2)
     mask = ((excess > settings.min_excess) & (texture > settings.min_texture)) | (
         excess > settings.dense_excess
     )

@@ -146,8 +146,8 @@ def test_all_real_slides_enter_and_two_of_them_are_one_patient(shared_data: Path
         add_slides(catalogue, listed, 1.0)
         assert len(catalogue.slides()) == 5 and len(catalogue.patients()) == 4
         assert [s.mpp_assumed for s in catalogue.slides()].count(True) == 1
-        assert tile_slides(catalogue, TilingPlan(256, 2.0)).without_tiles == 0
-        assert all(catalogue.tiles(TilingPlan(256, 2.0).key, s.id) for s in catalogue.slides())
+        assert tile_slides(catalogue, TilingPlan(128, 3.0)).without_tiles == 0
+        assert all(catalogue.tiles(TilingPlan(128, 3.0).key, s.id) for s in catalogue.slides())
         catalogue.draw_split(0.5, SplitSeed.given(3))
         parts = {s.patient: s.part for s in catalogue.slides()}
         assert sorted(parts.values()) == ["holdout", "holdout", "train", "train"]
