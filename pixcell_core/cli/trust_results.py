@@ -15,6 +15,12 @@ from pixcell_core.trust.bundle import BundleReport, Check
 from pixcell_core.trust.dsse import Envelope
 from pixcell_core.trust.log import LogEntry, LogReport
 
+AUDIENCES = {
+    "agreement": "parties to a written agreement",
+    "registered": "registered users",
+    "public": "anyone",
+}
+
 
 class LogVerified(LogReport):
     """A log that verifies."""
@@ -89,6 +95,7 @@ class BundleVerified(BundleReport):
     def __str__(self) -> str:
         lines = [checks_text(self.checks), ""]
         lines.append(f"{self.tiles} synthetic tiles released by {self.site}: verdict {self.verdict}")
+        lines.append(f"  for {AUDIENCES[self.audience]}, until {self.expires_at:%Y-%m-%d}")
         if self.exception:
             lines.append(f"  exception by {self.approver}: {self.exception}")
         if self.privacy is None:

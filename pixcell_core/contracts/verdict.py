@@ -30,6 +30,9 @@ PredicateType = Literal["urn:pixcell:predicate:release-verdict:v1"]
 STATEMENT_TYPE: StatementType = "https://in-toto.io/Statement/v1"
 VERDICT_PREDICATE_TYPE: PredicateType = "urn:pixcell:predicate:release-verdict:v1"
 
+Audience = Literal["agreement", "registered", "public"]
+"""Who may receive the tiles: parties to a written agreement, registered users, anyone."""
+
 VerdictStatus = Literal["PASS", "REVIEW", "FAIL", "INVALID"]
 
 
@@ -76,6 +79,7 @@ class VerdictPredicate(Document):
 
     verdict: VerdictStatus
     exception: VerdictException | None = None
+    audience: Audience
     site: SiteName
     manifest_digest: Digest
     tile_count: Annotated[int, Field(ge=1, le=MAX_TILES)]

@@ -81,6 +81,7 @@ class BundleReport(BaseModel):
     manifest_digest: str
     tiles: int
     verdict: str
+    audience: str
     exception: str | None
     approver: str | None
     proven_kinds: tuple[str, ...]
@@ -138,6 +139,7 @@ class BundleVerifier:
             manifest_digest=manifest.digest,
             tiles=manifest.tile_count,
             verdict=verdict.predicate.verdict,
+            audience=verdict.predicate.audience,
             exception=exception.reason if exception else None,
             approver=exception.approver if exception else None,
             proven_kinds=verdict.predicate.proven_kinds,

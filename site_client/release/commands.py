@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,14 @@ SiteDirOption = Annotated[Path, typer.Option("--site-dir", help="The site's fold
 ReleaseOption = Annotated[
     str | None, typer.Option("--release", help="Which release (see `release show`); the newest if left out.")
 ]
+
+
+class ReleaseAudience(StrEnum):
+    """Who may receive the tiles: parties to a written agreement, registered users, anyone."""
+
+    AGREEMENT = "agreement"
+    REGISTERED = "registered"
+    PUBLIC = "public"
 
 
 def register(root: typer.Typer) -> None:
@@ -74,6 +83,9 @@ def sign(
         typer.Option("--approver", help="Who answers for that exception; signed with the verdict."),
     ] = None,
     days: Annotated[int, typer.Option("--days", help="How long the verdict holds.")] = 365,
+    audience: Annotated[
+        ReleaseAudience, typer.Option("--audience", help="Who may receive the tiles.")
+    ] = ReleaseAudience.AGREEMENT,
     release: ReleaseOption = None,
     format: FormatOption = OutputFormat.TEXT,
 ) -> object:
@@ -100,6 +112,7 @@ def sign(
         release_id=release,
         exception=stated,
         days=days,
+        audience=audience.value,
     )
     return Signed.of(signed)
 

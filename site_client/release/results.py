@@ -65,6 +65,7 @@ class Signed(_Result):
 
     release: str
     verdict: str
+    audience: str
     tiles: int
     signatures: int
     key_ids: tuple[str, ...]
@@ -80,6 +81,7 @@ class Signed(_Result):
         return cls(
             release=signed.release.release_id,
             verdict=predicate.verdict,
+            audience=predicate.audience,
             tiles=predicate.tile_count,
             signatures=len(signed.envelope.signatures),
             key_ids=signed.envelope.key_ids,
@@ -92,7 +94,7 @@ class Signed(_Result):
     def __str__(self) -> str:
         lines = [
             f"✓ release {self.release}: {self.verdict} on {self.tiles} tiles, {self.signatures} signature(s)",
-            f"  holds until {self.expires_at:%Y-%m-%d}; evidence {self.report_digest}",
+            f"  for {self.audience} use, until {self.expires_at:%Y-%m-%d}; evidence {self.report_digest}",
         ]
         if self.exception:
             lines.append(f"  exception by {self.approver}: {self.exception}")

@@ -8,7 +8,14 @@ from pathlib import Path
 
 from pixcell_core.contracts.canonical import digest, file_digest, parse_document
 from pixcell_core.contracts.release import ReleaseManifest
-from pixcell_core.contracts.verdict import Auditor, Subject, Verdict, VerdictException, VerdictPredicate
+from pixcell_core.contracts.verdict import (
+    Audience,
+    Auditor,
+    Subject,
+    Verdict,
+    VerdictException,
+    VerdictPredicate,
+)
 from pixcell_core.errors import BadInputError, RefusedError
 from pixcell_core.trust.bundle import require_permission
 from pixcell_core.trust.bundle_files import VERDICT
@@ -52,6 +59,7 @@ def sign_release(
     release_id: str | None = None,
     exception: VerdictException | None = None,
     days: int = DEFAULT_DAYS,
+    audience: Audience = "agreement",
     check_audit: AuditCheck = recompute_from_evidence,
 ) -> SignedVerdict:
     """Sign the audit's verdict on a sealed release, or add a second auditor's signature to it.
@@ -73,7 +81,7 @@ def sign_release(
         evidence = read_evidence(audit)
         require_same_tiles(evidence, manifest)
         check_audit(audit, release.tiles)
-        verdict = _verdict(release, manifest, evidence, exception, now, days)
+        verdict = _verdict(release, manifest, evidence, exception, audience, now, days)
         require_permission(verdict, manifest)
         envelope, verdict = _signed(release, verdict, key)
         write_evidence(release, evidence)
@@ -137,6 +145,7 @@ def _verdict(
     manifest: ReleaseManifest,
     evidence: Evidence,
     exception: VerdictException | None,
+    audience: Audience,
     now: datetime,
     days: int,
 ) -> Verdict:
@@ -165,6 +174,7 @@ def _verdict(
         predicate=VerdictPredicate(
             verdict="PASS" if status == "PASS" else "REVIEW",
             exception=exception,
+            audience=audience,
             site=manifest.site,
             manifest_digest=manifest.digest,
             tile_count=manifest.tile_count,

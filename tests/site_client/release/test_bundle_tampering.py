@@ -19,8 +19,8 @@ from pixcell_core.contracts.release import BundleFile, BundleListing, ReleaseMan
 from pixcell_core.errors import PixcellError, RefusedError
 from pixcell_core.trust.bundle import LISTING_PAYLOAD_TYPE, BundleReport, key_file_name, verify_bundle
 from pixcell_core.trust.bundle_files import LISTING, MANIFEST, VERDICT, archive_bytes, open_bundle
-from pixcell_core.trust.dsse import Envelope, sign_envelope
-from pixcell_core.trust.keys import SigningKey, VerifyKey
+from pixcell_core.trust.dsse import Envelope, add_signature, sign_envelope
+from pixcell_core.trust.keys import SigningKey
 from site_client.release.workspace import ReleaseWorkspace
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Sample:
     """One exported bundle in memory, and its verification."""
 
     def __init__(
-        self, folder: Path, archive: Path, auditor: VerifyKey, now: datetime, site_key: SigningKey
+        self, folder: Path, archive: Path, auditor_key: SigningKey, now: datetime, site_key: SigningKey
     ) -> None:
         self.files = {
             path.relative_to(folder).as_posix(): path.read_bytes()
@@ -39,7 +39,8 @@ class Sample:
             if path.is_file()
         }
         self.archive = archive.read_bytes()
-        self.auditor, self.now, self.site_key = auditor, now, site_key
+        self.auditor_key, self.now, self.site_key = auditor_key, now, site_key
+        self.auditor = auditor_key.verify_key
 
     def verify(self, path: Path, *, trust: bool = False) -> BundleReport:
         with open_bundle(path) as files:
@@ -89,7 +90,7 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Sample:
     room.sign(release, audit, SECOND)
     export_release(room.workspace, place / "folder", now=NOW)
     export_release(room.workspace, place / "one.zip", now=NOW)
-    return Sample(place / "folder", place / "one.zip", AUDITOR.verify_key, NOW, room.workspace.site_key())
+    return Sample(place / "folder", place / "one.zip", AUDITOR, NOW, room.workspace.site_key())
 
 
 def test_the_untouched_sample_verifies(sample: Sample, tmp_path: Path) -> None:
@@ -295,6 +296,13 @@ def test_the_site_itself_cannot_change_what_was_judged(
     change(files)
     error = sample.refuses(sample.written(tmp_path / "b", resigned(sample, files, sample.site_key)))
     assert error.code == code
+
+
+def test_a_second_signature_on_the_listing(sample: Sample, tmp_path: Path) -> None:
+    """An auditor's true signature where only the site's belongs is a change like any other."""
+    envelope = Envelope.from_bytes(sample.files[LISTING])
+    files = {**sample.files, LISTING: add_signature(envelope, sample.auditor_key).to_bytes()}
+    assert sample.refuses(sample.written(tmp_path / "b", files)).code == "bundle-changed"
 
 
 def test_a_forged_manifest_needs_the_auditor(sample: Sample, tmp_path: Path) -> None:

@@ -152,3 +152,12 @@ def test_the_readme_and_the_sheet_say_what_this_is(room: Room, tmp_path: Path) -
         assert said in words
     with Image.open(out / "sample-sheet.png") as sheet:
         assert sheet.size == (6 * 134 + 6, 134 + 6 + 28)
+
+
+def test_the_audience_is_signed(room: Room, tmp_path: Path) -> None:
+    release = room.draft()
+    audit = room.audit(release)
+    room.sign(release, audit, audience="registered")
+    exported = export_release(room.workspace, tmp_path / "out", now=room.now)
+    assert exported.report.audience == "registered"
+    assert b'"audience":"registered"' in _verdict_payload(exported.path)
