@@ -41,7 +41,7 @@ def exact_copies(exact: npt.NDArray[np.bool_]) -> TestResult:
         direction="lower is safer",
         status=Status.FAIL if found else Status.PASS,
         why=(
-            f"{found} of {count} released tiles are training tiles, pixel for pixel."
+            f"{found} of {count} released tiles are training tiles, pixel for pixel, as they are or turned or mirrored."
             if found
             else f"None of the {count} released tiles has the pixels of a training tile in any of the "
             "eight turns and mirrors."
@@ -103,7 +103,7 @@ def near_copies(
     confirmed = np.flatnonzero(flags & (scores >= policy.confirm_score))
     share = len(flagged) / count
     excess = binomial_excess(len(flagged), count, conformal.flag_rate(policy.flag_p))
-    status, why = _decide(len(flagged), len(confirmed), count, share, excess, policy)
+    status, why = _decide(len(flagged), len(confirmed), count, excess, float(conformal.null.max()), policy)
     threshold = conformal.threshold(policy.flag_p)
     result = TestResult(
         name=NEAR,
@@ -126,7 +126,7 @@ def near_copies(
         histogram=histogram(
             conformal.null,
             scores,
-            axis="best shift-tolerant haematoxylin correlation with a training tile",
+            axis="shift-tolerant haematoxylin correlation",
             null_name="holdout",
             observed_name="released",
             threshold=threshold,
@@ -174,14 +174,14 @@ def flags_of(
 
 
 def _decide(
-    flagged: int, confirmed: int, count: int, share: float, excess: float, policy: CopyPolicy
+    flagged: int, confirmed: int, count: int, excess: float, highest: float, policy: CopyPolicy
 ) -> tuple[Status, str]:
     if confirmed:
         return Status.FAIL, (
             f"{confirmed} of {count} released tiles match a training tile with a score of at least "
-            f"{policy.confirm_score:g}, which no pair of unrelated tiles reached."
+            f"{policy.confirm_score:g}; no holdout tile came above {highest:.2f}."
         )
-    if excess < policy.excess_p_fail or share > policy.max_flagged_share:
+    if excess < policy.excess_p_fail or flagged > policy.max_flagged_share * count:
         return Status.FAIL, (
             f"{flagged} of {count} released tiles lie nearer to training than the holdout explains "
             f"(chance of so many: {excess:.2g})."

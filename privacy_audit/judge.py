@@ -65,6 +65,7 @@ def judge(evidence: Evidence, policy: Policy, seed: int) -> Judgement:
         policy.patients,
         np.random.default_rng([seed, 1]),
         planted_patient=evidence.planted_patient,
+        unflagged=(near.p_values > policy.copies.flag_p) & ~evidence.released_exact,
         family=len(views) + 2,
     )
     adjusted = holm({NEAR: near.excess_p, **permuted.p_values})

@@ -139,16 +139,15 @@ def parse_policy(value: dict[str, Any], name: str = "policy") -> Policy:
         policy = Policy.model_validate(value)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        if first["type"] in ("extra_forbidden", "literal_error") and first["loc"]:
-            known = _known_keys(first["loc"])
-            near = difflib.get_close_matches(
-                str(first["loc"][-1]).replace("[key]", ""), known, n=1, cutoff=0.0
-            )
+        location = tuple(part for part in first["loc"] if part != "[key]")
+        where = ".".join(str(part) for part in location)
+        unknown = first["type"] == "extra_forbidden" or location != first["loc"]
+        if unknown:
+            near = difflib.get_close_matches(str(location[-1]), _known_keys(location), n=1, cutoff=0.0)
             hint = f"Did you mean `{near[0]}`?" if near else "Remove it."
         else:
             hint = "See `pixcell audit policy show` for the shipped value and its source."
-        message = "unknown key" if first["type"] == "extra_forbidden" else first["msg"].lower()
+        message = "unknown key" if unknown else first["msg"].lower()
         raise PolicyError(f"{name}: `{where}`: {message}.", hint=hint) from error
     limits = policy.preconditions
     if limits.review_patients_below < limits.invalid_patients_below:
