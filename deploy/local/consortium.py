@@ -107,7 +107,7 @@ class LocalConsortium:
             features = self._call(name, "features", ["site", "features", *where, *size,
                 "--tiles-per-patient", str(plan.tiles_per_patient)])["data"]  # fmt: skip
         outcome = self.outcomes[name]
-        outcome.slides = int(added.get("slides", 0))
+        outcome.slides = int(added["added"]) + int(added["known"])
         outcome.patients = sum(int(p["patients"]) for p in features["parts"])
         outcome.tiles = sum(int(p["tiles"]) for p in features["parts"])
 
@@ -234,7 +234,8 @@ class LocalConsortium:
                 "--holdout", str(folder / "features" / "holdout"), "--synthetic", str(draft["tiles_dir"]),
                 "--out", str(audit), "--seed", str(plan.seed), *policy], accept=(0, 1))["data"]  # fmt: skip
         outcome.verdict = str(seen["verdict"])
-        outcome.flagged = sorted(str(f["synthetic"]) for f in seen["flagged"])
+        origins = json.loads(Path(draft["origins"]).read_text())
+        outcome.flagged = sorted(origins[f["synthetic"]] for f in seen["flagged"])
         outcome.report, outcome.site_report = str(seen["page"]), str(seen["site_page"])
         outcome.sheet = str(draft["sample_sheet"])
         with self._busy(name, "asking the gate"):

@@ -6,6 +6,7 @@ Legend: n tiles of a patient, B tiles of a batch, H W pixels, h w latent pixels,
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from site_client.catalogue.split import HOLDOUT, TRAIN
 from site_client.features.protocols import LatentEncoder, TileEncoderProtocol, weights_digest
 from site_client.slides.parallel import default_workers, ordered_map
 from site_client.slides.reader import SlideReader
-from site_client.slides.storage import storage_errors
+from site_client.slides.storage import atomic_path, storage_errors
 from site_client.slides.tiling import Tile, TilingPlan
 
 FOLDER = "features"
@@ -102,7 +103,7 @@ def extract(
         BadInputError: a slide cannot be read any more, or the stores hold other settings.
         StorageFullError: the disk is full.
     """
-    catalogue.require_split()
+    _write_split(catalogue)
     start = time.monotonic()
     encoded = 0
     parts = []
@@ -113,6 +114,19 @@ def extract(
         encoded += made
         parts.append(outcome)
     return ExtractionOutcome(parts, encoded, time.monotonic() - start)
+
+
+def _write_split(catalogue: Catalogue) -> None:
+    """Leave beside the stores when the holdout was drawn and who is on each side: the audit's evidence, site-only."""
+    drawn = catalogue.require_split()
+    sides = {part: sorted({slide.patient for slide in catalogue.slides(part)}) for part in (TRAIN, HOLDOUT)}
+    folder = catalogue.site_dir / FOLDER
+    with storage_errors("writing the split", catalogue.site_dir):
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_path(folder / "split.json") as partial:
+            partial.write_text(
+                json.dumps({"drawn_at": drawn.drawn_at, "seed_source": drawn.seed_source, **sides})
+            )
 
 
 def _jobs(catalogue: Catalogue, part: str, plan: TilingPlan, selection: Selection) -> list[_Job]:

@@ -78,7 +78,7 @@ def latent_crops(
     """Encoded crops of `size` px, kept in the work folder."""
     kept = recipe.work / f"crops-{size}.pt"
     if not kept.exists():
-        count = recipe.crops if size == 128 else recipe.crops // 8
+        count = recipe.crops if size == 128 else recipe.crops // 32
         encode_crops(tiles, autoencoder, encoder, count=count, size=size, seed=size).save(kept)
     return LatentCrops.load(kept)
 
