@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +11,6 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from pixcell_core.contracts.canonical import canonical_bytes
 from pixcell_core.trust.bundle import BundleReport, Check
 from pixcell_core.trust.dsse import Envelope
 from pixcell_core.trust.log import LogEntry, LogReport
@@ -60,7 +60,7 @@ class LogShown(BaseModel):
             table.add_column(name, no_wrap=True)
         table.add_column("facts", overflow="fold")
         for entry in self.events:
-            facts = Text(canonical_bytes(entry.data).decode("utf-8"))
+            facts = Text(json.dumps(entry.data, sort_keys=True))
             table.add_row(str(entry.index), entry.time, entry.kind, facts)
         return table
 
@@ -96,6 +96,7 @@ class BundleVerified(BundleReport):
         lines = [checks_text(self.checks), ""]
         lines.append(f"{self.tiles} synthetic tiles released by {self.site}: verdict {self.verdict}")
         lines.append(f"  for {AUDIENCES[self.audience]}, until {self.expires_at:%Y-%m-%d}")
+        lines.append(f"  judged by the audit policy {self.policy_digest}")
         if self.exception:
             lines.append(f"  exception by {self.approver}: {self.exception}")
         if self.privacy is None:

@@ -148,7 +148,7 @@ def parse_document(cls: type[DocumentT], data: bytes, *, name: str = "document")
         return cls.model_validate(value)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the document"
+        where = ascii(".".join(str(part) for part in first["loc"]))[1:-1][:120] or "the document"
         raise DocumentError(
             f"{name} is not a valid {cls.__name__}: {where}: {first['msg']}.",
             hint="It may come from another version, or it was edited. Ask its author for it again.",

@@ -28,10 +28,15 @@ DEFAULT_USAGE = (
     "identify persons. The verdict's expiry date binds: ask for a new audit after it."
 )
 
-Line = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
-Prose = Annotated[str, StringConstraints(min_length=1, max_length=4000)]
+_UNSEEN = "\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff"
+"""Control, zero-width and direction characters, which can make a signed text look like another."""
+
+Line = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=f"^[^\t\n{_UNSEEN}]*$")]
+Prose = Annotated[str, StringConstraints(min_length=1, max_length=4000, pattern=f"^[^{_UNSEEN}]*$")]
 TileName = Annotated[str, StringConstraints(pattern=r"^\d{5}\.png$")]
-TileLabel = Annotated[str, StringConstraints(min_length=1, max_length=80, pattern=r"^[^\x00-\x1f\x7f/\\]+$")]
+TileLabel = Annotated[
+    str, StringConstraints(min_length=1, max_length=80, pattern=f"^[^\t\n/\\\\{_UNSEEN}]+$")
+]
 
 
 class PrivacyStatement(Document):

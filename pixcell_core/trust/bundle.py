@@ -82,6 +82,7 @@ class BundleReport(BaseModel):
     tiles: int
     verdict: str
     audience: str
+    policy_digest: str
     exception: str | None
     approver: str | None
     proven_kinds: tuple[str, ...]
@@ -140,6 +141,7 @@ class BundleVerifier:
             tiles=manifest.tile_count,
             verdict=verdict.predicate.verdict,
             audience=verdict.predicate.audience,
+            policy_digest=verdict.predicate.auditor.policy_digest,
             exception=exception.reason if exception else None,
             approver=exception.approver if exception else None,
             proven_kinds=verdict.predicate.proven_kinds,

@@ -69,13 +69,13 @@ class FolderFiles:
         for here, folders, files in os.walk(self._folder, onerror=_unreadable):
             place = Path(here)
             if not folders and not files and place != self._folder:
-                raise _form(f"the folder {place.relative_to(self._folder)} is empty and does not belong here")
+                raise _form(f"the folder {_shown(place.name)} is empty and does not belong here")
             for name in (*folders, *files):
                 path = place / name
                 mode = path.lstat().st_mode
                 inside = path.relative_to(self._folder).as_posix()
                 if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
-                    raise _form(f"{inside} is a link or a special file")
+                    raise _form(f"{_shown(inside)} is a link or a special file")
                 if stat.S_ISREG(mode):
                     found.append(inside)
             if len(found) > MAX_FILES:

@@ -86,6 +86,9 @@ def sign(
     audience: Annotated[
         ReleaseAudience, typer.Option("--audience", help="Who may receive the tiles.")
     ] = ReleaseAudience.AGREEMENT,
+    accept_policy: Annotated[
+        str | None, typer.Option("--accept-policy", help="Digest of an audit policy that does not ship here.")
+    ] = None,
     release: ReleaseOption = None,
     format: FormatOption = OutputFormat.TEXT,
 ) -> object:
@@ -113,6 +116,7 @@ def sign(
         exception=stated,
         days=days,
         audience=audience.value,
+        accepted_policy=accept_policy,
     )
     return Signed.of(signed)
 

@@ -92,6 +92,19 @@ def recompute_from_evidence(audit: Path, tiles: Path) -> None:
     )
 
 
+def require_known_policy(evidence: Evidence, accepted: str | None) -> None:
+    """Refuse an audit by other thresholds than those that ship, unless the signer names their digest."""
+    from privacy_audit.policy import load_policy, shipped_policies
+
+    found = evidence.report.policy.digest
+    if found != accepted and found not in {load_policy(name).digest for name in shipped_policies()}:
+        raise EvidenceError(
+            f"The audit was run by a policy of its own: {found} ({evidence.report.policy.name}).",
+            hint="Read its thresholds in the report. If you stand by them: --accept-policy with that digest.",
+            code="unknown-policy",
+        )
+
+
 def require_same_tiles(evidence: Evidence, manifest: ReleaseManifest) -> None:
     """Refuse unless the audit looked at exactly the sealed tiles, each by its bytes."""
     files = evidence.report.subjects.synthetic.files

@@ -27,6 +27,7 @@ from site_client.release.evidence import (
     Evidence,
     read_evidence,
     recompute_from_evidence,
+    require_known_policy,
     require_same_tiles,
 )
 from site_client.release.workspace import ReleaseFolder, ReleaseWorkspace
@@ -60,6 +61,7 @@ def sign_release(
     exception: VerdictException | None = None,
     days: int = DEFAULT_DAYS,
     audience: Audience = "agreement",
+    accepted_policy: str | None = None,
     check_audit: AuditCheck = recompute_from_evidence,
 ) -> SignedVerdict:
     """Sign the audit's verdict on a sealed release, or add a second auditor's signature to it.
@@ -80,6 +82,7 @@ def sign_release(
         require_sealed_tiles(release, manifest)
         evidence = read_evidence(audit)
         require_same_tiles(evidence, manifest)
+        require_known_policy(evidence, accepted_policy)
         check_audit(audit, release.tiles)
         verdict = _verdict(release, manifest, evidence, exception, audience, now, days)
         require_permission(verdict, manifest)

@@ -166,6 +166,25 @@ def test_the_text_of_a_statement_names_its_unit_and_delta() -> None:
     assert str(PRIVACY) == "epsilon 7.5 per patient at delta 1e-05 (PLD)"
 
 
+@pytest.mark.parametrize(
+    "hidden", ["\x00", "\x1b[2J", "\x9b", "\u202e", "\u200b", "\u2066", "\ufeff", "\x7f"]
+)
+def test_signed_texts_hold_nothing_unseen(hidden: str) -> None:
+    with pytest.raises(ValidationError):
+        VerdictException(reason=f"fine{hidden}", approver="release board")
+    with pytest.raises(ValidationError):
+        VerdictException(reason="fine", approver=f"release{hidden} board")
+    with pytest.raises(ValidationError):
+        ReleasedTile(name="00001.png", file_digest=sha("a"), pixel_digest=sha("b"), label=f"tumour{hidden}")
+    assert VerdictException(reason="in two\nlines: größer, 10 µm", approver="Zoë – board").approver
+
+
+@pytest.mark.parametrize("label", ["", "a/b", "a\\b", "a\nb", "x" * 81])
+def test_labels_are_words(label: str) -> None:
+    with pytest.raises(ValidationError):
+        ReleasedTile(name="00001.png", file_digest=sha("a"), pixel_digest=sha("b"), label=label)
+
+
 def test_which_verdicts_permit() -> None:
     about = manifest()
     stated = VerdictException(reason="small cohort", approver="release board")

@@ -15,6 +15,7 @@ from PIL import Image
 
 from pixcell_core.contracts.release import ReleaseManifest
 from pixcell_core.trust.keys import SigningKey
+from privacy_audit.policy import load_policy
 from site_client.release.draft import seal_draft
 from site_client.release.export import ExportedBundle, export_release
 from site_client.release.signing import SignedVerdict, sign_release
@@ -72,7 +73,7 @@ def audit_report(manifest: ReleaseManifest) -> dict[str, Any]:
         "summary": "These tiles may be put before the signer.",
         "created_at": "2026-03-01T11:00:00Z",
         "tool": {"name": "pixcell audit", "version": "0.1.0", "eye": "second eye", "libraries": {}},
-        "policy": {"name": "default", "words": "default", "digest": "sha256:" + "4" * 64, "settings": {}},
+        "policy": {"name": "default", "words": "default", "digest": load_policy().digest, "settings": {}},
         "seed": 7,
         "subjects": {
             "synthetic": {

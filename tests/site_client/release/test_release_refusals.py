@@ -101,6 +101,19 @@ def test_reports_that_carry_no_signature(room: Room, change: Change, code: str) 
     assert not release.report.exists()
 
 
+def test_thresholds_of_the_sites_own_need_the_signers_word(room: Room) -> None:
+    release = room.draft()
+    own = "sha256:" + "4" * 64
+
+    def lenient(report: dict[str, Any]) -> None:
+        report["policy"]["digest"] = own
+
+    audit = room.audit(release, lenient)
+    refused(room, "unknown-policy", lambda: room.sign(release, audit))
+    refused(room, "unknown-policy", lambda: room.sign(release, audit, accepted_policy="sha256:" + "5" * 64))
+    assert room.sign(release, audit, accepted_policy=own).verdict.predicate.auditor.policy_digest == own
+
+
 @pytest.mark.parametrize("status", ["FAIL", "INVALID"])
 def test_no_exception_opens_fail_or_invalid(room: Room, status: str) -> None:
     release = room.draft()
