@@ -129,7 +129,9 @@ def correlate(fixed: Spectra, moving: Spectra, shifts: Shifts) -> tuple[Tensor, 
     """
     side, reach = shifts.padded, shifts.reach
     cross = torch.fft.irfft2(fixed.spectrum * moving.spectrum.conj(), s=(side, side))
-    cross = torch.roll(cross, (reach, reach), dims=(-2, -1))[..., : 2 * reach + 1, : 2 * reach + 1]
+    # Negative shifts lie at the far end of the transform.
+    cross = torch.cat([cross[..., side - reach :, :], cross[..., : reach + 1, :]], dim=-2)
+    cross = torch.cat([cross[..., side - reach :], cross[..., : reach + 1]], dim=-1)
     score = (
         torch.addcmul(cross, fixed.centre, moving.centre, value=-1.0).mul_(fixed.weight).mul_(moving.weight)
     )
@@ -171,14 +173,10 @@ def _blur(images: Tensor, sigma: float) -> Tensor:
 
 
 def _overlap_sums(values: Tensor, shifts: Shifts, moving: bool) -> Tensor:
-    """Sum of (B, N, N) values over the overlap at each shift, by an integral image: (B, 2R+1, 2R+1)."""
+    """Sum of (B, N, N) values over the overlap at each shift: (B, 2R+1, 2R+1), as M · values · Mᵀ with 0/1 rows."""
     side, reach = shifts.side, shifts.reach
-    integral = F.pad(values.cumsum(-1).cumsum(-2), (1, 0, 1, 0))
     span = torch.arange(-reach, reach + 1) * (-1 if moving else 1)
-    low, high = span.clamp_min(0), side + span.clamp_max(0)
-
-    def corner(rows: Tensor, columns: Tensor) -> Tensor:
-        return integral[:, rows][:, :, columns]
-
-    total = corner(high, high) - corner(low, high) - corner(high, low) + corner(low, low)
-    return total
+    place = torch.arange(side)
+    inside = (place >= span.clamp_min(0)[:, None]) & (place < side + span.clamp_max(0)[:, None])
+    mask = inside.to(values.dtype)
+    return mask @ values @ mask.T
