@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import functools
 import json
-import os
+import math
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict, is_dataclass
-from enum import StrEnum
+from datetime import date
+from enum import Enum, StrEnum
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TypeVar
 
+import click
 import typer
 from pydantic import BaseModel
 
@@ -44,9 +46,9 @@ def emit_note(text: str) -> None:
 
 
 def to_json(value: Any) -> Any:
-    """Turn a command's result into plain JSON values."""
+    """Turn a command's result into plain JSON values; JSON has no infinity and no NaN, they become null."""
     if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
+        return to_json(value.model_dump(mode="json"))
     if is_dataclass(value) and not isinstance(value, type):
         return to_json(asdict(value))
     if isinstance(value, dict):
@@ -55,12 +57,25 @@ def to_json(value: Any) -> Any:
         return [to_json(v) for v in value]
     if isinstance(value, Path):
         return str(value)
+    if isinstance(value, Enum):
+        return to_json(value.value)
+    if isinstance(value, date):
+        return value.isoformat()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     return value
 
 
-def _leave(code: int) -> None:
-    os.environ["PIXCELL_EXIT"] = str(code)
-    raise CommandExit(code)
+def _print_bug(form: OutputFormat, error: Exception) -> None:
+    """Keep the trace in a file and say one line: a traceback on a terminal helps nobody."""
+    with tempfile.NamedTemporaryFile("w", prefix="pixcell-bug-", suffix=".txt", delete=False) as trace:
+        traceback.print_exception(error, file=trace)
+    _print_error(
+        form,
+        "bug",
+        f"Something we did not foresee: {type(error).__name__}.",
+        f"This is our fault. The trace is in {trace.name}; read it for private paths before you share it.",
+    )
 
 
 def _print_result(result: Any, form: OutputFormat) -> None:
@@ -113,33 +128,29 @@ def command(function: Callable[P, R]) -> Callable[P, None]:
             result = function(*args, **kwargs)
         except PixcellError as error:
             _print_error(form, error.code, error.message, error.hint)
-            _leave(getattr(error, "command_exit", error.exit_code))
-        except KeyboardInterrupt:
+            raise CommandExit(getattr(error, "command_exit", error.exit_code)) from None
+        except (KeyboardInterrupt, typer.Abort):
             _print_error(
                 form,
                 "interrupted",
                 "Stopped by Ctrl-C.",
                 "Run the same command again: finished parts are kept.",
             )
-            _leave(1)
-        except (typer.Exit, SystemExit):
+            raise CommandExit(1) from None
+        except (typer.Exit, click.ClickException, SystemExit):
             raise
         except Exception as error:
-            with tempfile.NamedTemporaryFile(
-                "w", prefix="pixcell-bug-", suffix=".txt", delete=False
-            ) as trace:
-                traceback.print_exc(file=trace)
-            _print_error(
-                form,
-                "bug",
-                f"Something we did not foresee: {type(error).__name__}.",
-                f"This is our fault. The trace is in {trace.name}; read it for private paths before you share it.",
-            )
-            _leave(5)
-        else:
+            _print_bug(form, error)
+            raise CommandExit(5) from None
+        try:
             _print_result(result, form)
-            code = getattr(result, "exit_code", 0)
-            if code:
-                _leave(int(code))
+        except BrokenPipeError:
+            raise
+        except Exception as error:
+            _print_bug(form, error)
+            raise CommandExit(5) from None
+        code = getattr(result, "exit_code", 0)
+        if code:
+            raise CommandExit(int(code))
 
     return wrapped

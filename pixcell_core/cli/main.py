@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from importlib.metadata import entry_points
 
+import click
 import typer
 
 from pixcell_core import __version__
+from pixcell_core.cli.contract import SCHEMA_VERSION, emit_note
 
 GROUP_HELP = {
     "site": "One hospital: slides, features, approvals, budget, training, surrogates.",
@@ -63,15 +66,45 @@ def build() -> typer.Typer:
 
 
 def run() -> None:
-    """Entry point of the `pixcell` script; bad arguments exit 4 (click's own default is 2)."""
+    """Entry point of the `pixcell` script.
+
+    Arguments that cannot be understood exit 4 (click's own default is 2, which here means no connection); with
+    `--format json` they too are answered by an envelope.
+    """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
     os.environ.setdefault("FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION", "1")
     try:
-        build()(standalone_mode=True)
-    except SystemExit as leave:
-        sys.exit(4 if leave.code == 2 and "PIXCELL_EXIT" not in os.environ else leave.code)
+        left = build()(standalone_mode=False)
+    except click.UsageError as error:
+        error.show()
+        _say_as_envelope("bad-arguments", error.format_message(), "Add --help to see what is possible.")
+        sys.exit(4)
+    except click.ClickException as error:
+        error.show()
+        _say_as_envelope("bad-input", error.format_message(), "Add --help to see what is possible.")
+        sys.exit(4)
+    except (click.Abort, KeyboardInterrupt):
+        emit_note("error [interrupted]: Stopped by Ctrl-C.")
+        _say_as_envelope("interrupted", "Stopped by Ctrl-C.", "Run the same command again.")
+        sys.exit(1)
+    sys.exit(left if isinstance(left, int) else 0)
+
+
+def _say_as_envelope(code: str, message: str, hint: str) -> None:
+    """Print the error envelope where the arguments, as far as they can be read, ask for JSON."""
+    asked = " ".join(sys.argv[1:])
+    if "--format json" not in asked and "--format=json" not in asked:
+        return
+    body = {
+        "schema_version": SCHEMA_VERSION,
+        "status": "error",
+        "code": code,
+        "message": message,
+        "hint": hint,
+    }
+    print(json.dumps(body), flush=True)
 
 
 if __name__ == "__main__":
