@@ -87,7 +87,8 @@ def sign(
         ReleaseAudience, typer.Option("--audience", help="Who may receive the tiles.")
     ] = ReleaseAudience.AGREEMENT,
     accept_policy: Annotated[
-        str | None, typer.Option("--accept-policy", help="Digest of an audit policy that does not ship here.")
+        str | None,
+        typer.Option("--accept-policy", help="Another audit policy than the default: digest, name or file."),
     ] = None,
     release: ReleaseOption = None,
     format: FormatOption = OutputFormat.TEXT,

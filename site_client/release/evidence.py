@@ -93,14 +93,18 @@ def recompute_from_evidence(audit: Path, tiles: Path) -> None:
 
 
 def require_known_policy(evidence: Evidence, accepted: str | None) -> None:
-    """Refuse an audit by other thresholds than those that ship, unless the signer names their digest."""
-    from privacy_audit.policy import load_policy, shipped_policies
+    """Refuse an audit by other thresholds than the shipped default, unless the signer names that policy.
+
+    ``accepted`` is a policy's digest, the name of one that ships, or a policy file.
+    """
+    from privacy_audit.policy import load_policy
 
     found = evidence.report.policy.digest
-    if found != accepted and found not in {load_policy(name).digest for name in shipped_policies()}:
+    named = accepted if accepted is None or accepted.startswith("sha256:") else load_policy(accepted).digest
+    if found not in (named, load_policy().digest):
         raise EvidenceError(
-            f"The audit was run by a policy of its own: {found} ({evidence.report.policy.name}).",
-            hint="Read its thresholds in the report. If you stand by them: --accept-policy with that digest.",
+            f"The audit was run by another policy than the default: {evidence.report.policy.name}, {found}.",
+            hint="Read its thresholds in the report. If you stand by them: --accept-policy FILE or that digest.",
             code="unknown-policy",
         )
 

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from pixcell_core.contracts.release import ReleaseManifest
+from pixcell_core.errors import PixcellError, RefusedError
 from pixcell_core.trust.keys import SigningKey
 from privacy_audit.policy import load_policy
 from site_client.release.draft import seal_draft
@@ -152,6 +153,16 @@ class Room:
         """The whole road."""
         self.signed()
         return export_release(self.workspace, out, now=NOW)
+
+    def refused(self, code: str, act: Callable[[], object]) -> PixcellError:
+        """The refusal of an act, which must be the newest event of the log."""
+        with pytest.raises(RefusedError) as error:
+            act()
+        assert error.value.code == code, error.value
+        assert error.value.hint
+        newest = self.workspace.log().entries()[-1]
+        assert (newest.kind, newest.data["code"]) == ("release.refused", code)
+        return error.value
 
     def kinds(self) -> list[str]:
         """Kinds of the events in the site's log."""

@@ -1,4 +1,4 @@
-"""Everything the gate must refuse, each by its own code, and that every refusal is in the log."""
+"""What may not be exported or trusted; each refusal has its own code and stands in the log."""
 
 from __future__ import annotations
 
@@ -13,185 +13,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pixcell_core.contracts.verdict import Verdict, VerdictException
+from pixcell_core.contracts.verdict import Verdict
 from pixcell_core.errors import BadInputError, PixcellError, RefusedError
 from pixcell_core.trust.bundle import verify_bundle
 from pixcell_core.trust.bundle_files import open_bundle
 from pixcell_core.trust.dsse import IN_TOTO_PAYLOAD_TYPE, Envelope, sign_envelope
 from pixcell_core.trust.keys import SigningKey
-from site_client.release.evidence import recompute_from_evidence
 from site_client.release.export import export_release
 from site_client.release.workspace import ReleaseFolder, ReleaseWorkspace
-from tests.site_client.release.conftest import set_verdict
 
 if TYPE_CHECKING:
     from tests.site_client.release.conftest import Room
 
 Change = Callable[[dict[str, Any]], None]
-
-
-def refused(room: Room, code: str, act: Callable[[], object]) -> PixcellError:
-    """The refusal of an act, which must be the newest event of the log."""
-    with pytest.raises(RefusedError) as error:
-        act()
-    assert error.value.code == code, error.value
-    assert error.value.hint
-    newest = room.workspace.log().entries()[-1]
-    assert (newest.kind, newest.data["code"]) == ("release.refused", code)
-    return error.value
-
-
-# --- signing -----------------------------------------------------------------------------------------------
-
-
-def swap_digest(report: dict[str, Any]) -> None:
-    report["subjects"]["synthetic"]["files"][2]["sha256"] = "sha256:" + "0" * 64
-
-
-def drop_tile(report: dict[str, Any]) -> None:
-    report["subjects"]["synthetic"]["files"].pop()
-
-
-def add_tile(report: dict[str, Any]) -> None:
-    files = report["subjects"]["synthetic"]["files"]
-    files.append({"name": "extra.png", "sha256": "sha256:" + "0" * 64, "pixel_sha256": "sha256:" + "0" * 64})
-
-
-def repeat_tile(report: dict[str, Any]) -> None:
-    files = report["subjects"]["synthetic"]["files"]
-    files.append(files[0])
-
-
-def other_root(report: dict[str, Any]) -> None:
-    report["subjects"]["synthetic"]["root"] = "sha256:" + "0" * 64
-
-
-def only_the_word(report: dict[str, Any]) -> None:
-    report["tests"][0]["status"] = "FAIL"
-
-
-def no_tests(report: dict[str, Any]) -> None:
-    report["tests"] = []
-
-
-def worse_word(report: dict[str, Any]) -> None:
-    report["verdict"] = "REVIEW"
-
-
-@pytest.mark.parametrize(
-    ("change", "code"),
-    [
-        (swap_digest, "audit-of-other-tiles"),
-        (drop_tile, "audit-of-other-tiles"),
-        (add_tile, "audit-of-other-tiles"),
-        (other_root, "audit-of-other-tiles"),
-        (repeat_tile, "bad-evidence"),
-        (only_the_word, "report-contradicts-itself"),
-        (no_tests, "report-contradicts-itself"),
-        (worse_word, "report-contradicts-itself"),
-        (set_verdict("FAIL"), "verdict-forbids"),
-        (set_verdict("INVALID"), "verdict-forbids"),
-        (set_verdict("REVIEW"), "review-needs-exception"),
-    ],
-)
-def test_reports_that_carry_no_signature(room: Room, change: Change, code: str) -> None:
-    release = room.draft()
-    refused(room, code, lambda: room.sign(release, room.audit(release, change)))
-    assert release.verdict() is None
-    assert not release.report.exists()
-
-
-def test_thresholds_of_the_sites_own_need_the_signers_word(room: Room) -> None:
-    release = room.draft()
-    own = "sha256:" + "4" * 64
-
-    def lenient(report: dict[str, Any]) -> None:
-        report["policy"]["digest"] = own
-
-    audit = room.audit(release, lenient)
-    refused(room, "unknown-policy", lambda: room.sign(release, audit))
-    refused(room, "unknown-policy", lambda: room.sign(release, audit, accepted_policy="sha256:" + "5" * 64))
-    assert room.sign(release, audit, accepted_policy=own).verdict.predicate.auditor.policy_digest == own
-
-
-@pytest.mark.parametrize("status", ["FAIL", "INVALID"])
-def test_no_exception_opens_fail_or_invalid(room: Room, status: str) -> None:
-    release = room.draft()
-    exception = VerdictException(reason="because", approver="release board")
-    audit = room.audit(release, set_verdict(status))
-    refused(room, "verdict-forbids", lambda: room.sign(release, audit, exception=exception))
-
-
-def test_a_pass_takes_no_exception(room: Room) -> None:
-    release = room.draft()
-    exception = VerdictException(reason="because", approver="release board")
-    with pytest.raises(BadInputError):
-        room.sign(release, room.audit(release), exception=exception)
-
-
-def test_a_report_without_its_evidence_is_not_believed(room: Room) -> None:
-    release = room.draft()
-    audit = room.audit(release)
-    with pytest.raises(PixcellError):
-        room.sign(release, audit, check_audit=recompute_from_evidence)
-    assert release.verdict() is None
-
-
-def test_the_site_cannot_be_its_own_auditor(room: Room) -> None:
-    release = room.draft()
-    key = room.workspace.site_key()
-    refused(room, "auditor-is-site", lambda: room.sign(release, room.audit(release), key))
-
-
-def test_only_accepted_auditors_sign_where_the_site_names_them(room: Room, tmp_path: Path) -> None:
-    room.workspace.auditors.mkdir()
-    with pytest.raises(BadInputError, match="names no auditor"):
-        room.signed()
-    room.second.verify_key.save(room.workspace.auditors / "second.pub")
-    release = room.draft()
-    refused(room, "unknown-auditor", lambda: room.sign(release, room.audit(release)))
-    room.sign(release, room.audit(release), room.second)
-    (room.workspace.auditors / "second.pub").unlink()
-    room.auditor.verify_key.save(room.workspace.auditors / "auditor.pub")
-    refused(room, "unknown-auditor", lambda: export_release(room.workspace, tmp_path / "out", now=room.now))
-
-
-def test_another_verdict_over_a_signed_one(room: Room) -> None:
-    release = room.signed()
-
-    def other(report: dict[str, Any]) -> None:
-        report["seed"] = 8
-
-    refused(room, "already-signed", lambda: room.sign(release, room.audit(release, other), room.second))
-
-
-def test_days_and_exposed_keys(room: Room, tmp_path: Path) -> None:
-    release = room.draft()
-    for days in (0, -1, 5000):
-        with pytest.raises(BadInputError):
-            room.sign(release, room.audit(release), days=days)
-    room.auditor.save(tmp_path / "key")
-    (tmp_path / "key").chmod(0o644)
-    with pytest.raises(BadInputError, match="chmod 600"):
-        SigningKey.load(tmp_path / "key")
-
-
-@pytest.mark.parametrize(
-    "page",
-    [
-        b"<p>SITE ONLY \xe2\x80\x93 do not export</p>",
-        b'<img src="data:image/png;base64,AAAA">',
-        b'<img src="DATA:IMAGE/JPEG;base64,AAAA">',
-    ],
-)
-def test_a_page_with_real_tiles_is_refused(room: Room, page: bytes) -> None:
-    release = room.draft()
-    audit = room.audit(release)
-    (audit / "report.html").write_bytes(page)
-    refused(room, "site-only", lambda: room.sign(release, audit))
-
-
-# --- export ------------------------------------------------------------------------------------------------
 
 
 def nothing_written(folder: Path) -> None:
@@ -200,9 +34,7 @@ def nothing_written(folder: Path) -> None:
 
 def test_export_without_a_verdict(room: Room, tmp_path: Path) -> None:
     room.draft()
-    error = refused(
-        room, "no-verdict", lambda: export_release(room.workspace, tmp_path / "out", now=room.now)
-    )
+    error = room.refused("no-verdict", lambda: export_release(room.workspace, tmp_path / "out", now=room.now))
     assert "pixcell release sign" in error.hint
     nothing_written(tmp_path)
 
@@ -233,12 +65,12 @@ def test_tiles_changed_after_sealing(
 ) -> None:
     release = room.signed()
     change(release)
-    refused(
-        room, "sealed-tile-changed", lambda: export_release(room.workspace, tmp_path / "out", now=room.now)
+    room.refused(
+        "sealed-tile-changed", lambda: export_release(room.workspace, tmp_path / "out", now=room.now)
     )
     nothing_written(tmp_path)
     fresh = room.audit(release)
-    refused(room, "sealed-tile-changed", lambda: room.sign(release, fresh, room.second))
+    room.refused("sealed-tile-changed", lambda: room.sign(release, fresh, room.second))
 
 
 def test_a_tile_whose_digest_is_not_in_the_verdict(room: Room, tmp_path: Path) -> None:
@@ -272,7 +104,7 @@ def test_an_edited_manifest(room: Room, tmp_path: Path) -> None:
     path = release.path / "manifest.json"
     path.write_bytes(path.read_bytes().replace(b'"site":"north"', b'"site":"south"'))
     assert room.workspace.state(release) == "damaged"
-    refused(room, "manifest-changed", lambda: export_release(room.workspace, tmp_path / "out", now=room.now))
+    room.refused("manifest-changed", lambda: export_release(room.workspace, tmp_path / "out", now=room.now))
     nothing_written(tmp_path)
     path.write_bytes(b"{")
     with pytest.raises(BadInputError):
@@ -293,8 +125,8 @@ def test_a_damaged_release_does_not_block_the_others(room: Room, tmp_path: Path)
 def test_an_expired_or_future_verdict(room: Room, tmp_path: Path) -> None:
     room.signed()
     for when in (room.now + timedelta(days=366), room.now - timedelta(hours=1)):
-        refused(
-            room, "verdict-expired", lambda now=when: export_release(room.workspace, tmp_path / "o", now=now)
+        room.refused(
+            "verdict-expired", lambda now=when: export_release(room.workspace, tmp_path / "o", now=now)
         )
     nothing_written(tmp_path)
 
@@ -316,18 +148,18 @@ def test_a_verdict_that_was_changed_under_its_signature(room: Room, tmp_path: Pa
     other = forged(release, room.second, lambda predicate: predicate.update(verdict="PASS"))
     mixed = envelope.model_copy(update={"payload": other.payload})
     (release.path / "verdict.dsse.json").write_bytes(mixed.to_bytes())
-    refused(room, "signature-refused", lambda: export_release(room.workspace, tmp_path / "out", now=room.now))
+    room.refused("signature-refused", lambda: export_release(room.workspace, tmp_path / "out", now=room.now))
 
 
 def test_a_verdict_by_a_stranger_or_by_the_site(room: Room, tmp_path: Path) -> None:
     release = room.signed()
     path = release.path / "verdict.dsse.json"
     path.write_bytes(forged(release, room.second, lambda predicate: None).to_bytes())
-    refused(room, "unknown-auditor", lambda: export_release(room.workspace, tmp_path / "out", now=room.now))
+    room.refused("unknown-auditor", lambda: export_release(room.workspace, tmp_path / "out", now=room.now))
     site_key = room.workspace.site_key()
     room.workspace.record_signer(release, site_key.verify_key)
     path.write_bytes(forged(release, site_key, lambda predicate: None).to_bytes())
-    refused(room, "auditor-is-site", lambda: export_release(room.workspace, tmp_path / "out", now=room.now))
+    room.refused("auditor-is-site", lambda: export_release(room.workspace, tmp_path / "out", now=room.now))
 
 
 @pytest.mark.parametrize(
@@ -345,7 +177,7 @@ def test_a_verdict_that_forbids_opens_nothing_even_when_signed(
     room.workspace.record_signer(release, room.auditor.verify_key)
     path = release.path / "verdict.dsse.json"
     path.write_bytes(forged(release, room.auditor, change).to_bytes())
-    refused(room, "verdict-forbids", lambda: export_release(room.workspace, tmp_path / "out", now=room.now))
+    room.refused("verdict-forbids", lambda: export_release(room.workspace, tmp_path / "out", now=room.now))
     nothing_written(tmp_path)
 
 
@@ -366,14 +198,14 @@ def test_other_files_changed_after_sealing_or_signing(room: Room, tmp_path: Path
     release = room.signed()
     path = release.path / name
     path.write_bytes(path.read_bytes() + b" ")
-    refused(room, "bundle-changed", lambda: export_release(room.workspace, tmp_path / "out", now=room.now))
+    room.refused("bundle-changed", lambda: export_release(room.workspace, tmp_path / "out", now=room.now))
     nothing_written(tmp_path)
 
 
 def test_the_gallery_put_in_place_of_the_page(room: Room, tmp_path: Path) -> None:
     release = room.signed()
     release.page.write_bytes(b"<p>SITE ONLY \xe2\x80\x93 do not export</p>")
-    refused(room, "site-only", lambda: export_release(room.workspace, tmp_path / "out", now=room.now))
+    room.refused("site-only", lambda: export_release(room.workspace, tmp_path / "out", now=room.now))
 
 
 def test_out_that_exists_or_has_no_place(room: Room, tmp_path: Path) -> None:
