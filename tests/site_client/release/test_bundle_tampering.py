@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -19,8 +20,8 @@ from pixcell_core.contracts.release import BundleFile, BundleListing, ReleaseMan
 from pixcell_core.errors import PixcellError, RefusedError
 from pixcell_core.trust.bundle import LISTING_PAYLOAD_TYPE, BundleReport, key_file_name, verify_bundle
 from pixcell_core.trust.bundle_files import LISTING, MANIFEST, VERDICT, archive_bytes, open_bundle
-from pixcell_core.trust.dsse import Envelope, add_signature, sign_envelope
-from pixcell_core.trust.keys import SigningKey
+from pixcell_core.trust.dsse import IN_TOTO_PAYLOAD_TYPE, Envelope, add_signature, sign_envelope
+from pixcell_core.trust.keys import SigningKey, VerifyKey
 from site_client.release.workspace import ReleaseWorkspace
 
 if TYPE_CHECKING:
@@ -203,11 +204,18 @@ def test_links_and_empty_folders(sample: Sample, tmp_path: Path) -> None:
 # --- a forger who signs again -------------------------------------------------------------------------------
 
 
-def resigned(sample: Sample, files: dict[str, bytes], key: SigningKey) -> dict[str, bytes]:
+def resigned(
+    sample: Sample,
+    files: dict[str, bytes],
+    key: SigningKey,
+    *,
+    manifest_digest: str | None = None,
+    keep: VerifyKey | None = None,
+) -> dict[str, bytes]:
     """The bundle as a forger would leave it: the listing made anew and signed with the forger's own key."""
     old = Envelope.from_bytes(files[LISTING])
     listing = parse_document(BundleListing, old.unsafe_unverified_payload())
-    auditors = Envelope.from_bytes(files[VERDICT]).key_ids
+    auditors = [*Envelope.from_bytes(files[VERDICT]).key_ids, *([keep.key_id] if keep else [])]
     kept = {
         name: data
         for name, data in files.items()
@@ -217,7 +225,7 @@ def resigned(sample: Sample, files: dict[str, bytes], key: SigningKey) -> dict[s
     changed = listing.model_copy(
         update={
             "files": tuple(BundleFile(name=name, file_digest=digest(kept[name])) for name in sorted(kept)),
-            "manifest_digest": digest(kept[MANIFEST]),
+            "manifest_digest": manifest_digest or digest(kept[MANIFEST]),
         }
     )
     kept[LISTING] = sign_envelope(LISTING_PAYLOAD_TYPE, changed.to_bytes(), [key]).to_bytes()
@@ -296,6 +304,26 @@ def test_the_site_itself_cannot_change_what_was_judged(
     change(files)
     error = sample.refuses(sample.written(tmp_path / "b", resigned(sample, files, sample.site_key)))
     assert error.code == code
+
+
+def test_other_byte_forms_of_signed_documents(sample: Sample, tmp_path: Path) -> None:
+    """Reformatted, idle or mismatched parts are refused even when every key involved signs them again."""
+    spaced = json.dumps(json.loads(sample.files[MANIFEST]), indent=1).encode()
+    wanted = digest(sample.files[MANIFEST])
+    statement = Envelope.from_bytes(sample.files[VERDICT]).unsafe_unverified_payload()
+    pretty = json.dumps(json.loads(statement), indent=1).encode()
+    idle = SigningKey.generate().verify_key
+    by_auditor = sign_envelope(IN_TOTO_PAYLOAD_TYPE, pretty, [sample.auditor_key]).to_bytes()
+    mutants = [
+        resigned(sample, {**sample.files, MANIFEST: spaced}, sample.site_key, manifest_digest=wanted),
+        resigned(sample, dict(sample.files), sample.site_key, manifest_digest=digest(b"another")),
+        resigned(sample, {**sample.files, VERDICT: by_auditor}, sample.site_key),
+        resigned(sample, {**sample.files, key_file_name(idle): idle.to_pem()}, sample.site_key, keep=idle),
+    ]
+    for mutant, code in zip(
+        mutants, ("bundle-changed", "wrong-manifest", "bundle-changed", "foreign-file"), strict=True
+    ):
+        assert sample.refuses(sample.written(tmp_path / "b", mutant)).code == code
 
 
 def test_a_second_signature_on_the_listing(sample: Sample, tmp_path: Path) -> None:

@@ -83,8 +83,7 @@ def test_a_tile_whose_digest_is_not_in_the_verdict(room: Room, tmp_path: Path) -
     for name in ("verdict.dsse.json", "audit", "signers"):
         source = signed.path / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, other.path / name)
-    error = refused(
-        room,
+    error = room.refused(
         "verdict-of-other-tiles",
         lambda: export_release(room.workspace, tmp_path / "out", now=room.now, release_id=other.release_id),
     )
