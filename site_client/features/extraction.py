@@ -24,8 +24,9 @@ from site_client.catalogue.catalogue import Catalogue, SlideRecord
 from site_client.catalogue.split import HOLDOUT, TRAIN
 from site_client.features.protocols import LatentEncoder, TileEncoderProtocol, weights_digest
 from site_client.slides.parallel import default_workers, ordered_map
+from site_client.slides.quality import MAX_INK, MIN_FOCUS
 from site_client.slides.reader import SlideReader
-from site_client.slides.storage import atomic_path, storage_errors
+from site_client.slides.storage import atomic_path, exclusive, storage_errors
 from site_client.slides.tiling import Tile, TilingPlan
 
 FOLDER = "features"
@@ -36,9 +37,8 @@ class Selection:
     """Which tiles of a patient are encoded. `tiles_per_patient` 0 takes all that are good enough."""
 
     tiles_per_patient: int = 16
-    max_ink: float = 0.2
-    #: Grey levels squared at 1 µm/px; sharp tissue has hundreds, a defocused scan a few.
-    min_focus: float = 10.0
+    max_ink: float = MAX_INK
+    min_focus: float = MIN_FOCUS
 
     def choose(self, tiles: list[tuple[SlideRecord, Tile]]) -> list[tuple[SlideRecord, Tile]]:
         """A sample that depends on nothing but the tiles' names, in slide and reading order."""
@@ -109,7 +109,8 @@ def extract(
     parts = []
     for part in (TRAIN, HOLDOUT):
         folder = catalogue.site_dir / FOLDER / part
-        with storage_errors("writing features", folder.parent):
+        what = "writing features"
+        with storage_errors(what, folder.parent), exclusive(folder.parent, what):
             made, outcome = _extract_part(catalogue, folder, part, plan, selection, models, batch_size)
         encoded += made
         parts.append(outcome)

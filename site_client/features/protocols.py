@@ -42,5 +42,7 @@ def weights_digest(model: object) -> str:
     digest = hashlib.sha256(type(model).__name__.encode())
     for name in sorted(tensors):
         digest.update(name.encode())
-        digest.update(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(
+            tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        )
     return f"sha256:{digest.hexdigest()}"

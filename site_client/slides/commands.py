@@ -186,9 +186,16 @@ def show(
     format: FormatOption = OutputFormat.TEXT,
 ) -> ShowResult:
     """Summarise the catalogue; with --sheet, draw what was found on the slides."""
+    from pixcell_core.errors import BadInputError
     from site_client.catalogue import Catalogue
     from site_client.slides.tiling import TilingPlan
 
+    if sheet is not None and (sheet.suffix.lower() != ".png" or sheet.is_dir()):
+        raise BadInputError(
+            f"The sheet is a PNG picture; {sheet} does not name one.",
+            hint="Give --sheet with a file name that ends in .png.",
+            code="bad-sheet",
+        )
     with Catalogue(site_dir) as catalogue:
         slides = catalogue.slides()
         drawn = catalogue.split()

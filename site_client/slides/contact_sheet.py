@@ -11,6 +11,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
+from site_client.slides.quality import MAX_INK, MIN_FOCUS
 from site_client.slides.reader import SlideReader
 from site_client.slides.storage import atomic_path, storage_errors
 from site_client.slides.tiling import Tile, TilingPlan, map_tissue
@@ -50,7 +51,7 @@ def _picture(slide: SheetSlide, plan: TilingPlan | None) -> tuple[Image.Image, f
     for tile in slide.tiles:
         span = (plan.tile_size * tile.mpp / facts.mpp if plan else 0.0) * to_view
         left, top = (tile.x - view.left) * to_view, (tile.y - view.top) * to_view
-        bad = tile.quality.ink > 0.2 or tile.quality.focus < 10.0
+        bad = tile.quality.ink > MAX_INK or tile.quality.focus < MIN_FOCUS
         pen.rectangle((left, top, left + span, top + span), outline=_BAD if bad else _GRID, width=1)
     return image, float(mask.mean())
 

@@ -14,6 +14,10 @@ from site_client.slides.tissue import optical_density
 #: Sharpness is comparable between slides only at one scale; finer tiles are averaged to it, coarser
 #: ones kept.
 FOCUS_MPP = 1.0
+#: A tile with more ink, or less focus (grey levels squared: sharp tissue has hundreds, a defocused scan a few),
+#: is not used.
+MAX_INK = 0.2
+MIN_FOCUS = 10.0
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pixcell_core.errors import BadInputError, PixcellError
+from pixcell_core.errors import BadInputError, PixcellError, RefusedError
 
 PARTIAL_SUFFIX = ".partial"
 
@@ -37,7 +38,7 @@ def storage_errors(what: str, folder: Path) -> Iterator[None]:
 
     Raises:
         StorageFullError: no space, quota or file-size limit.
-        BadInputError: the folder may not be written (code `not-writable`).
+        BadInputError: the folder may not be written (`not-writable`) or is a file (`not-a-folder`).
     """
     try:
         yield
@@ -59,7 +60,34 @@ def storage_errors(what: str, folder: Path) -> Iterator[None]:
                 hint="Give this user write permission on the folder, or choose another one.",
                 code="not-writable",
             ) from error
+        if isinstance(error, (FileExistsError, NotADirectoryError, IsADirectoryError)):
+            raise BadInputError(
+                f"{folder} is not a folder that {what} can use: a file stands where a folder should be, "
+                "or the other way round.",
+                hint="Name another folder, or move the file that stands there away.",
+                code="not-a-folder",
+            ) from error
         raise
+
+
+@contextmanager
+def exclusive(folder: Path, what: str) -> Iterator[None]:
+    """Hold `folder` for one process; the kernel lets go when the process ends, however it ends.
+
+    Raises:
+        RefusedError: code `busy` when another process is doing this now.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RefusedError(
+                f"Another process is {what} in {folder} right now.",
+                hint="Wait for it to end (or stop it) and run the same command again: finished parts are kept.",
+                code="busy",
+            ) from error
+        yield
 
 
 @contextmanager

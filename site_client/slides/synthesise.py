@@ -17,7 +17,7 @@ from pathlib import Path
 from pixcell_core.cli.progress import progress
 from pixcell_core.errors import BadInputError
 from site_client.slides.parallel import default_workers
-from site_client.slides.storage import atomic_path, storage_errors, sweep_partials
+from site_client.slides.storage import atomic_path, exclusive, storage_errors, sweep_partials
 
 RECIPE_FILE = "synthesis.json"
 LIST_FILE = "slides.csv"
@@ -105,8 +105,8 @@ def synthesise(recipe: SynthesisRecipe, folder: Path, workers: int | None = None
         StorageFullError: the disk is full.
     """
     start = time.monotonic()
-    with storage_errors("writing procedural slides", folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    what = "writing procedural slides"
+    with storage_errors(what, folder), exclusive(folder, what):
         _claim(recipe, folder)
         sweep_partials(folder)
         missing = [p for p in range(recipe.patients) if not (folder / recipe.slide_name(p)).is_file()]
@@ -152,7 +152,10 @@ def _write_list(recipe: SynthesisRecipe, folder: Path) -> None:
 
 
 def _become_worker() -> None:
-    """Leave Ctrl-C to the parent, and never outlive it."""
+    """Leave Ctrl-C to the parent, never outlive it, and use one core."""
+    import cv2
+
+    cv2.setNumThreads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 

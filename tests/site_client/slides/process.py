@@ -41,7 +41,7 @@ def run(*words: object, prefix: list[str] | None = None) -> subprocess.Completed
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=False,
     )
 
@@ -61,10 +61,10 @@ def interrupt_when(ready: Callable[[], bool], *words: object) -> subprocess.Comp
         text=True,
         start_new_session=True,
     )
-    limit = time.monotonic() + 60
+    limit = time.monotonic() + 120
     while not ready() and started.poll() is None and time.monotonic() < limit:
         time.sleep(0.01)
     if started.poll() is None:
         os.killpg(started.pid, signal.SIGINT)
-    out, err = started.communicate(timeout=60)
+    out, err = started.communicate(timeout=120)
     return subprocess.CompletedProcess(started.args, started.returncode, out, err)
