@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pixcell_core.contracts.canonical import canonical_bytes
@@ -176,22 +175,26 @@ def test_a_swapped_key_file_is_caught(tmp_path: Path) -> None:
         verify_log(log.folder)
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> EventLog:
+    return filled(tmp_path_factory.mktemp("kept") / "log", 3)
+
+
 @given(data=st.data())
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_changed_byte_is_caught(tmp_path: Path, data: st.DataObject) -> None:
-    folder = tmp_path / "log"
-    shutil.rmtree(folder, ignore_errors=True)
-    log = filled(folder, 3)
-    path = log.folder / "log.jsonl"
+@settings(max_examples=120, deadline=None)
+def test_any_changed_byte_is_caught(kept: EventLog, data: st.DataObject) -> None:
+    path = kept.folder / "log.jsonl"
     original = path.read_bytes()
-    head = log.head()
+    head = kept.head()
     assert isinstance(head, Envelope)
     changed = bytearray(original)
-    offset = data.draw(st.integers(0, len(original) - 1))
-    changed[offset] ^= data.draw(st.integers(1, 255))
+    changed[data.draw(st.integers(0, len(original) - 1))] ^= data.draw(st.integers(1, 255))
     path.write_bytes(bytes(changed))
-    with pytest.raises(PixcellError):
-        verify_log(log.folder, earlier_heads=[head])
+    try:
+        with pytest.raises(PixcellError):
+            verify_log(kept.folder, earlier_heads=[head])
+    finally:
+        path.write_bytes(original)
 
 
 def test_bounds_and_kinds(tmp_path: Path) -> None:

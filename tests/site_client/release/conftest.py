@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -15,6 +16,8 @@ from PIL import Image
 
 from pixcell_core.contracts.release import ReleaseManifest
 from pixcell_core.errors import PixcellError, RefusedError
+from pixcell_core.trust.bundle import BundleReport, verify_bundle
+from pixcell_core.trust.bundle_files import open_bundle
 from pixcell_core.trust.keys import SigningKey
 from privacy_audit.policy import load_policy
 from site_client.release.draft import seal_draft
@@ -175,3 +178,66 @@ def room(tmp_path: Path) -> Room:
     site = tmp_path / "site"
     site.mkdir()
     return Room(ReleaseWorkspace(site), write_surrogates(tmp_path / "surrogates"), tmp_path / "audits")
+
+
+class Sample:
+    """One exported bundle in memory, and its verification."""
+
+    def __init__(
+        self, folder: Path, archive: Path, auditor_key: SigningKey, now: datetime, site_key: SigningKey
+    ) -> None:
+        self.files = {
+            path.relative_to(folder).as_posix(): path.read_bytes()
+            for path in folder.rglob("*")
+            if path.is_file()
+        }
+        self.archive = archive.read_bytes()
+        self.auditor_key, self.now, self.site_key = auditor_key, now, site_key
+        self.auditor = auditor_key.verify_key
+
+    def verify(self, path: Path, *, trust: bool = False) -> BundleReport:
+        with open_bundle(path) as files:
+            return verify_bundle(files, trusted_keys=[self.auditor] if trust else None, now=self.now)
+
+    def written(self, folder: Path, files: dict[str, bytes]) -> Path:
+        shutil.rmtree(folder, ignore_errors=True)
+        for name, data in files.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        return folder
+
+    def refuses(self, path: Path) -> PixcellError:
+        with pytest.raises(PixcellError) as refused:
+            self.verify(path)
+        return refused.value
+
+
+class InMemory:
+    """A bundle as a dictionary, so that thousands of mutants cost no disk."""
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        self._files = files
+
+    def names(self) -> list[str]:
+        return sorted(self._files)
+
+    def read(self, name: str) -> bytes:
+        return self._files[name]
+
+    def check_form(self) -> None:
+        return None
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Sample:
+    place = tmp_path_factory.mktemp("sample")
+    (place / "site").mkdir()
+    room = Room(ReleaseWorkspace(place / "site"), write_surrogates(place / "surrogates"), place / "audits")
+    release = room.draft()
+    audit = room.audit(release)
+    room.sign(release, audit, AUDITOR)
+    room.sign(release, audit, SECOND)
+    export_release(room.workspace, place / "folder", now=NOW)
+    export_release(room.workspace, place / "one.zip", now=NOW)
+    return Sample(place / "folder", place / "one.zip", AUDITOR, NOW, room.workspace.site_key())

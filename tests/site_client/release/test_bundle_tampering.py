@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
-import shutil
-import zipfile
 from collections.abc import Callable
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,80 +14,14 @@ from hypothesis import strategies as st
 from pixcell_core.contracts.canonical import digest, parse_document
 from pixcell_core.contracts.release import BundleFile, BundleListing, ReleaseManifest
 from pixcell_core.errors import PixcellError, RefusedError
-from pixcell_core.trust.bundle import LISTING_PAYLOAD_TYPE, BundleReport, key_file_name, verify_bundle
-from pixcell_core.trust.bundle_files import LISTING, MANIFEST, VERDICT, archive_bytes, open_bundle
+from pixcell_core.trust.bundle import LISTING_PAYLOAD_TYPE, key_file_name, verify_bundle
+from pixcell_core.trust.bundle_files import LISTING, MANIFEST, VERDICT
 from pixcell_core.trust.dsse import IN_TOTO_PAYLOAD_TYPE, Envelope, add_signature, sign_envelope
 from pixcell_core.trust.keys import SigningKey, VerifyKey
-from site_client.release.workspace import ReleaseWorkspace
+from tests.site_client.release.conftest import InMemory
 
 if TYPE_CHECKING:
-    from tests.site_client.release.conftest import Room
-
-
-class Sample:
-    """One exported bundle in memory, and its verification."""
-
-    def __init__(
-        self, folder: Path, archive: Path, auditor_key: SigningKey, now: datetime, site_key: SigningKey
-    ) -> None:
-        self.files = {
-            path.relative_to(folder).as_posix(): path.read_bytes()
-            for path in folder.rglob("*")
-            if path.is_file()
-        }
-        self.archive = archive.read_bytes()
-        self.auditor_key, self.now, self.site_key = auditor_key, now, site_key
-        self.auditor = auditor_key.verify_key
-
-    def verify(self, path: Path, *, trust: bool = False) -> BundleReport:
-        with open_bundle(path) as files:
-            return verify_bundle(files, trusted_keys=[self.auditor] if trust else None, now=self.now)
-
-    def written(self, folder: Path, files: dict[str, bytes]) -> Path:
-        shutil.rmtree(folder, ignore_errors=True)
-        for name, data in files.items():
-            path = folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
-        return folder
-
-    def refuses(self, path: Path) -> PixcellError:
-        with pytest.raises(PixcellError) as refused:
-            self.verify(path)
-        return refused.value
-
-
-class InMemory:
-    """A bundle as a dictionary, so that thousands of mutants cost no disk."""
-
-    def __init__(self, files: dict[str, bytes]) -> None:
-        self._files = files
-
-    def names(self) -> list[str]:
-        return sorted(self._files)
-
-    def read(self, name: str) -> bytes:
-        return self._files[name]
-
-    def check_form(self) -> None:
-        return None
-
-
-@pytest.fixture(scope="module")
-def sample(tmp_path_factory: pytest.TempPathFactory) -> Sample:
-    from site_client.release.export import export_release
-    from tests.site_client.release.conftest import AUDITOR, NOW, SECOND, Room, write_surrogates
-
-    place = tmp_path_factory.mktemp("sample")
-    (place / "site").mkdir()
-    room = Room(ReleaseWorkspace(place / "site"), write_surrogates(place / "surrogates"), place / "audits")
-    release = room.draft()
-    audit = room.audit(release)
-    room.sign(release, audit, AUDITOR)
-    room.sign(release, audit, SECOND)
-    export_release(room.workspace, place / "folder", now=NOW)
-    export_release(room.workspace, place / "one.zip", now=NOW)
-    return Sample(place / "folder", place / "one.zip", AUDITOR, NOW, room.workspace.site_key())
+    from tests.site_client.release.conftest import Room, Sample
 
 
 def test_the_untouched_sample_verifies(sample: Sample, tmp_path: Path) -> None:
@@ -355,83 +285,3 @@ def test_a_wholly_forged_bundle_is_whole_but_never_trusted(
     with pytest.raises(RefusedError) as refused:
         sample.verify(out, trust=True)
     assert refused.value.code == "untrusted-signer"
-
-
-# --- the archive's own bytes --------------------------------------------------------------------------------
-
-
-def test_every_region_of_the_archive(sample: Sample, tmp_path: Path) -> None:
-    path = tmp_path / "b.zip"
-    end = len(sample.archive)
-    directory = sample.archive.index(b"PK\x01\x02")
-    places = {*range(0, 64), *range(directory, min(directory + 110, end)), *range(end - 40, end)}
-    places |= set(range(0, end, max(1, end // 60)))
-    for offset in sorted(places):
-        changed = bytearray(sample.archive)
-        changed[offset] ^= 0x01
-        path.write_bytes(bytes(changed))
-        sample.refuses(path)
-
-
-@given(data=st.data())
-@settings(max_examples=80, deadline=None)
-def test_any_byte_of_the_archive(
-    sample: Sample, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-) -> None:
-    changed = bytearray(sample.archive)
-    changed[data.draw(st.integers(0, len(changed) - 1))] ^= data.draw(st.integers(1, 255))
-    path = tmp_path_factory.getbasetemp() / "mutant.zip"
-    path.write_bytes(bytes(changed))
-    sample.refuses(path)
-
-
-def archive_with(files: list[tuple[str, bytes]], **options: int) -> bytes:
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", options.get("compression", zipfile.ZIP_STORED)) as archive:
-        for name, data in files:
-            info = zipfile.ZipInfo(name, (options.get("year", 1980), 1, 1, 0, 0, 0))
-            info.create_system = 3
-            info.external_attr = 0o100644 << 16
-            info.compress_type = options.get("compression", zipfile.ZIP_STORED)
-            archive.writestr(info, data)
-    return out.getvalue()
-
-
-def test_archives_written_otherwise(sample: Sample, tmp_path: Path) -> None:
-    with zipfile.ZipFile(io.BytesIO(sample.archive)) as archive:
-        members = sorted((name, archive.read(name)) for name in archive.namelist())
-    assert archive_with(members) == sample.archive == archive_bytes(members)
-    mutants = [
-        archive_with(members[::-1]),
-        archive_with(members, year=1981),
-        archive_with(members, compression=zipfile.ZIP_DEFLATED),
-        archive_with([*members, ("tiles/", b"")]),
-        archive_with([*members, ("../outside.txt", b"x")]),
-        archive_with([*members, ("/etc/passwd", b"x")]),
-        sample.archive + b"\0",
-        b"\0" + sample.archive,
-        sample.archive[:-1],
-        b"PK\x03\x04" + sample.archive,
-        b"",
-        b"PK\x05\x06" + b"\0" * 18,
-    ]
-    with pytest.warns(UserWarning, match="Duplicate"):
-        mutants.append(archive_with([*members, members[0]]))
-    path = tmp_path / "b.zip"
-    for mutant in mutants:
-        path.write_bytes(mutant)
-        sample.refuses(path)
-
-
-def test_a_bomb_is_not_unpacked(tmp_path: Path, sample: Sample) -> None:
-    members = [*sorted(sample.files.items()), ("tiles/00007.png", b"\0" * 40_000_000)]
-    path = tmp_path / "bomb.zip"
-    path.write_bytes(archive_with(members, compression=zipfile.ZIP_DEFLATED))
-    assert path.stat().st_size < 1_000_000
-    assert "compressed" in sample.refuses(path).message
-
-
-def test_the_archive_form_is_pinned() -> None:
-    """Verification writes the archive again: its bytes must not drift between versions."""
-    made = archive_bytes([("README.txt", b"a"), ("tiles/00001.png", b"b")])
-    assert digest(made) == "sha256:aed4c0ef09bf25be0e01b322fa69ce939ee741fb24324b7481911c07c27dd625"

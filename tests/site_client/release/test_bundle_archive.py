@@ -1,0 +1,95 @@
+"""The archive form of a bundle: any changed byte of the container fails, and nothing is unpacked unasked."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pixcell_core.contracts.canonical import digest
+from pixcell_core.trust.bundle_files import archive_bytes
+
+if TYPE_CHECKING:
+    from tests.site_client.release.conftest import Sample
+
+
+def test_every_region_of_the_archive(sample: Sample, tmp_path: Path) -> None:
+    path = tmp_path / "b.zip"
+    end = len(sample.archive)
+    directory = sample.archive.index(b"PK\x01\x02")
+    places = {*range(0, 64), *range(directory, min(directory + 110, end)), *range(end - 40, end)}
+    places |= set(range(0, end, max(1, end // 60)))
+    for offset in sorted(places):
+        changed = bytearray(sample.archive)
+        changed[offset] ^= 0x01
+        path.write_bytes(bytes(changed))
+        sample.refuses(path)
+
+
+@given(data=st.data())
+@settings(max_examples=80, deadline=None)
+def test_any_byte_of_the_archive(
+    sample: Sample, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    changed = bytearray(sample.archive)
+    changed[data.draw(st.integers(0, len(changed) - 1))] ^= data.draw(st.integers(1, 255))
+    path = tmp_path_factory.getbasetemp() / "mutant.zip"
+    path.write_bytes(bytes(changed))
+    sample.refuses(path)
+
+
+def archive_with(files: list[tuple[str, bytes]], **options: int) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", options.get("compression", zipfile.ZIP_STORED)) as archive:
+        for name, data in files:
+            info = zipfile.ZipInfo(name, (options.get("year", 1980), 1, 1, 0, 0, 0))
+            info.create_system = 3
+            info.external_attr = 0o100644 << 16
+            info.compress_type = options.get("compression", zipfile.ZIP_STORED)
+            archive.writestr(info, data)
+    return out.getvalue()
+
+
+def test_archives_written_otherwise(sample: Sample, tmp_path: Path) -> None:
+    with zipfile.ZipFile(io.BytesIO(sample.archive)) as archive:
+        members = sorted((name, archive.read(name)) for name in archive.namelist())
+    assert archive_with(members) == sample.archive == archive_bytes(members)
+    mutants = [
+        archive_with(members[::-1]),
+        archive_with(members, year=1981),
+        archive_with(members, compression=zipfile.ZIP_DEFLATED),
+        archive_with([*members, ("tiles/", b"")]),
+        archive_with([*members, ("../outside.txt", b"x")]),
+        archive_with([*members, ("/etc/passwd", b"x")]),
+        sample.archive + b"\0",
+        b"\0" + sample.archive,
+        sample.archive[:-1],
+        b"PK\x03\x04" + sample.archive,
+        b"",
+        b"PK\x05\x06" + b"\0" * 18,
+    ]
+    with pytest.warns(UserWarning, match="Duplicate"):
+        mutants.append(archive_with([*members, members[0]]))
+    path = tmp_path / "b.zip"
+    for mutant in mutants:
+        path.write_bytes(mutant)
+        sample.refuses(path)
+
+
+def test_a_bomb_is_not_unpacked(tmp_path: Path, sample: Sample) -> None:
+    members = [*sorted(sample.files.items()), ("tiles/00007.png", b"\0" * 40_000_000)]
+    path = tmp_path / "bomb.zip"
+    path.write_bytes(archive_with(members, compression=zipfile.ZIP_DEFLATED))
+    assert path.stat().st_size < 1_000_000
+    assert "compressed" in sample.refuses(path).message
+
+
+def test_the_archive_form_is_pinned() -> None:
+    """Verification writes the archive again: its bytes must not drift between versions."""
+    made = archive_bytes([("README.txt", b"a"), ("tiles/00001.png", b"b")])
+    assert digest(made) == "sha256:aed4c0ef09bf25be0e01b322fa69ce939ee741fb24324b7481911c07c27dd625"
