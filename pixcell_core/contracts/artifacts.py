@@ -10,15 +10,20 @@ from pixcell_core.contracts.canonical import digest, file_digest
 from pixcell_core.errors import BadInputError
 
 TRAINING_CODE = (
-    "pixcell_core.models",
-    "pixcell_core.diffusion",
-    "pixcell_core.training",
-    "pixcell_core.private",
-    "pixcell_core.contracts",
-    "site_client.trainer",
-    "site_client.ledger",
+    "pixcell_core/contracts/artifacts.py",
+    "pixcell_core/contracts/spool.py",
+    "pixcell_core/contracts/study.py",
+    "pixcell_core/diffusion/loss.py",
+    "pixcell_core/diffusion/schedule.py",
+    "pixcell_core/models/positions.py",
+    "pixcell_core/models/transformer.py",
+    "pixcell_core/private",
+    "pixcell_core/training/adapters.py",
+    "pixcell_core/training/feature_store.py",
+    "site_client/ledger",
+    "site_client/trainer",
 )
-"""Packages whose source decides what a training round computes and what it costs."""
+"""Source files and folders that decide what a training round computes and what it costs."""
 
 
 def base_digest(folder: Path) -> str:
@@ -45,15 +50,23 @@ def installed_code_digest() -> str:
     be written only where its code can be read.
     """
     listing: dict[str, str] = {}
-    for package in TRAINING_CODE:
-        found = find_spec(package)
-        if found is None or not found.submodule_search_locations:
-            raise BadInputError(
-                f"The package {package} is not installed here, so the study's code digest cannot be computed.",
-                hint="Install the full distribution, or give the digest that the sites read out to you.",
-                code="code-not-installed",
+    for entry in TRAINING_CODE:
+        package, _, rest = entry.partition("/")
+        place = _package_folder(package) / rest
+        sources = sorted(place.rglob("*.py")) if place.is_dir() else [place]
+        for source in sources:
+            listing[f"{package}/{source.relative_to(_package_folder(package)).as_posix()}"] = file_digest(
+                source
             )
-        for place in found.submodule_search_locations:
-            for source in sorted(Path(place).rglob("*.py")):
-                listing[f"{package}/{source.relative_to(place).as_posix()}"] = file_digest(source)
     return digest(listing)
+
+
+def _package_folder(package: str) -> Path:
+    found = find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        raise BadInputError(
+            f"The package {package} is not installed here, so the study's code digest cannot be computed.",
+            hint="Install the full distribution, or give the digest that the sites read out to you.",
+            code="code-not-installed",
+        )
+    return Path(found.submodule_search_locations[0])

@@ -79,7 +79,7 @@ class Study(Document):
     steps_per_round: Annotated[int, Field(ge=1, le=100_000)]
     noise_multiplier: Annotated[float, Field(gt=0, le=1e6)]
     max_grad_norm: Annotated[float, Field(gt=0, le=1e6)]
-    delta: Annotated[float, Field(gt=0, le=1e-3)]
+    delta: Annotated[float, Field(gt=0, le=1e-5)]
     epsilon_cap: Annotated[float, Field(gt=0, le=1e6)]
     expected_patients: Annotated[int, Field(ge=1, le=10_000_000)]
     tiles_per_patient: Annotated[int, Field(ge=1, le=4096)]
@@ -105,8 +105,6 @@ class Study(Document):
             raise ValueError(f"a quorum of {self.quorum} cannot be met by {len(self.sites)} sites")
         if self.expires_at <= self.created_at:
             raise ValueError("the study expires before it is created")
-        if self.delta > 1e-5 and self.delta > 1 / (10 * self.expected_patients):
-            raise ValueError("delta must be at most 1e-5, or 1/(10 N) for a cohort of N patients")
         return self
 
     def update_norm_bound(self, parameters: int) -> float:

@@ -51,7 +51,9 @@ class RunDesk:
             if run.status.status != Status.FINISHED:
                 self._state.stop_run(run.run_id)
         for folder in sorted(self._layout.root.glob("runs/*")):
-            self._fail(folder.name, "The hub was stopped during the run. Committed rounds are kept: start it again.")
+            self._fail(
+                folder.name, "The hub was stopped during the run. Committed rounds are kept: start it again."
+            )
 
     def tick(self) -> None:
         """Do what the folder asks for. Called every half second; never raises for what a file contains."""

@@ -16,6 +16,7 @@ import socket
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -77,11 +78,24 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _import_flower() -> None:
-    """Everything both processes need, once, before the fork."""
+PRELOADED = (
+    "flwr.superlink.main",
+    "flwr.superlink.cli.flower_superlink",
+    "flwr.superlink.runtime.run_serverapp",
+    "uvicorn.protocols.http.auto",
+    "uvicorn.lifespan.on",
+    "uvicorn.loops.auto",
+    "server.hub.runs",
+    "server.hub.event_log",
+    "server.rounds.server_app",
+    "safetensors.numpy",
+)
+"""What both processes need, and each run's process after them: imported once, before the fork."""
 
-    import server.hub.runs
-    import server.rounds.server_app  # noqa: F401
+
+def _import_flower() -> None:
+    for name in PRELOADED:
+        import_module(name)
 
 
 def _run_executor(layout: ServerLayout, runtime: str, poll_s: float) -> None:

@@ -49,7 +49,9 @@ class LoopSettings:
     ready_timeout_s: float = 180.0
 
 
-HOPELESS = frozenset({"approval-denied", "approval-withdrawn", "approval-expired", "base-differs", "code-differs"})
+HOPELESS = frozenset(
+    {"approval-denied", "approval-withdrawn", "approval-expired", "base-differs", "code-differs"}
+)
 """What waiting does not cure: a person at the site has to act, and then the run is started again."""
 
 

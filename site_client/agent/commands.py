@@ -20,18 +20,26 @@ def register(root: typer.Typer) -> None:
     @command
     def start(
         site_dir: Annotated[Path, typer.Option("--site-dir", help="The site's folder.")],
-        hub: Annotated[str | None, typer.Option(help="Address of the hub, if it moved since enrolment.")] = None,
+        hub: Annotated[
+            str | None, typer.Option(help="Address of the hub, if it moved since enrolment.")
+        ] = None,
         with_trainer: Annotated[
             bool, typer.Option("--with-trainer", help="Also keep the trainer up (needs --base).")
         ] = False,
-        base: Annotated[Path | None, typer.Option(help="Folder of the base transformer, for --with-trainer.")] = None,
+        base: Annotated[
+            Path | None, typer.Option(help="Folder of the base transformer, for --with-trainer.")
+        ] = None,
         threads: Annotated[int, typer.Option(help="CPU threads of the trainer.", min=1)] = 1,
         device: Annotated[str, typer.Option(help="Torch device of the trainer.")] = "cpu",
         poll: Annotated[
             float, typer.Option(help="Seconds between two looks at the hub.", min=0.05, max=60.0)
         ] = 3.0,
-        runtime_port: Annotated[int, typer.Option(help="Loopback port between agent and executor; 0 takes one.")] = 0,
-        ready_file: Annotated[Path | None, typer.Option(help="Written when the hub let this site in.")] = None,
+        runtime_port: Annotated[
+            int, typer.Option(help="Loopback port between agent and executor; 0 takes one.")
+        ] = 0,
+        ready_file: Annotated[
+            Path | None, typer.Option(help="Written when the hub let this site in.")
+        ] = None,
         format: FormatOption = OutputFormat.TEXT,
     ) -> None:
         """Run this site until it is told to stop: polls the hub, outbound only, with the app installed here."""

@@ -111,7 +111,9 @@ class Agent:
                 if alive(self._beat(), moment):
                     last_seen = moment
                 elif (moment - last_seen).total_seconds() > self._settings.trainer_grace_s:
-                    return self._refusal(request, "trainer-lost", "the site's trainer stopped during the round")
+                    return self._refusal(
+                        request, "trainer-lost", "the site's trainer stopped during the round"
+                    )
                 self._sleep(self._settings.poll_s)
             return self._refusal(request, "deadline", "the site's trainer did not finish in time")
         except SpoolError:
@@ -151,7 +153,9 @@ class Agent:
     def _remembered(self, digest: str) -> Study:
         path = self._known / f"{digest.removeprefix('sha256:')}.json"
         if not path.is_file():
-            raise RefusedError("a round of a study this site was not asked about", hint="", code="unknown-study")
+            raise RefusedError(
+                "a round of a study this site was not asked about", hint="", code="unknown-study"
+            )
         study = parse_document(Study, path.read_bytes(), name="study")
         if study.digest != digest:
             raise RefusedError("the kept study was altered", hint="", code="study-altered")
@@ -159,7 +163,10 @@ class Agent:
 
     def _reply(self, request: TrainRequest) -> TrainReply:
         return TrainReply(
-            study_digest=request.study_digest, round=request.round, input_digest=request.input_digest, status="ok"
+            study_digest=request.study_digest,
+            round=request.round,
+            input_digest=request.input_digest,
+            status="ok",
         )
 
     def _refusal(self, request: TrainRequest, code: str, reason: str) -> tuple[TrainReply, Arrays]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import sys
 import types
+from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 from pixcell_core.flower.executor import ExecutorSettings, serve_tasks
@@ -32,26 +34,39 @@ class NetworkSettings:
     executor_poll_s: float = 0.2
 
 
-def import_flower() -> None:
-    """Everything both processes need, once, before they are forked."""
+PRELOADED = (
+    "flwr.supernode.cli.flower_supernode",
+    "flwr.supernode.main",
+    "flwr.supernode.runtime.run_clientapp",
+    "flwr.supernode.start_client_internal",
+    "uvicorn.protocols.http.auto",
+    "uvicorn.lifespan.on",
+    "uvicorn.loops.auto",
+    "site_client.agent.client_app",
+    "safetensors.numpy",
+)
+"""What both processes need, and each task's process after them: imported once, before the first fork."""
 
-    import site_client.agent.client_app  # noqa: F401
+
+def import_flower() -> None:
+    """Import everything in `PRELOADED`."""
+    for name in PRELOADED:
+        import_module(name)
 
 
 def run_supernode(settings: NetworkSettings) -> None:
     """Flower's SuperNode with process isolation and the shared secret; its own pauses are capped at `poll_s`."""
     import time
 
-    import flwr.supercore.heartbeat as heartbeat
-    import flwr.supernode.fleet_http_connection as connection
-    import flwr.supernode.start_client_internal as internal
     from flwr.supernode.cli.flower_supernode import flower_supernode
 
     pause = settings.poll_s
     # Flower fixes its pauses at 3 s (idle) and 0.5 s (reply), its heartbeat at 30 s. Only names of its own modules
     # are replaced, in this process alone.
-    internal.time = types.SimpleNamespace(sleep=lambda seconds: time.sleep(min(seconds, pause)))
-    connection.HEARTBEAT_DEFAULT_INTERVAL = heartbeat.HEARTBEAT_DEFAULT_INTERVAL = HEARTBEAT_S
+    shorter = types.SimpleNamespace(sleep=lambda seconds: time.sleep(min(seconds, pause)))
+    replace_names("flwr.supernode.start_client_internal", {"time": shorter})
+    for module in ("flwr.supernode.fleet_http_connection", "flwr.supercore.heartbeat"):
+        replace_names(module, {"HEARTBEAT_DEFAULT_INTERVAL": HEARTBEAT_S})
     sys.argv = [
         "flower-supernode",
         *("--superlink", settings.hub),
@@ -86,12 +101,25 @@ def run_installed_app(runtime: str, token: str) -> None:
     from site_client.agent.client_app import installed_app
 
     app = installed_app()
-    for name in ("install_from_fab", "get_load_client_app_fn"):
-        if not hasattr(flower, name):
-            raise RuntimeError(f"this release of Flower has no {name}: what the hub sent might be run")
-    flower.install_from_fab = lambda *_args, **_kwargs: None
-    flower.get_load_client_app_fn = lambda **_kwargs: lambda *_ids: app
+    replace_names(
+        "flwr.supernode.runtime.run_clientapp",
+        {
+            "install_from_fab": lambda *_args, **_kwargs: None,
+            "get_load_client_app_fn": lambda **_kwargs: lambda *_ids: app,
+        },
+    )
     flower.run_clientapp(runtime_api_address=runtime, token=token, insecure=True)
+
+
+def replace_names(module: str, names: Mapping[str, object]) -> None:
+    """Replace names of a Flower module in this process. A name that is not there stops us: Flower has changed."""
+    target = import_module(module)
+    for name, value in names.items():
+        if not hasattr(target, name):
+            raise RuntimeError(
+                f"{module} has no {name}: this release of Flower is not the one that was tested"
+            )
+        setattr(target, name, value)
 
 
 def explain(words: str) -> tuple[str, str]:
@@ -103,5 +131,8 @@ def explain(words: str) -> tuple[str, str]:
             f"still counts as alive (up to {2 * HEARTBEAT_S} s). Trying again.",
         )
     if BAD_CERTIFICATE in words:
-        return "bad-certificate", "The hub's certificate is not of the CA this site trusts: wrong hub, or interception."
+        return (
+            "bad-certificate",
+            "The hub's certificate is not of the CA this site trusts: wrong hub, or interception.",
+        )
     return "hub-unreachable", "The connection to the hub ended; trying again."

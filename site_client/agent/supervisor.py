@@ -134,7 +134,12 @@ class Supervisor:
         if self._settings.trainer:
             with contextlib.suppress(Exception):
                 beat = Spool(self._folder.spool).beat()
-                if beat is None or not beat.ready or self._trainer is None or beat.process != self._trainer.pid:
+                if (
+                    beat is None
+                    or not beat.ready
+                    or self._trainer is None
+                    or beat.process != self._trainer.pid
+                ):
                     return
         self._announced = True
         _replace(self._settings.ready_file, json.dumps({"process": os.getpid(), "connected": True}).encode())

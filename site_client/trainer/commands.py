@@ -40,4 +40,6 @@ def register(root: typer.Typer) -> None:
         from site_client.approvals.site_folder import SiteFolder
         from site_client.trainer.service import TrainerSettings, serve_trainer
 
-        serve_trainer(TrainerSettings(SiteFolder(site_dir.absolute()), base, device, poll, features), emit_note)
+        serve_trainer(
+            TrainerSettings(SiteFolder(site_dir.absolute()), base, device, poll, features), emit_note
+        )

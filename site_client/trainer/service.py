@@ -82,11 +82,11 @@ class Trainer:
         self._beat()
         self._say(f"ready: base {self._base_digest[:19]}, code {self._code_digest[:19]}")
         while not self._stop.is_set():
-            job_id = self._spool.take()
-            if job_id is None:
+            taken = self._spool.take()
+            if taken is None:
                 self._stop.wait(self._settings.poll_s)
             else:
-                self.handle(job_id)
+                self.handle(taken)
 
     def handle(self, job_id: str, *, again: bool = False) -> None:
         """Answer one taken job: an update, or a refusal with its reason."""
@@ -113,7 +113,9 @@ class Trainer:
             raise
         except Exception as error:
             self._say("".join(traceback.format_exception(error)))
-            self._spool.answer(_result(job, code="trainer-failed", reason="the trainer failed; its own log says why"))
+            self._spool.answer(
+                _result(job, code="trainer-failed", reason="the trainer failed; its own log says why")
+            )
 
     def _train(self, job: TrainJob, start: Arrays, again: bool) -> Arrays:
         study = read_study_of(job)
@@ -246,7 +248,9 @@ def public_reason(error: PixcellError) -> str:
     return PUBLIC_REASONS.get(error.code, "the site refused; its own log says why")
 
 
-def _result(job: TrainJob, *, code: str = "ok", reason: str = "", update_digest: str | None = None) -> TrainResult:
+def _result(
+    job: TrainJob, *, code: str = "ok", reason: str = "", update_digest: str | None = None
+) -> TrainResult:
     return TrainResult(
         job_id=job.job_id,
         study_digest=job.study_digest,

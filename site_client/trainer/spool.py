@@ -60,7 +60,9 @@ class Spool:
         result = load_document(TrainResult, _plain_file(place / RESULT), max_bytes=MAX_TEXT_BYTES)
         asked = (job.job_id, job.study_digest, job.round, job.input_digest)
         if asked != (result.job_id, result.study_digest, result.round, result.input_digest):
-            raise SpoolError("The result in the spool answers another job.", hint="Restart agent and trainer.")
+            raise SpoolError(
+                "The result in the spool answers another job.", hint="Restart agent and trainer."
+            )
         if result.status == "refused":
             return result, {}
         if result.update_digest is None:
@@ -104,7 +106,9 @@ class Spool:
         place = self.root / "working" / job_id
         job = load_document(TrainJob, _plain_file(place / JOB), max_bytes=MAX_TEXT_BYTES)
         if job.job_id != job_id:
-            raise SpoolError("A job lies in the folder of another.", hint="It was put there by hand; remove it.")
+            raise SpoolError(
+                "A job lies in the folder of another.", hint="It was put there by hand; remove it."
+            )
         return job, read_arrays(place / ARRAYS, job.input_digest)
 
     def given_up(self, job_id: str) -> bool:

@@ -103,13 +103,31 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
         address = json.loads((root / "hub.json").read_text())["address"]
         for site in SITES:
             request = pixcell(
-                "site", "enroll", "--site-dir", made.site(site), "--name", site, "--hub", address,
-                "--ca", made.server / "pki" / "ca.crt",
+                "site",
+                "enroll",
+                "--site-dir",
+                made.site(site),
+                "--name",
+                site,
+                "--hub",
+                address,
+                "--ca",
+                made.server / "pki" / "ca.crt",
             )["request"]
             pixcell("kit", "add", request, "--dir", made.server)
             made.processes.start(
-                site, "site", "start", "--site-dir", made.site(site), "--with-trainer",
-                "--base", root / "base", "--poll", "0.2", "--ready-file", root / f"{site}.ready",
+                site,
+                "site",
+                "start",
+                "--site-dir",
+                made.site(site),
+                "--with-trainer",
+                "--base",
+                root / "base",
+                "--poll",
+                "0.2",
+                "--ready-file",
+                root / f"{site}.ready",
             )
         for site in SITES:
             wait_until((root / f"{site}.ready").exists, 120, f"{site}: {made.processes.log(site)}")
@@ -129,7 +147,7 @@ def test_three_hospitals_train_together_over_tls(federation: Federation) -> None
     records = RoundStore(federation.server / "runs" / "plain", study).records()
     assert [r.included for r in records[1:]] == [SITES] * ROUNDS
     adapter = read_arrays(Path(shown["adapter"]), records[-1].adapter_digest)
-    assert 0 < l2_norm(adapter) and all(np.isfinite(v).all() for v in adapter.values())
+    assert l2_norm(adapter) > 0 and all(np.isfinite(v).all() for v in adapter.values())
     for site in SITES:
         assert federation.steps_charged(site, "plain") == ROUNDS * STEPS
 
@@ -162,7 +180,9 @@ def test_a_trainer_killed_in_a_round_does_not_stop_the_others(federation: Federa
         # The supervisor starts a new trainer, which tries once more as a new charge, or the record says why not.
         assert "north" in record.included or [e for e in record.excluded if e.site == "north" and e.reason]
     assert federation.steps_charged("north", "killed") >= spent
-    counted = sum("north" in r.included for r in RoundStore(federation.server / "runs" / "killed", study).records())
+    counted = sum(
+        "north" in r.included for r in RoundStore(federation.server / "runs" / "killed", study).records()
+    )
     assert federation.steps_charged("north", "killed") >= 60 * counted
     if "north" in RoundStore(federation.server / "runs" / "killed", study).records()[1].included:
         assert federation.steps_charged("north", "killed") > 60 * counted
@@ -176,7 +196,10 @@ def test_a_withdrawn_approval_takes_effect_at_the_next_run(federation: Federatio
     error = pixcell(
         "run", "start", "withdrawn", "--dir", federation.server, "--wait", "--ready-timeout", "20", expect=1
     )
-    assert error["code"] == "run-failed" and "west: not approved (this site withdrew its approval)" in error["message"]
+    assert (
+        error["code"] == "run-failed"
+        and "west: not approved (this site withdrew its approval)" in error["message"]
+    )
     assert federation.steps_charged("west", "withdrawn") == 0
 
 

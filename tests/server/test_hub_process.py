@@ -65,8 +65,18 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     folder = root / "server"
     pixcell("init", "--dir", folder)
     for name in ("east", "stranger"):
-        pixcell("site", "enroll", "--site-dir", root / name, "--name", name, "--hub", "127.0.0.1:1",
-                "--ca", folder / "pki" / "ca.crt")
+        pixcell(
+            "site",
+            "enroll",
+            "--site-dir",
+            root / name,
+            "--name",
+            name,
+            "--hub",
+            "127.0.0.1:1",
+            "--ca",
+            folder / "pki" / "ca.crt",
+        )
     pixcell("kit", "add", root / "east" / "request.json", "--dir", folder)
     processes = Processes(root)
     processes.start("hub", "hub", "start", "--dir", folder, "--ready-file", root / "ready.json")
@@ -81,12 +91,18 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
 
 def outside(hub: Hub) -> httpx.Client:
     """A client that trusts the consortium's CA and has no key."""
-    return httpx.Client(base_url=f"https://{hub.address}", verify=ssl.create_default_context(cafile=str(hub.ca)))
+    return httpx.Client(
+        base_url=f"https://{hub.address}", verify=ssl.create_default_context(cafile=str(hub.ca))
+    )
 
 
 def every_route() -> list[tuple[str, str]]:
     """Every method and path of the whole SuperLink app."""
-    routes: list[tuple[str, str]] = [("GET", "/openapi.json"), ("GET", "/docs"), ("GET", "/docs/oauth2-redirect")]
+    routes: list[tuple[str, str]] = [
+        ("GET", "/openapi.json"),
+        ("GET", "/docs"),
+        ("GET", "/docs/oauth2-redirect"),
+    ]
     for path, methods in create_app().openapi()["paths"].items():
         routes += [(method.upper(), path) for method in methods]
     return routes
@@ -127,7 +143,9 @@ def test_no_spelling_of_a_path_reaches_more(hub: Hub, path: str) -> None:
         socket.create_connection((host, int(port)), 10) as plain,
         context.wrap_socket(plain, server_hostname=host) as stream,
     ):
-        stream.sendall(f"POST {path} HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
+        stream.sendall(
+            f"POST {path} HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode()
+        )
         status = stream.recv(64).split(b"\r\n")[0]
     assert b" 404 " in status + b" ", status
 
@@ -139,7 +157,9 @@ def test_a_body_above_the_limit_is_refused_by_its_announcement(hub: Hub) -> None
         socket.create_connection((host, int(port)), 10) as plain,
         context.wrap_socket(plain, server_hostname=host) as stream,
     ):
-        stream.sendall(b"POST /v1/fleet/push-object HTTP/1.1\r\nHost: h\r\nContent-Length: 99999999999\r\n\r\n")
+        stream.sendall(
+            b"POST /v1/fleet/push-object HTTP/1.1\r\nHost: h\r\nContent-Length: 99999999999\r\n\r\n"
+        )
         assert b" 413 " in stream.recv(64)
 
 
@@ -156,7 +176,9 @@ def test_an_enrolled_key_is_let_in_and_an_unregistered_one_is_not(hub: Hub) -> N
     root = hub.folder.parent
     with hub.fleet(root / "east" / "keys" / "node") as client:
         node = client.ActivateNode(
-            ActivateNodeRequest(public_key=public_bytes(root / "east" / "keys" / "node"), heartbeat_interval=10)
+            ActivateNodeRequest(
+                public_key=public_bytes(root / "east" / "keys" / "node"), heartbeat_interval=10
+            )
         ).node_id
     assert str(node) == json.loads((hub.folder / "hub" / "nodes.json").read_text())["east"]
     stranger = root / "stranger" / "keys" / "node"
@@ -190,7 +212,20 @@ def test_the_inner_door_is_on_loopback_guarded_by_the_secret_and_has_no_control(
 def test_the_event_log_says_who_called_and_nothing_of_what(hub: Hub) -> None:
     lines = [json.loads(line) for line in (hub.folder / "hub" / "events.jsonl").read_text().splitlines()]
     assert {"hub-started", "site-registered", "fleet-call"} <= {line["event"] for line in lines}
-    allowed = {"at", "event", "method", "node", "accepted", "site", "port", "study", "digest", "run", "outcome", "code"}
+    allowed = {
+        "at",
+        "event",
+        "method",
+        "node",
+        "accepted",
+        "site",
+        "port",
+        "study",
+        "digest",
+        "run",
+        "outcome",
+        "code",
+    }
     assert all(set(line) <= allowed for line in lines)
 
 
