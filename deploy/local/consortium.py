@@ -249,6 +249,7 @@ class LocalConsortium:
         outcome, bundle = self.outcomes[name], self.out / "bundles" / f"{name}.zip"
         bundle.parent.mkdir(exist_ok=True)
         sign = ["release", "sign", *where, "--audit", str(audit), "--key", str(self.out / "auditor.key")]
+        sign += ["--accept-policy", self.plan.policy] if self.plan.policy else []
         export = ["release", "export", *where, "--out", str(bundle)]
         for what, arguments in (("sign", sign), ("export", export)):
             answer = self._call(name, what, arguments, accept=(0, 1))

@@ -36,6 +36,7 @@ class StarterRecipe:
     drawn: int
     minutes: float | None
     threads: int
+    compiled: bool = False
 
 
 def drawn_fields(recipe: StarterRecipe) -> list[RealTile]:
@@ -110,6 +111,7 @@ def train_starter_models(recipe: StarterRecipe) -> dict[str, Any]:
         steps=recipe.transformer_steps,
         large=large,
         minutes=recipe.minutes,
+        compiled=recipe.compiled,
     )
     save_half(transformer, recipe.out / "transformer")
     return measure_starter(recipe, real, transformer)

@@ -108,9 +108,11 @@ def train_transformer(
     seed: int = 2,
     large: LatentCrops | None = None,
     minutes: float | None = None,
+    compiled: bool = False,
 ) -> PixCellTransformer2DModel:
     """Train (or resume) with the published loss; every eighth step sees `large` crops where they are given.
 
+    `compiled` fuses the element-wise work (twice as fast on a CPU, after minutes of compiling; needs a C++ compiler).
     With `minutes` the learning rate follows the clock rather than the step count, so that the run ends in time.
     """
     torch.manual_seed(seed)
@@ -122,6 +124,7 @@ def train_transformer(
     generator = torch.Generator().manual_seed(seed + start)
     began, smooth = time.monotonic(), 1.0
     null = model.caption_projection.uncond_embedding
+    fast = torch.compile(model) if compiled else model
     for step in range(start, steps):
         done = step / steps
         if minutes is not None:
@@ -141,7 +144,8 @@ def train_transformer(
         timestep = torch.randint(0, 1000, (len(rows),), generator=generator)
         noise = torch.randn(latents.shape, generator=generator)
         with torch.autocast("cpu", torch.bfloat16):
-            loss = training_loss(model, latents, condition, timestep=timestep, noise=noise).mean()
+            network = model if wide else fast
+            loss = training_loss(network, latents, condition, timestep=timestep, noise=noise).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
