@@ -15,6 +15,7 @@ from torch import nn
 from pixcell_core.errors import RefusedError
 
 DEFAULT_TARGETS = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_v", "attn2.to_out.0")
+SILENT_WITH_ONE_TOKEN = ("attn2.to_q", "attn2.to_k")
 
 
 def _frozen_matrix(name: str, shape: tuple[int, int], seed: int) -> torch.Tensor:
@@ -42,12 +43,22 @@ def attach_ffa_lora(
         alpha: scaling numerator; `rank` when absent, so that the adapter's scale is 1.
 
     Raises:
-        RefusedError: a target carries no signal with this model (one condition token).
+        RefusedError: a target names no layer, or carries no signal with this model (one condition token).
     """
     from peft import LoraConfig, inject_adapter_in_model
 
+    names = [name for name, _ in model.named_modules()]
     tokens = int(getattr(model, "config", {}).get("caption_num_tokens", 2))
-    silent = [t for t in targets if t in {"attn2.to_q", "attn2.to_k"}]
+    hit = {t: [m for m in names if m == t or m.endswith(f".{t}")] for t in targets}
+    absent = [t for t in targets if not hit[t]]
+    if absent:
+        raise RefusedError(
+            f"The model has no layer called {', '.join(absent)}.",
+            hint="Correct the study's adapter targets; they are endings of the model's own module names.",
+            code="unknown-adapter-target",
+        )
+    # Judged by the layers reached, not by how the target is spelled: `to_q` alone reaches both attentions.
+    silent = [t for t in targets if any(m.endswith(SILENT_WITH_ONE_TOKEN) for m in hit[t])]
     if tokens == 1 and silent:
         raise RefusedError(
             f"{', '.join(silent)} cannot learn: with one condition token the attention weight is always 1, "
@@ -70,7 +81,7 @@ def adapter_state(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def load_adapter_state(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
-    """Write B matrices into an adapted model; names and shapes must match exactly."""
+    """Write B matrices into an adapted model; names and shapes must match exactly, or nothing is written."""
     own = {k: p for k, p in model.named_parameters() if "lora_B" in k}
     if own.keys() != state.keys():
         odd = sorted(own.keys() ^ state.keys())[:3]
@@ -79,12 +90,13 @@ def load_adapter_state(model: nn.Module, state: Mapping[str, torch.Tensor]) -> N
             hint="Adapter and model must come from the same study.",
             code="adapter-mismatch",
         )
+    for name, parameter in own.items():
+        if parameter.shape != state[name].shape:
+            raise RefusedError(
+                f"The adapter tensor {name} has shape {tuple(state[name].shape)}, not {tuple(parameter.shape)}.",
+                hint="Adapter and model must come from the same study.",
+                code="adapter-mismatch",
+            )
     with torch.no_grad():
         for name, parameter in own.items():
-            if parameter.shape != state[name].shape:
-                raise RefusedError(
-                    f"The adapter tensor {name} has shape {tuple(state[name].shape)}, not {tuple(parameter.shape)}.",
-                    hint="Adapter and model must come from the same study.",
-                    code="adapter-mismatch",
-                )
             parameter.copy_(state[name])

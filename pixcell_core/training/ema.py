@@ -39,8 +39,8 @@ class Ema:
     def swapped_into(self, model: nn.Module) -> Iterator[None]:
         """Within the block the model holds the average; its own parameters return afterwards."""
         kept = {k: p.detach().clone() for k, p in model.named_parameters() if k in self.shadow}
-        self.copy_to(model)
         try:
+            self.copy_to(model)
             yield
         finally:
             with torch.no_grad():

@@ -24,7 +24,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from pixcell_core.errors import BadInputError
@@ -62,6 +62,21 @@ def _replace_text(path: Path, text: str) -> None:
     partial.replace(path)
 
 
+def _read_settings(store: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads((store / "store.json").read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise _damaged(store, "store.json") from error
+
+
+def _damaged(store: Path, part: str) -> BadInputError:
+    return BadInputError(
+        f"The feature store {store.name} is damaged: {part} is missing or cannot be read.",
+        hint="Remove the store folder and run `pixcell site features` again.",
+        code="feature-store-damaged",
+    )
+
+
 class FeatureStoreWriter:
     """Writes a store patient by patient; safe to kill and to run again."""
 
@@ -72,7 +87,7 @@ class FeatureStoreWriter:
         settings = self.path / "store.json"
         wanted = json.loads(json.dumps(dict(meta)))
         if settings.exists():
-            found = json.loads(settings.read_text())
+            found = _read_settings(self.path)
             if found != wanted:
                 changed = sorted(k for k in {*found, *wanted} if found.get(k) != wanted.get(k))
                 raise BadInputError(
@@ -116,6 +131,8 @@ class FeatureStoreWriter:
         if any(len(t) != len(rows) for t in tensors.values()):
             raise ValueError("every tensor needs one entry per row")
         body = [{**row, "patient": patient, "shard": name, "row": i} for i, row in enumerate(rows)]
+        # A shard that is written anew must not stand complete beside rows that describe another one.
+        (self._shards / f"{name}.safetensors").unlink(missing_ok=True)
         _replace_text(self._shards / f"{name}.rows.json", json.dumps(body))
         partial = self._shards / f"{name}.safetensors.partial"
         save_file({k: v.contiguous() for k, v in tensors.items()}, partial)
@@ -147,7 +164,11 @@ class FeatureStore:
 
     @classmethod
     def open(cls, path: Path | str) -> FeatureStore:
-        """Open a closed store."""
+        """Open a closed store.
+
+        Raises:
+            BadInputError: no finished store there, or one whose files are damaged.
+        """
         folder = Path(path)
         if not (folder / "index.parquet").is_file():
             raise BadInputError(
@@ -155,8 +176,14 @@ class FeatureStore:
                 hint="Run `pixcell site features` to the end for this site.",
                 code="no-feature-store",
             )
-        meta = json.loads((folder / "store.json").read_text())
-        return cls(folder, pq.read_table(folder / "index.parquet"), meta)
+        meta = _read_settings(folder)
+        try:
+            index = pq.read_table(folder / "index.parquet")
+        except (pa.ArrowException, OSError) as error:
+            raise _damaged(folder, "index.parquet") from error
+        if not index.schema.equals(ROW_SCHEMA):
+            raise _damaged(folder, "index.parquet")
+        return cls(folder, index, meta)
 
     @property
     def patients(self) -> list[str]:
@@ -173,14 +200,20 @@ class FeatureStore:
 
     def _tensor(self, patient: str, key: str) -> torch.Tensor:
         shard = self.path / "shards" / f"{shard_name(patient)}.safetensors"
-        with safe_open(shard, framework="pt") as handle:
-            if key not in handle.keys():  # noqa: SIM118 - a safetensors handle is no mapping
-                raise BadInputError(
-                    f"The feature store {self.path.name} holds no {key}.",
-                    hint="Holdout stores carry no latents; train on the train store.",
-                    code="feature-missing",
-                )
-            return handle.get_tensor(key)
+        try:
+            with safe_open(shard, framework="pt") as handle:
+                if key not in handle.keys():  # noqa: SIM118 - a safetensors handle is no mapping
+                    raise BadInputError(
+                        f"The feature store {self.path.name} holds no {key}.",
+                        hint="Holdout stores carry no latents; train on the train store.",
+                        code="feature-missing",
+                    )
+                tensor: torch.Tensor = handle.get_tensor(key)
+        except (OSError, SafetensorError) as error:
+            raise _damaged(self.path, f"shard {shard.stem}") from error
+        if len(tensor) != len(self._rows[patient]):
+            raise _damaged(self.path, f"shard {shard.stem}")
+        return tensor
 
     def pixels(self, patient: str) -> torch.Tensor:
         """Tile pixels, uint8 (n, 3, H, W)."""

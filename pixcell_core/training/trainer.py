@@ -7,9 +7,11 @@ Legend: N tiles, h w latent pixels, n tokens, d embedding width.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 
@@ -91,18 +93,31 @@ class Trainer:
             "step": self.step,
         }
         torch.save(state, partial)
+        with partial.open("rb") as handle:
+            os.fsync(handle.fileno())
         partial.replace(path)
 
     def resume(self, path: Path) -> bool:
-        """Load a checkpoint where one exists; return whether it did."""
+        """Load a checkpoint where one exists; return whether it did.
+
+        Raises:
+            BadInputError: the file is no checkpoint, or one of another model.
+        """
         if not path.exists():
             return False
-        state = torch.load(path, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.ema.load_state_dict(state["ema"])
-        self.generator.set_state(state["random"])
-        self.step = int(state["step"])
+        try:
+            state = torch.load(path, weights_only=True)
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.ema.load_state_dict(state["ema"])
+            self.generator.set_state(state["random"])
+            self.step = int(state["step"])
+        except (RuntimeError, UnpicklingError, KeyError, TypeError, ValueError, EOFError) as error:
+            raise BadInputError(
+                f"{path.name} is damaged, or a checkpoint of another model.",
+                hint="Remove it to train from the start, or give another output folder.",
+                code="checkpoint-unreadable",
+            ) from error
         return True
 
     def train_step(self) -> float:
