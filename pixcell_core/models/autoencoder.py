@@ -64,7 +64,7 @@ class _Residual(nn.Module):
         return x + self.second(F.silu(self.first(F.silu(x))))
 
 
-class TileAutoencoder(ModelMixin, ConfigMixin):
+class TileAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """Encode tiles to (B, 16, H/8, W/8) latents and back.
 
     The calls are diffusers': `encode(x).latent_dist`, `decode(z).sample`, images in [-1, 1];

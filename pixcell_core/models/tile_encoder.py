@@ -47,7 +47,7 @@ class _Down(nn.Sequential):
         )
 
 
-class TileEncoder(ModelMixin, ConfigMixin):
+class TileEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """Tiles to one token of `embedding_dim` numbers.
 
     `features` pools mean and standard deviation of the three stages; `embedding` is a fixed whitening projection of

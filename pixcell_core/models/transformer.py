@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.loaders import PeftAdapterMixin
+from diffusers.loaders import PeftAdapterMixin  # type: ignore[attr-defined]
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.embeddings import PixArtAlphaTextProjection
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
@@ -74,14 +74,14 @@ class _ConditionPositions(nn.Module):
         return condition + self.y_pos_embed.to(condition)
 
 
-class PixCellTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
+class PixCellTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):  # type: ignore[misc]
     """Predicts noise (and the variance's interpolation) of a latent tile, given the embeddings it should show.
 
     Keys, shapes and behaviour follow the published Diffusers form; unknown keys of its configuration are ignored.
     """
 
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["BasicTransformerBlock"]  # noqa: RUF012 - diffusers reads a list
+    _no_split_modules = ["BasicTransformerBlock"]  # type: ignore[assignment] # noqa: RUF012 - diffusers reads a list
 
     @register_to_config
     def __init__(
@@ -154,7 +154,6 @@ class PixCellTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         encoder_hidden_states: torch.Tensor,
         timestep: torch.Tensor,
         return_dict: bool = True,
-        **_: Any,
     ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
         """Run the transformer.
 
@@ -167,7 +166,7 @@ class PixCellTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         Returns:
             (B, out_channels, H, W): the first half of the channels is the noise, the second half the variance value.
         """
-        batch, _, height, width = hidden_states.shape
+        batch, height, width = len(hidden_states), *hidden_states.shape[-2:]
         patch = int(self.config["patch_size"])
         tokens = self.pos_embed(hidden_states)
         timestep = timestep.expand(batch) if timestep.ndim == 0 else timestep
@@ -180,7 +179,8 @@ class PixCellTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         condition = self.caption_projection(condition)
         for block in self.transformer_blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
-                tokens = self._gradient_checkpointing_func(block, tokens, None, condition, None, modulation)
+                checkpointed: Any = self._gradient_checkpointing_func
+                tokens = checkpointed(block, tokens, None, condition, None, modulation)
             else:
                 tokens = block(tokens, encoder_hidden_states=condition, timestep=modulation)
         shift, scale = (self.scale_shift_table[None] + embedded[:, None]).chunk(2, dim=1)

@@ -31,7 +31,7 @@ def attach_ffa_lora(
     rank: int,
     seed: int,
     targets: Sequence[str] = DEFAULT_TARGETS,
-    alpha: float | None = None,
+    alpha: int | None = None,
 ) -> None:
     """Inject LoRA layers in place; everything is frozen but the B matrices, which start at zero.
 

@@ -73,15 +73,15 @@ def draw_surrogates(
     on_tiles(len(conditions) - len(missing))
     for start in range(0, len(missing), batch_size):
         rows = missing[start : start + batch_size]
-        images = pipeline(
+        drawn: Any = pipeline(
             uni_embeds=torch.stack([conditions[i].vector for i in rows]),
             guidance_scale=guidance_scale,
             num_inference_steps=num_inference_steps,
             generator=[tile_generator(seed, i) for i in rows],
             latent_size=latent_size,
             output_type="np",
-        ).images
-        for row, image in zip(rows, images, strict=True):
+        )
+        for row, image in zip(rows, drawn.images, strict=True):
             save_tile(image, out / file_name(row + 1))
         on_tiles(len(rows))
 

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,7 +42,7 @@ def taesd3(weights: Path) -> Callable[[torch.Tensor], torch.Tensor]:
     from diffusers import AutoencoderTiny
     from safetensors.torch import load_file
 
-    model = AutoencoderTiny(latent_channels=16)
+    model: Any = AutoencoderTiny(latent_channels=16)
     model.load_state_dict({k: v.float() for k, v in load_file(weights).items()})
     model.eval()
     return lambda images: model.decode(model.encode(images).latents).sample

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from pixcell_core.starter.recipe.measure import reconstruction_quality, spot_til
 from pixcell_core.starter.recipe.train_autoencoder import train_autoencoder
 from pixcell_core.starter.recipe.train_encoder import train_encoder
 from pixcell_core.starter.recipe.train_transformer import LatentCrops, encode_crops, train_transformer
-from pixcell_core.starter.weights import load_autoencoder, load_encoder, load_second_eye
+from pixcell_core.starter.weights import load_autoencoder, load_encoder, load_second_eye, save_folder
 
 
 @dataclass(frozen=True)
@@ -51,13 +50,8 @@ def drawn_fields(recipe: StarterRecipe) -> list[RealTile]:
 
 def save_half(model: ModelMixin, folder: Path) -> None:
     """Save a model folder with fp16 weights, replacing what was there."""
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    model.half().save_pretrained(str(partial))
+    save_folder(model.half(), folder)
     model.float()
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial.replace(folder)
 
 
 @torch.inference_mode()

@@ -98,7 +98,7 @@ def train_encoder(
         nn.Linear(encoder.feature_dim, 512), nn.BatchNorm1d(512), nn.ReLU(), nn.Linear(512, 128)
     )
     both = nn.ModuleDict({"encoder": encoder, "head": head})
-    both.to(memory_format=torch.channels_last)
+    encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(both.parameters(), lr=learning_rate, weight_decay=1e-2)
     ema = Ema(both, 0.99)
     start = load_checkpoint(work / "encoder.pt", both, optimizer, ema)

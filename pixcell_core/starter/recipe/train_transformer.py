@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -124,7 +125,7 @@ def train_transformer(
     generator = torch.Generator().manual_seed(seed + start)
     began, smooth = time.monotonic(), 1.0
     null = model.caption_projection.uncond_embedding
-    fast = torch.compile(model) if compiled else model
+    fast: Any = torch.compile(model) if compiled else model
     for step in range(start, steps):
         done = step / steps
         if minutes is not None:
