@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,16 +9,6 @@ from pixcell_core.errors import BadInputError
 
 START_ADAPTER = "start.safetensors"
 """In a run's folder: the adapter of round 0."""
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write beside `path`, fsync, put in place."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
 
 
 @dataclass(frozen=True)

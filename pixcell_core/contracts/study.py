@@ -63,7 +63,8 @@ class Study(Document):
 
     `sample_rate` is q, the chance of a patient to take part in a step; `steps_per_round` is T; `noise_multiplier` is
     sigma in units of `max_grad_norm` (C); `expected_patients` is the public divisor of the noisy sum, a setting and
-    never a count of anybody's patients. `epsilon_cap` is per site, unit patient, at `delta`, neighbours differ in one patient.
+    never a count of anybody's patients. `epsilon_cap` is per site, unit patient, at `delta`; neighbouring cohorts differ
+    in one patient.
     """
 
     schema_version: Literal["study/v1"] = "study/v1"

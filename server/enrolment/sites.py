@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 
+from pixcell_core.contracts.atomic import write_atomically
 from pixcell_core.contracts.canonical import load_document
 from pixcell_core.contracts.enrolment import EnrolmentRequest
 from pixcell_core.errors import BadInputError, RefusedError
@@ -56,10 +56,7 @@ class SiteBook:
                     hint="Each site runs `pixcell site enroll` in its own folder.",
                     code="shared-identity",
                 )
-        path = self._folder / f"{request.site}.json"
-        temporary = path.with_suffix(".tmp")
-        temporary.write_bytes(request.to_bytes())
-        os.replace(temporary, path)
+        write_atomically(self._folder / f"{request.site}.json", request.to_bytes())
         return request
 
 

@@ -20,11 +20,12 @@ from flwr.supercore.fab import Fab
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.superlink.servicer.control import control_handlers
 
+from pixcell_core.contracts.atomic import write_atomically
 from pixcell_core.errors import PixcellError
 from server.enrolment.sites import SiteBook, node_public_key
 from server.hub.bundle import FOLDER_KEY, STUDY_KEY, build_bundle
 from server.hub.event_log import EventLog
-from server.layout import ServerLayout, write_atomically
+from server.layout import ServerLayout
 from server.rounds.board import RunBoard
 from server.studies.book import StudyBook
 

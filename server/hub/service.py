@@ -20,6 +20,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from pixcell_core.contracts.atomic import write_atomically
 from pixcell_core.errors import ConnectionFailedError, RefusedError
 from pixcell_core.flower.executor import ExecutorSettings, serve_tasks
 from pixcell_core.flower.processes import Child, quiet_flower, stop_children
@@ -225,9 +226,7 @@ def _announce(settings: HubSettings, public: socket.socket) -> None:
     body = json.dumps({"address": f"{host}:{port}", "process": os.getpid()}).encode()
     for path in (settings.layout.ready, settings.ready_file):
         if path is not None:
-            temporary = path.with_name(f".{path.name}.{os.getpid()}")
-            temporary.write_bytes(body)
-            os.replace(temporary, path)
+            write_atomically(path, body, durable=False)
 
 
 def _quiet_server(config: Any) -> Any:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pixcell_core.contracts.atomic import write_atomically
 from pixcell_core.contracts.canonical import load_document
 from pixcell_core.contracts.round import RunState, SiteState
 from pixcell_core.contracts.study import Study
@@ -26,11 +27,8 @@ class RunBoard:
 
     def write(self, state: RunState) -> RunState:
         """Replace the state."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         stamped = state.model_copy(update={"updated_at": datetime.now(UTC)})
-        temporary = self.path.with_name(f".run.{os.getpid()}.json")
-        temporary.write_bytes(stamped.to_bytes())
-        os.replace(temporary, self.path)
+        write_atomically(self.path, stamped.to_bytes(), durable=False)
         return stamped
 
     def submit(self, study: Study) -> RunState:

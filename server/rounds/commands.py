@@ -103,7 +103,7 @@ def register(root: typer.Typer) -> None:
 def _submit(layout: ServerLayout, study_id: str, loop: dict[str, float]) -> None:
     import json
 
-    from server.layout import write_atomically
+    from pixcell_core.contracts.atomic import write_atomically
     from server.rounds.board import UNFINISHED, RunBoard
     from server.studies.book import StudyBook
 
@@ -122,10 +122,8 @@ def _submit(layout: ServerLayout, study_id: str, loop: dict[str, float]) -> None
             hint=f"Watch it: pixcell run watch {study_id} --dir {layout.root}",
             code="run-active",
         )
-    board.path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(board.path.parent / "loop.json", json.dumps(loop).encode())
     board.submit(study)
-    layout.requests.mkdir(parents=True, exist_ok=True)
     write_atomically(layout.requests / f"{study_id}.json", b"{}")
 
 

@@ -127,7 +127,8 @@ class RoundLoop:
             f"{s.site}: {_lacks(s)}" for s in self._board.state.sites if s.site not in self._ready
         )
         raise QuorumError(
-            f"{len(self._ready)} of {len(self._study.sites)} sites are ready, the quorum is {self._study.quorum}. {lacking}.",
+            f"{len(self._ready)} of {len(self._study.sites)} sites are ready, "
+            f"the quorum is {self._study.quorum}. {lacking}.",
             hint="Bring the sites up, then start the run again: committed rounds are kept.",
         )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from pixcell_core.contracts.atomic import write_atomically
 from pixcell_core.contracts.canonical import load_document
 from pixcell_core.contracts.study import Study
 from pixcell_core.errors import BadInputError, RefusedError
@@ -43,9 +43,7 @@ class StudyBook:
                 hint="Give the changed study a new --id: sites approved the old one.",
                 code="study-exists",
             )
-        temporary = path.with_suffix(".tmp")
-        temporary.write_bytes(study.to_bytes())
-        os.replace(temporary, path)
+        write_atomically(path, study.to_bytes())
         return path
 
 

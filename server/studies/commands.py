@@ -162,13 +162,13 @@ def _create(
     for site in made.sites:
         SiteBook(layout.sites).get(site)
     if base is not None:
+        from pixcell_core.contracts.atomic import write_atomically
         from pixcell_core.contracts.spool import arrays_to_bytes
-        from server.layout import START_ADAPTER, write_atomically
+        from server.layout import START_ADAPTER
         from server.studies.start import start_adapter
 
         data = arrays_to_bytes(start_adapter(base, made.adapter))
         place = layout.run(made.id) / START_ADAPTER
-        place.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(place, data)
     path = StudyBook(layout.studies).add(made)
     if out is not None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from pixcell_core.contracts.atomic import write_atomically
 from pixcell_core.contracts.canonical import canonical_bytes, parse_document
 from pixcell_core.contracts.round import PrepareReply, PrepareRequest, TrainReply, TrainRequest
 from pixcell_core.contracts.spool import Arrays, SpoolError, TrainerBeat, TrainJob, arrays_digest
@@ -21,7 +22,7 @@ from site_client.approvals.book import ApprovalBook
 from site_client.approvals.site_folder import SiteFolder
 from site_client.trainer.spool import Spool
 
-STALE_BEAT_S = 8.0
+STALE_BEAT_S = 15.0
 """A trainer whose sign of life is older is taken for gone. It writes one a second, from a thread of its own."""
 
 MAX_STUDIES = 16
@@ -144,9 +145,7 @@ class Agent:
         self._known.mkdir(parents=True, exist_ok=True, mode=0o700)
         path = self._known / f"{study.digest.removeprefix('sha256:')}.json"
         if not path.exists():
-            temporary = path.with_suffix(".tmp")
-            temporary.write_bytes(study.to_bytes())
-            temporary.replace(path)
+            write_atomically(path, study.to_bytes())
             for old in sorted(self._known.glob("*.json"), key=lambda p: p.stat().st_mtime)[:-MAX_STUDIES]:
                 old.unlink(missing_ok=True)
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pixcell_core.contracts.atomic import write_atomically
 from pixcell_core.flower.processes import Child, die_with_parent, quiet_flower, stop_children
 from site_client.agent.network import (
     CONNECTED,
@@ -142,7 +143,9 @@ class Supervisor:
                 ):
                     return
         self._announced = True
-        _replace(self._settings.ready_file, json.dumps({"process": os.getpid(), "connected": True}).encode())
+        write_atomically(
+            self._settings.ready_file, json.dumps({"process": os.getpid(), "connected": True}).encode()
+        )
 
     def _start_trainer(self) -> None:
         if not self._settings.trainer:
@@ -184,7 +187,7 @@ class Supervisor:
     def _state(self, code: str, reason: str) -> None:
         self._last_code = code
         body = {"state": code, "reason": reason, "at": datetime.now(UTC).isoformat(timespec="seconds")}
-        _replace(self._folder.agent / "state.json", json.dumps(body).encode())
+        write_atomically(self._folder.agent / "state.json", json.dumps(body).encode())
 
     def _stop(self, _number: int, _frame: object) -> None:
         self._stopping = True
@@ -204,10 +207,3 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         return int(probe.getsockname()[1])
-
-
-def _replace(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)

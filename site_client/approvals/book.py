@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel
 
+from pixcell_core.contracts.atomic import write_atomically
 from pixcell_core.contracts.canonical import load_document
 from pixcell_core.contracts.study import Approval, ApprovalError, Study, check_approval
 from pixcell_core.errors import RefusedError
@@ -58,13 +58,7 @@ class ApprovalBook:
         )
         envelope = approval.sign(SigningKey.load(self._folder.approval_key))
         path = self._path(study.digest)
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        with temporary.open("wb") as stream:
-            stream.write(envelope.to_bytes())
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
+        write_atomically(path, envelope.to_bytes())
         return Decided(study=study.id, digest=study.digest, decision=decision, file=path)
 
     def require(self, study: Study, now: datetime | None = None) -> Envelope:

@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import BaseModel, ValidationError
 
+from pixcell_core.contracts.atomic import write_atomically
 from pixcell_core.contracts.canonical import load_document, read_bounded
 from pixcell_core.contracts.enrolment import EnrolmentRequest
 from pixcell_core.errors import BadInputError, RefusedError
@@ -59,7 +60,7 @@ def enrol(folder: SiteFolder, site: str, hub: str, ca_file: Path, now: datetime 
     folder.keys.chmod(0o700)
     node_key = _node_key(folder.node_key)
     approval_key = SigningKey.load_or_create(folder.approval_key)
-    _replace(folder.hub_ca, ca.public_bytes(serialization.Encoding.PEM))
+    write_atomically(folder.hub_ca, ca.public_bytes(serialization.Encoding.PEM))
     request = EnrolmentRequest(
         site=site,
         node_key=node_key,
@@ -70,8 +71,8 @@ def enrol(folder: SiteFolder, site: str, hub: str, ca_file: Path, now: datetime 
         before = load_document(EnrolmentRequest, folder.request)
         if before.model_copy(update={"created_at": request.created_at}) == request:
             request = before
-    _replace(folder.request, request.to_bytes())
-    _replace(folder.identity_file, identity.to_bytes())
+    write_atomically(folder.request, request.to_bytes())
+    write_atomically(folder.identity_file, identity.to_bytes())
     return Enrolled(
         site=site,
         hub=hub,
@@ -121,9 +122,3 @@ def _node_key(path: Path) -> str:
         serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
     )
     return " ".join(public.decode("ascii").split()[:2])
-
-
-def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)

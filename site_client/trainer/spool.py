@@ -17,6 +17,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from pixcell_core.contracts.atomic import write_atomically
 from pixcell_core.contracts.canonical import load_document
 from pixcell_core.contracts.spool import (
     Arrays,
@@ -150,9 +151,7 @@ class Spool:
 
     def write_beat(self, beat: TrainerBeat) -> None:
         """Replace the sign of life."""
-        temporary = self.root / f".trainer.{os.getpid()}.json"
-        temporary.write_bytes(beat.to_bytes())
-        os.replace(temporary, self.root / "trainer.json")
+        write_atomically(self.root / "trainer.json", beat.to_bytes(), durable=False)
 
     def _place(self, where: str, job_id: str, files: dict[str, bytes]) -> None:
         partial = self.root / "partial" / f"{job_id}-{os.urandom(4).hex()}"
