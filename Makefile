@@ -27,7 +27,7 @@ demo: $(STAMP)  ## Three hospitals on this machine: slides in, audited and signe
 	@$(BIN)/pixcell demo --out $(OUT) $(ARGS)
 
 test: $(STAMP)  ## Every test (ARGS=... for pytest).
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: $(STAMP)  ## Style, types, and the rules of the house.
 	@$(BIN)/ruff check .
