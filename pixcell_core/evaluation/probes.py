@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from pixcell_core.errors import BadInputError
+
 
 @dataclass(frozen=True)
 class ProbeScore:
@@ -32,6 +34,9 @@ def probe(
 
     Features are standardised on the training folds; k-NN uses cosine similarity, the linear probe is a logistic
     regression with C = 0.1 and balanced classes. Predictions of all folds are pooled before scoring.
+
+    Raises:
+        BadInputError: fewer than two groups or labels.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import balanced_accuracy_score
@@ -42,11 +47,21 @@ def probe(
 
     target, held = np.asarray(labels), np.asarray(groups)
     splits = min(folds, len(set(groups)))
+    if splits < 2 or len(set(labels)) < 2:
+        raise BadInputError(
+            f"A probe needs two groups and two labels; here are {len(set(groups))} and {len(set(labels))}.",
+            hint="Add tiles of another patient or slide, or leave this set out.",
+            code="too-few-groups",
+        )
     guess_knn, guess_linear = np.empty_like(target), np.empty_like(target)
     for train, test in StratifiedGroupKFold(splits, shuffle=True, random_state=seed).split(
         features, target, held
     ):
-        knn = make_pipeline(StandardScaler(), KNeighborsClassifier(neighbours, metric="cosine"))
+        if len(set(target[train])) == 1:  # nothing to learn from: say the only label there is
+            guess_knn[test] = guess_linear[test] = target[train][0]
+            continue
+        near = min(neighbours, len(train))
+        knn = make_pipeline(StandardScaler(), KNeighborsClassifier(near, metric="cosine"))
         guess_knn[test] = knn.fit(features[train], target[train]).predict(features[test])
         linear = make_pipeline(
             StandardScaler(),

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from pixcell_core.errors import BadInputError
 
 if TYPE_CHECKING:
+    from diffusers.models.modeling_utils import ModelMixin
+
     from pixcell_core.models import EfficientNetLite, PixCellTransformer2DModel, TileAutoencoder, TileEncoder
 
 STARTER = Path(__file__).resolve().parent / "weights"
 
 
+ModelT = TypeVar("ModelT", bound="ModelMixin")
+
+
 def _folder(kind: str, root: Path | None) -> Path:
     folder = (root or STARTER) / kind
-    if not (folder / "config.json").is_file():
+    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise BadInputError(
             f"The {kind} is not in {folder.parent.name}.",
             hint="Install the whole package, or give a folder made by `pixcell model train-starter`.",
@@ -25,30 +32,72 @@ def _folder(kind: str, root: Path | None) -> Path:
     return folder
 
 
+def load_folder(kind: type[ModelT], folder: Path) -> ModelT:
+    """A model folder as float32, in evaluation mode and frozen.
+
+    Raises:
+        BadInputError: no model in the folder, a damaged one, or one of another kind.
+    """
+    from safetensors import SafetensorError
+
+    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+        raise BadInputError(
+            f"{folder} holds no model (config.json beside a .safetensors file).",
+            hint="Give the folder of a saved model.",
+            code="weights-missing",
+        )
+    try:
+        model, report = kind.from_pretrained(str(folder), low_cpu_mem_usage=False, output_loading_info=True)
+        if report["missing_keys"]:
+            # The library would leave these at their random start and say so in a log only.
+            raise ValueError(f"{len(report['missing_keys'])} tensors are missing")
+    except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
+        raise BadInputError(
+            f"{folder} holds no {kind.__name__} that can be read.",
+            hint="Copy or train the model again; config.json and weights must belong together.",
+            code="weights-damaged",
+        ) from error
+    ready: ModelT = model.float().eval()
+    ready.requires_grad_(False)
+    return ready
+
+
+def save_folder(model: ModelMixin, folder: Path) -> None:
+    """Write a model folder beside its place and put it there.
+
+    The library notes where a model was loaded from; that path says something about a machine, and would give equal
+    models unequal digests, so it is left out.
+    """
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(str(partial))
+    config = json.loads((partial / "config.json").read_text())
+    config.pop("_name_or_path", None)
+    (partial / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.replace(folder)
+
+
 def load_autoencoder(root: Path | None = None) -> TileAutoencoder:
     """The f8, 16-channel autoencoder, float32, in evaluation mode."""
     from pixcell_core.models import TileAutoencoder
 
-    model = TileAutoencoder.from_pretrained(str(_folder("autoencoder", root)), low_cpu_mem_usage=False)
-    return model.float().eval().requires_grad_(False)
+    return load_folder(TileAutoencoder, _folder("autoencoder", root))
 
 
 def load_encoder(root: Path | None = None) -> TileEncoder:
     """The tile encoder whose embeddings condition the transformer, float32, in evaluation mode."""
     from pixcell_core.models import TileEncoder
 
-    model = TileEncoder.from_pretrained(str(_folder("encoder", root)), low_cpu_mem_usage=False)
-    return model.float().eval().requires_grad_(False)
+    return load_folder(TileEncoder, _folder("encoder", root))
 
 
 def load_transformer(root: Path | None = None) -> PixCellTransformer2DModel:
     """The small PixCell transformer, float32, in evaluation mode."""
     from pixcell_core.models import PixCellTransformer2DModel
 
-    model = PixCellTransformer2DModel.from_pretrained(
-        str(_folder("transformer", root)), low_cpu_mem_usage=False
-    )
-    return model.float().eval().requires_grad_(False)
+    return load_folder(PixCellTransformer2DModel, _folder("transformer", root))
 
 
 def load_second_eye() -> EfficientNetLite:

@@ -30,7 +30,7 @@ def pretrain_command(
     tile_size: Annotated[int, typer.Option("--tile-size", help="Pixels per tile side.")] = 128,
     steps: Annotated[int, typer.Option("--steps", min=1)] = 40,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 32,
-    learning_rate: Annotated[float, typer.Option("--learning-rate")] = 1e-4,
+    learning_rate: Annotated[float, typer.Option("--learning-rate", min=0.0)] = 1e-4,
     seed: Annotated[int, typer.Option("--seed", help="Seed of drawing and training.")] = 0,
     threads: Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0 lets torch choose.")] = 0,
     format: FormatOption = OutputFormat.TEXT,

@@ -5,19 +5,31 @@ The result is a model folder whose digest the study then names. Nothing here tou
 
 from __future__ import annotations
 
+import hashlib
 import json
-import shutil
+import struct
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
 from pixcell_core.errors import BadInputError
 
+# Whatever the imaging library raises at files that are cut, garbled or hostile.
+UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff"})
 
 
@@ -95,8 +107,9 @@ def read_public_tiles(folder: Path, size: int) -> torch.Tensor:
     images = []
     for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES):
         try:
-            pixels = np.asarray(Image.open(path).convert("RGB"))
-        except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+            with Image.open(path) as image:
+                pixels = np.asarray(image.convert("RGB"))
+        except UNREADABLE as error:
             raise BadInputError(
                 f"{path.name} is no image we can read.",
                 hint="Take it out of the folder of public tiles, or repair it.",
@@ -120,15 +133,27 @@ def read_public_tiles(folder: Path, size: int) -> torch.Tensor:
 
 
 def pretrain(request: PretrainingRequest, on_step: Callable[[int], None]) -> PretrainingResult:
-    """Continue training the base on public tiles; killed and run again it goes on from its checkpoint."""
+    """Continue training the base on public tiles; killed and run again it goes on from its checkpoint.
+
+    Raises:
+        BadInputError: no usable tiles or base, or a folder that holds a pretraining of other settings.
+    """
     from pixcell_core.models import PixCellTransformer2DModel
     from pixcell_core.starter import load_autoencoder, load_encoder
-    from pixcell_core.starter.weights import weights_digest
+    from pixcell_core.starter.weights import load_folder, save_folder, weights_digest
     from pixcell_core.training.trainer import EncodedTiles, Trainer, TrainingSettings
 
     if request.threads:
         torch.set_num_threads(request.threads)
+    if request.tile_size < 16 or request.tile_size % 16:
+        raise BadInputError(
+            f"A tile of {request.tile_size} px cannot be cut into latent patches.",
+            hint="Give a multiple of 16 px, e.g. 128 or 256.",
+            code="tile-size-impossible",
+        )
     pixels = read_public_tiles(request.tiles, request.tile_size)
+    model = load_folder(PixCellTransformer2DModel, request.base)
+    _keep_settings(request, weights_digest(request.base), pixels)
     autoencoder, encoder = load_autoencoder(), load_encoder()
     means, stds, embeddings = [], [], []
     with torch.inference_mode():
@@ -138,7 +163,6 @@ def pretrain(request: PretrainingRequest, on_step: Callable[[int], None]) -> Pre
             stds.append(latent.std)
             embeddings.append(encoder.encode(part))
     tiles = EncodedTiles(*(torch.cat(x).clone() for x in (means, stds, embeddings)))
-    model = PixCellTransformer2DModel.from_pretrained(str(request.base), low_cpu_mem_usage=False).float()
     settings = TrainingSettings(
         steps=request.steps,
         batch_size=request.batch_size,
@@ -147,23 +171,18 @@ def pretrain(request: PretrainingRequest, on_step: Callable[[int], None]) -> Pre
         shift_factor=float(autoencoder.config["shift_factor"]),
         scaling_factor=float(autoencoder.config["scaling_factor"]),
     )
-    request.out.mkdir(parents=True, exist_ok=True)
-    trainer, losses, log = Trainer(model, tiles, settings), [], request.out / "metrics.jsonl"
+    trainer, log = Trainer(model, tiles, settings), request.out / "metrics.jsonl"
     with log.open("a") as metrics:
 
         def note(step: int, loss: float) -> None:
-            losses.append(loss)
             metrics.write(json.dumps({"step": step, "loss": round(loss, 6)}) + "\n")
             metrics.flush()
             on_step(1)
 
         trainer.run(request.out / "checkpoint.pt", note)
-    folder, partial = request.out / "transformer", request.out / "transformer.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(str(partial))
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.replace(folder)
-    history = [json.loads(line)["loss"] for line in log.read_text().splitlines()]
+    folder = request.out / "transformer"
+    save_folder(model, folder)
+    history = _losses(log)
     tenth = max(1, len(history) // 10)
     return PretrainingResult(
         base=str(folder),
@@ -173,3 +192,43 @@ def pretrain(request: PretrainingRequest, on_step: Callable[[int], None]) -> Pre
         loss_first=float(np.mean(history[:tenth])),
         loss_last=float(np.mean(history[-tenth:])),
     )
+
+
+def _keep_settings(request: PretrainingRequest, base: str, pixels: torch.Tensor) -> None:
+    """Note what this folder's pretraining is made of; refuse to go on with anything else under the same name."""
+    settings = {
+        "base": base,
+        "tiles": f"sha256:{hashlib.sha256(pixels.numpy().tobytes()).hexdigest()}",
+        "tile_size": request.tile_size,
+        "batch_size": request.batch_size,
+        "learning_rate": request.learning_rate,
+        "seed": request.seed,
+    }
+    path = request.out / "pretraining.json"
+    if path.exists() and (request.out / "checkpoint.pt").exists():
+        before = json.loads(path.read_text())
+        changed = sorted(k for k in settings if before.get(k) != settings[k])
+        if changed:
+            raise BadInputError(
+                f"{request.out.name} holds a pretraining with other settings ({', '.join(changed)}).",
+                hint="Use the same settings to resume it, or give another output folder.",
+                code="pretraining-differs",
+            )
+        return
+    request.out.mkdir(parents=True, exist_ok=True)
+    (request.out / "metrics.jsonl").unlink(missing_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(settings, indent=1, sort_keys=True))
+    partial.replace(path)
+
+
+def _losses(log: Path) -> list[float]:
+    """The loss of each step once, in order: a resumed run repeats the steps after its checkpoint."""
+    losses: dict[int, float] = {}
+    for line in log.read_text().splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:  # the line a killed run was writing
+            continue
+        losses[int(entry["step"])] = float(entry["loss"])
+    return [losses[step] for step in sorted(losses)]

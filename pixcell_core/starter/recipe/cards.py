@@ -79,7 +79,8 @@ def write_cards(out: Path, figures: dict[str, Any]) -> None:
         text = (
             f"# Starter {name}\n\n{purpose}\n\n"
             f"{figures['parameters'][name]:,} parameters, {figures['bytes'][name] / 1e6:.1f} MB in fp16 safetensors "
-            f"(all starter weights: {total:.1f} MB). Licence of the weights: CC BY 4.0, with attribution to the sources below.\n"
+            f"(all starter weights: {total:.1f} MB). "
+            "Licence of the weights: CC BY 4.0, with attribution to the sources below.\n"
             f"{trained}\n## Data\n\n{LICENCES}\n## Measured\n\n{quality[name]}\n{LIMITS}"
         )
         (out / name / "README.md").write_text(text)
