@@ -208,7 +208,7 @@ def _settled_seed(request: GenerationRequest, asked: dict[str, Any]) -> int:
     path = _private_folder(request.site_dir) / f"generation-{request.out.name}.json"
     place = str(request.out.resolve())
     if path.exists():
-        before = json.loads(path.read_text())
+        before = {"place": place, "asked": None, **json.loads(path.read_text())}
         if before["place"] != place and any(Path(before["place"]).glob("surrogate-*.png")):
             raise BadInputError(
                 f"This site already drew surrogates into another folder called {request.out.name}.",
