@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 from pydantic import BaseModel
 
-from pixcell_core.cli.contract import FormatOption, OutputFormat, command
+from pixcell_core.cli.contract import FormatOption, OutputFormat, command, emit_note
 from pixcell_core.cli.main import group
+from pixcell_core.errors import BadInputError
 
 
 class ModelList(BaseModel):
@@ -53,6 +54,16 @@ def train_starter(
     format: FormatOption = OutputFormat.TEXT,
 ) -> dict[str, object]:
     """Train the starter from nothing: autoencoder, then encoder, then transformer; measure it; write its cards."""
+    if not data.is_dir():
+        raise BadInputError(
+            f"There is no folder {data}.",
+            hint="Give the folder of openly licensed tiles; an empty one trains on drawn tissue alone.",
+            code="no-such-folder",
+        )
+    if not (data / "MANIFEST.json").is_file():
+        emit_note(
+            f"note: {data} holds no MANIFEST.json: no real tile is used, the starter learns drawn tissue alone."
+        )
     from pixcell_core.starter.recipe.run import StarterRecipe, train_starter_models
 
     recipe = StarterRecipe(

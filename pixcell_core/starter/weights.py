@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pixcell_core.errors import BadInputError
 
@@ -47,7 +47,8 @@ def load_folder(kind: type[ModelT], folder: Path) -> ModelT:
             code="weights-missing",
         )
     try:
-        model, report = kind.from_pretrained(str(folder), low_cpu_mem_usage=False, output_loading_info=True)
+        found: Any = kind.from_pretrained(str(folder), low_cpu_mem_usage=False, output_loading_info=True)
+        model, report = found
         if report["missing_keys"]:
             # The library would leave these at their random start and say so in a log only.
             raise ValueError(f"{len(report['missing_keys'])} tensors are missing")
