@@ -7,7 +7,6 @@ processes, and then only watches. A SuperNode that crashed cannot rejoin before 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import secrets
@@ -22,6 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pixcell_core.contracts.atomic import write_atomically
+from pixcell_core.errors import PixcellError
 from pixcell_core.flower.processes import Child, die_with_parent, quiet_flower, stop_children
 from site_client.agent.network import (
     CONNECTED,
@@ -121,30 +121,34 @@ class Supervisor:
                 child.start()
         self._look_at_trainer(now)
         supernode = children[0]
-        if supernode.pid is not None and CONNECTED in supernode.words():
+        if supernode.pid is not None and self._last_code != "connected" and CONNECTED in supernode.words():
             self._pause = FIRST_PAUSE_S
-            if self._last_code != "connected":
-                self._state("connected", "")
-                self._say("connected to the hub")
+            self._state("connected", "")
+            self._say("connected to the hub")
+        if self._last_code == "connected":
             self._announce()
 
     def _announce(self) -> None:
         """Write the ready file once the hub let us in and the trainer, if it is ours, stands ready."""
         if self._announced or self._settings.ready_file is None:
             return
-        if self._settings.trainer:
-            with contextlib.suppress(Exception):
-                beat = Spool(self._folder.spool).beat()
-                if (
-                    beat is None
-                    or not beat.ready
-                    or self._trainer is None
-                    or beat.process != self._trainer.pid
-                ):
-                    return
+        if self._settings.trainer and not self._trainer_ready():
+            return
         self._announced = True
         write_atomically(
             self._settings.ready_file, json.dumps({"process": os.getpid(), "connected": True}).encode()
+        )
+
+    def _trainer_ready(self) -> bool:
+        try:
+            beat = Spool(self._folder.spool).beat()
+        except PixcellError:
+            return False
+        return (
+            beat is not None
+            and beat.ready
+            and self._trainer is not None
+            and beat.process == self._trainer.pid
         )
 
     def _start_trainer(self) -> None:

@@ -17,6 +17,7 @@ from pixcell_core.contracts.round import RunState
 from pixcell_core.contracts.spool import l2_norm, read_arrays
 from server.rounds.store import RoundStore
 from server.studies.book import StudyBook
+from site_client.ledger.journal import LEDGER_FILE
 from site_client.ledger.record import ReserveRecord
 from site_client.ledger.view import read_ledger
 from tests.server.processes import Processes, pixcell, site_process, wait_until
@@ -125,7 +126,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
                 "--base",
                 root / "base",
                 "--poll",
-                "0.2",
+                "0.3",
                 "--ready-file",
                 root / f"{site}.ready",
             )
@@ -169,7 +170,9 @@ def test_a_trainer_killed_in_a_round_does_not_stop_the_others(federation: Federa
     study_file = federation.study("killed", **{"--rounds": "1", "--steps": "60", "--epsilon-cap": "900"})
     assert study_file.exists()
     pixcell("run", "start", "killed", "--dir", federation.server)
-    wait_until(lambda: federation.steps_charged("north", "killed") >= 3, 60, federation.logs())
+    ledger = federation.site("north") / "ledger" / LEDGER_FILE
+    lines_before = len(ledger.read_bytes().splitlines())
+    wait_until(lambda: len(ledger.read_bytes().splitlines()) > lines_before + 3, 60, federation.logs())
     site_process(federation.processes, "north", "site_client.trainer").send_signal(signal.SIGKILL)
     spent = federation.steps_charged("north", "killed")
     shown = pixcell("run", "watch", "killed", "--dir", federation.server, "--timeout", "200")
