@@ -76,6 +76,7 @@ def training_loss(
     timestep: torch.Tensor,
     noise: torch.Tensor,
     schedule: NoiseSchedule = SCHEDULE,
+    error_weight: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The loss of each sample, (B,): mean squared noise error + variance bound with the noise detached.
 
@@ -86,14 +87,26 @@ def training_loss(
         timestep: integers (B,), uniform on 0..T-1.
         noise: unit Gaussian of the latents' shape.
         schedule: noise schedule.
+        error_weight: (B,) factors of the noise error, see `velocity_weight`; 1 when absent, as published.
     """
     noisy = schedule.add_noise(latents, noise, timestep)
     output = model(noisy, encoder_hidden_states=condition, timestep=timestep, return_dict=False)[0].float()
     error = (output[:, : latents.shape[1]] - noise).pow(2).flatten(1).mean(1)
+    if error_weight is not None:
+        error = error * error_weight
     if output.shape[1] == latents.shape[1]:
         return error
     predicted, value = output.chunk(2, dim=1)
     return error + variance_bound(schedule, latents, noisy, predicted.detach(), value, timestep)
+
+
+def velocity_weight(timestep: torch.Tensor, cap: float, schedule: NoiseSchedule = SCHEDULE) -> torch.Tensor:
+    """Weights (B,) that make the noise error count as a velocity error would: min(1 / alphas_cumprod, cap).
+
+    The squared error of v = sqrt(a) eps - sqrt(1 - a) x0 is 1 / a times that of eps (Salimans & Ho 2022, appendix D).
+    Unweighted, a short training never learns the colour of a tile, which is decided where a is tiny.
+    """
+    return (1.0 / schedule.alphas_cumprod[timestep.cpu()]).clamp(max=cap).float().to(timestep.device)
 
 
 def drop_condition(

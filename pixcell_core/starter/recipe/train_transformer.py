@@ -13,11 +13,15 @@ import numpy as np
 import torch
 
 from pixcell_core.diffusion import drop_condition, training_loss
+from pixcell_core.diffusion.loss import velocity_weight
 from pixcell_core.models import PixCellTransformer2DModel, TileAutoencoder, TileEncoder
 from pixcell_core.starter.recipe.checkpoint import load_checkpoint, save_checkpoint
 from pixcell_core.starter.recipe.corpus import RealTile, random_crop
 from pixcell_core.starter.recipe.train_autoencoder import to_unit
 from pixcell_core.training.ema import Ema
+
+# A short training needs the early, noisy steps to count: see `velocity_weight`.
+WEIGHT_CAP = 200.0
 
 CONFIG = {
     "num_attention_heads": 6,
@@ -146,7 +150,10 @@ def train_transformer(
         noise = torch.randn(latents.shape, generator=generator)
         with torch.autocast("cpu", torch.bfloat16):
             network = model if wide else fast
-            loss = training_loss(network, latents, condition, timestep=timestep, noise=noise).mean()
+            weight = velocity_weight(timestep, WEIGHT_CAP)
+            loss = training_loss(
+                network, latents, condition, timestep=timestep, noise=noise, error_weight=weight
+            ).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
