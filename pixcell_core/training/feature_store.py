@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -140,8 +140,17 @@ class FeatureStoreWriter:
             os.fsync(handle.fileno())
         partial.replace(self._shards / f"{name}.safetensors")
 
-    def close(self) -> None:
-        """Write the index over every complete shard."""
+    def close(self, patients: Collection[str] | None = None) -> None:
+        """Write the index over every complete shard.
+
+        Args:
+            patients: who belongs in the store; everyone else's shard is removed, so that a patient who was taken
+                out of the catalogue is not trained on any more. None keeps all.
+        """
+        if patients is not None:
+            keep = {shard_name(patient) for patient in patients}
+            for left in [f for f in self._shards.iterdir() if f.name.split(".")[0] not in keep]:
+                left.unlink()
         rows: list[dict[str, Any]] = []
         for shard in sorted(self._shards.glob("*.safetensors")):
             rows += json.loads(shard.with_name(f"{shard.stem}.rows.json").read_text())

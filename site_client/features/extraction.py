@@ -194,7 +194,7 @@ def _extract_part(
         for job, pixels in zip(waiting, results, strict=True):
             embeddings, latents = _encode(pixels, models, batch_size, with_latents=part == TRAIN, bar=bar)
             writer.add(job.patient, _rows(job), pixels=pixels, latents=latents, embeddings=embeddings)
-    writer.close()
+    writer.close({job.patient for job in jobs})
     return total, PartOutcome(part, len(jobs), sum(len(job.tiles) for job in jobs), empty)
 
 

@@ -242,3 +242,13 @@ def test_text_is_flushed_before_it_takes_its_name(tmp_path: Path, monkeypatch: p
     writer.add("a", rows("a", 1), **tensors("a", 1))
     assert order == ["fsync", "rename .json", "fsync", "rename .safetensors"]
     assert json.loads((tmp_path / "store" / "shards" / f"{shard_name('a')}.rows.json").read_text())
+
+
+def test_a_patient_who_left_the_catalogue_leaves_the_store(tmp_path: Path) -> None:
+    writer = FeatureStoreWriter(tmp_path, {"tile_size": 8})
+    row = {"tile": "t", "slide": "s", "label": None, "x": 0, "y": 0, "level": 0, "mpp": 0.5}
+    for patient in ("stays", "left"):
+        writer.add(patient, [row], pixels=torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+    writer.close({"stays"})
+    assert FeatureStore.open(tmp_path).patients == ["stays"]
+    assert not writer.has("left")
