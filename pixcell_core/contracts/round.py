@@ -24,10 +24,20 @@ DOCUMENT = "document"
 PREPARE = "prepare"
 """Name of the query by which the hub asks a site whether it is approved and configured for a study."""
 
+FLAT = "flat"
+"""Name of the one tensor of a message: every tensor of the adapter in the order of its layout, end to end."""
+
 MAX_CONTROL_BYTES = 1 << 20
 
 Reason = Annotated[str, StringConstraints(max_length=500)]
 RefusalCode = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,60}$")]
+
+
+class TensorPlace(Document):
+    """One tensor of the adapter: its name and shape, and by its place in the layout where it lies in the flat one."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.\-]{1,300}$")]
+    shape: Annotated[tuple[Annotated[int, Field(ge=1, le=1 << 30)], ...], Field(min_length=1, max_length=4)]
 
 
 class PrepareRequest(Document):
@@ -56,6 +66,7 @@ class TrainRequest(Document):
     study_digest: Digest
     round: Annotated[int, Field(ge=1)]
     input_digest: Digest
+    layout: Annotated[tuple[TensorPlace, ...], Field(min_length=1, max_length=20_000)]
 
 
 class TrainReply(Document):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -130,6 +131,24 @@ def read_arrays(path: Path, expected: str | None = None, max_bytes: int = MAX_AR
 def arrays_digest(arrays: Arrays) -> str:
     """`sha256:<hex>` of the tensors' safetensors bytes."""
     return digest(arrays_to_bytes(arrays))
+
+
+def flatten(arrays: Arrays) -> npt.NDArray[np.float32]:
+    """All tensors end to end, in the order of their names."""
+    return np.concatenate([arrays[name].reshape(-1) for name in sorted(arrays)])
+
+
+def unflatten(flat: npt.NDArray[np.float32], shapes: Mapping[str, tuple[int, ...]]) -> Arrays:
+    """The tensors that `flatten` put end to end. Raises `SpoolError` where the length is another."""
+    if flat.shape != (sum(math.prod(shape) for shape in shapes.values()),):
+        raise SpoolError("The flat tensor has another length than its layout.", hint="Update both ends.")
+    arrays: Arrays = {}
+    at = 0
+    for name in sorted(shapes):
+        size = math.prod(shapes[name])
+        arrays[name] = flat[at : at + size].reshape(shapes[name])
+        at += size
+    return arrays
 
 
 def l2_norm(arrays: Arrays) -> float:

@@ -24,6 +24,7 @@ from pixcell_core.contracts.round import (
     PrepareReply,
     PrepareRequest,
     RoundRecord,
+    TensorPlace,
     TrainRequest,
 )
 from pixcell_core.contracts.spool import Arrays, arrays_digest
@@ -266,7 +267,10 @@ class RoundLoop:
         """Send the round to `sites`; returns the site per message id."""
         nodes = self._nodes()
         document = TrainRequest(
-            study_digest=self._study.digest, round=number, input_digest=last.record.adapter_digest
+            study_digest=self._study.digest,
+            round=number,
+            input_digest=last.record.adapter_digest,
+            layout=tuple(TensorPlace(name=n, shape=last.adapter[n].shape) for n in sorted(last.adapter)),
         )
         messages = []
         for site in sites:

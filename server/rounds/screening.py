@@ -6,21 +6,19 @@ bound comes from public settings of the study.
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from flwr.app import Message
 from flwr.common.constant import ErrorCode
 
 from pixcell_core.contracts.canonical import parse_document
-from pixcell_core.contracts.round import ARRAYS, TrainReply
-from pixcell_core.contracts.spool import Arrays, l2_norm
+from pixcell_core.contracts.round import ARRAYS, FLAT, TrainReply
+from pixcell_core.contracts.spool import Arrays, l2_norm, unflatten
 from pixcell_core.errors import PixcellError
-from pixcell_core.flower.messages import document_of
+from pixcell_core.flower.messages import decode_array, document_of
 
 MAX_REASON = 300
 
@@ -75,44 +73,27 @@ def _screen_arrays(message: Message, expected: Expected) -> Arrays | Rejection:
     if set(records) != {ARRAYS}:
         return Rejection("bad-form", f"the reply carries {len(records)} tensor records instead of one")
     record = records[ARRAYS]
-    if set(record) != set(expected.shapes):
-        extra, missing = len(set(record) - set(expected.shapes)), len(set(expected.shapes) - set(record))
-        return Rejection("tensor-names", f"{extra} tensors too many, {missing} missing")
-    update: Arrays = {}
-    for name in sorted(expected.shapes):
-        shape = expected.shapes[name]
-        # Looked at before it is decoded: a wrong header must not cost memory, nor a wrong shape broadcast.
-        if record[name].dtype != "float32":
-            return Rejection("tensor-dtype", f"{name} is {plain(str(record[name].dtype))}, not float32")
-        if tuple(record[name].shape) != shape:
-            return Rejection("tensor-shape", f"{name} has shape {tuple(record[name].shape)}, not {shape}")
-        try:
-            value = _decode(record[name].data, shape)
-        except (ValueError, TypeError, EOFError, OSError) as error:
-            return Rejection("tensor-damaged", f"{name} cannot be decoded: {type(error).__name__}")
-        if not bool(np.isfinite(value).all()):
-            return Rejection("not-finite", f"{name} holds values that are not finite")
-        update[name] = value
+    if set(record) != {FLAT}:
+        return Rejection("tensor-names", f"the reply carries {len(record)} tensors, or one of another name")
+    shape = (sum(math.prod(s) for s in expected.shapes.values()),)
+    # Looked at before it is decoded: a wrong header must not cost memory, nor a wrong shape broadcast.
+    if record[FLAT].dtype != "float32":
+        return Rejection("tensor-dtype", f"the update is {plain(str(record[FLAT].dtype))}, not float32")
+    if tuple(record[FLAT].shape) != shape:
+        return Rejection("tensor-shape", f"the update has shape {tuple(record[FLAT].shape)}, not {shape}")
+    try:
+        flat = decode_array(record[FLAT].data, shape)
+    except (ValueError, TypeError, EOFError, OSError) as error:
+        return Rejection("tensor-damaged", f"the update cannot be decoded: {type(error).__name__}")
+    if not bool(np.isfinite(flat).all()):
+        return Rejection("not-finite", "the update holds values that are not finite")
+    update = unflatten(flat, expected.shapes)
     # Norms of updates are private once masked; here the message says only that the public bound was passed.
     if l2_norm(update) > expected.max_norm:
         return Rejection(
             "norm-bound", f"the update is longer than the public bound of {expected.max_norm:.4g}"
         )
     return update
-
-
-def _decode(data: bytes, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    """Decode an .npy buffer whose own header must agree; numpy would allocate what a lying header asks for."""
-    stream = io.BytesIO(data)
-    version = np.lib.format.read_magic(stream)
-    if version != (1, 0):
-        raise ValueError("unexpected version of the array format")
-    claimed, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-    wanted = 4 * math.prod(shape)
-    if claimed != shape or dtype != np.dtype("<f4") or len(data) - stream.tell() != wanted:
-        raise ValueError("the array is not what its header says")
-    flat = np.frombuffer(data, dtype="<f4", offset=stream.tell())
-    return flat.reshape(shape, order="F" if fortran else "C").astype(np.float32)
 
 
 def _of_error(message: Message) -> Rejection:

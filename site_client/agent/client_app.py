@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -9,9 +10,9 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from pixcell_core.contracts.canonical import parse_document
-from pixcell_core.contracts.round import ARRAYS, PREPARE, PrepareRequest, TrainRequest
-from pixcell_core.contracts.spool import MAX_ARRAY_BYTES, Arrays, SpoolError
-from pixcell_core.flower.messages import document_of, pack
+from pixcell_core.contracts.round import ARRAYS, FLAT, PREPARE, PrepareRequest, TrainRequest
+from pixcell_core.contracts.spool import MAX_ARRAY_BYTES, Arrays, SpoolError, unflatten
+from pixcell_core.flower.messages import decode_array, document_of, pack
 from site_client.agent.handlers import Agent, AgentSettings
 from site_client.approvals.site_folder import SiteFolder
 
@@ -31,7 +32,7 @@ def create_client_app(agent: Agent) -> ClientApp:
     @made.train()
     def train(message: Message, context: Context) -> Message:
         request = parse_document(TrainRequest, document_of(message), name="round")
-        reply, update = agent.train(request, arrays_of(message))
+        reply, update = agent.train(request, arrays_of(message, request))
         return Message(pack(reply, update), reply_to=message)
 
     return made
@@ -44,14 +45,14 @@ def installed_app() -> ClientApp:
     return create_client_app(Agent(AgentSettings(folder, trainer_grace_s=grace)))
 
 
-def arrays_of(message: Message) -> Arrays:
-    """The tensors of a message from the hub: float32, of bounded size."""
+def arrays_of(message: Message, request: TrainRequest) -> Arrays:
+    """The adapter a message from the hub carries, by the layout it announces. Raises `SpoolError`."""
     record = message.content.array_records.get(ARRAYS)
-    if record is None:
-        raise SpoolError("The hub's message carries no tensors.", hint="Hub and site run different releases.")
-    if sum(len(array.data) for array in record.values()) > MAX_ARRAY_BYTES:
-        raise SpoolError("The hub's tensors are too large.", hint="Tell the coordinator.")
-    arrays = {name: array.numpy() for name, array in record.items()}
-    if any(value.dtype != "float32" for value in arrays.values()):
-        raise SpoolError("The hub's tensors are not float32.", hint="Hub and site run different releases.")
-    return arrays
+    shapes = {place.name: place.shape for place in request.layout}
+    size = sum(math.prod(shape) for shape in shapes.values())
+    if record is None or set(record) != {FLAT} or 4 * size > MAX_ARRAY_BYTES:
+        raise SpoolError("The hub's message carries no adapter.", hint="Hub and site run different releases.")
+    try:
+        return unflatten(decode_array(record[FLAT].data, (size,)), shapes)
+    except ValueError as error:
+        raise SpoolError("The hub's adapter cannot be decoded.", hint="Tell the coordinator.") from error

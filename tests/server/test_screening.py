@@ -10,7 +10,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, Message, MetricRecord
 
 from pixcell_core.contracts.canonical import digest, parse_document
-from pixcell_core.contracts.round import ARRAYS, TrainReply
+from pixcell_core.contracts.round import ARRAYS, FLAT, TrainReply
 from pixcell_core.contracts.spool import Arrays
 from pixcell_core.flower.messages import document_of, pack
 from server.rounds.loop import QuorumError
@@ -48,8 +48,8 @@ def lying_header(question: Message, reply: Message) -> list[Message]:
     np.lib.format.write_array_header_1_0(
         stream, {"descr": "<f4", "fortran_order": False, "shape": (1 << 38,)}
     )
-    good = reply.content.array_records[ARRAYS][FIRST]
-    reply.content.array_records[ARRAYS][FIRST] = Array(
+    good = reply.content.array_records[ARRAYS][FLAT]
+    reply.content.array_records[ARRAYS][FLAT] = Array(
         dtype=good.dtype, shape=good.shape, stype=good.stype, data=stream.getvalue() + bytes(48)
     )
     return [reply]
@@ -71,20 +71,21 @@ def set_first(value: float) -> Callable[[Arrays], Arrays]:
     """One coordinate becomes `value`."""
 
     def change(arrays: Arrays) -> Arrays:
-        spoiled = arrays[FIRST].copy()
-        spoiled[0, 0] = value
-        return arrays | {FIRST: spoiled}
+        spoiled = arrays[FLAT].copy()
+        spoiled[0] = value
+        return {FLAT: spoiled}
 
     return change
 
 
 BAD = {
     "tensor-names": with_arrays(lambda a: a | {"extra": np.zeros(1, np.float32)}),
-    "tensor-names ": with_arrays(lambda a: {FIRST: a[FIRST]}),
-    "tensor-shape": with_arrays(lambda a: a | {FIRST: np.ones(1, np.float32)}),
-    "tensor-shape ": with_arrays(lambda a: a | {FIRST: np.ascontiguousarray(a[FIRST].T)}),
-    "tensor-dtype": with_arrays(lambda a: a | {FIRST: a[FIRST].astype(np.float64)}),
-    "tensor-dtype ": with_arrays(lambda a: a | {FIRST: a[FIRST].astype(np.int32)}),
+    "tensor-names ": with_arrays(lambda a: {"other": a[FLAT]}),
+    "tensor-shape": with_arrays(lambda a: {FLAT: np.ones(1, np.float32)}),
+    "tensor-shape ": with_arrays(lambda a: {FLAT: a[FLAT][:-1].copy()}),
+    "tensor-shape  ": with_arrays(lambda a: {FLAT: a[FLAT].reshape(-1, 1)}),
+    "tensor-dtype": with_arrays(lambda a: {FLAT: a[FLAT].astype(np.float64)}),
+    "tensor-dtype ": with_arrays(lambda a: {FLAT: a[FLAT].astype(np.int32)}),
     "tensor-damaged": lying_header,
     "not-finite": with_arrays(set_first(float("nan"))),
     "not-finite ": with_arrays(set_first(float("inf"))),

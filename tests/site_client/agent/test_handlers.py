@@ -22,7 +22,7 @@ from site_client.approvals.enrolment import enrol
 from site_client.approvals.site_folder import SiteFolder
 from site_client.trainer.spool import Spool
 from tests.server.consortium import make_study
-from tests.site_client.trainer.site_fixture import make_ca
+from tests.site_client.trainer.site_fixture import layout_of, make_ca
 
 ADAPTER: Arrays = {"a.lora_B.default.weight": np.zeros((3, 2), np.float32)}
 UPDATE: Arrays = {"a.lora_B.default.weight": np.ones((3, 2), np.float32)}
@@ -113,7 +113,12 @@ def question(study: Study) -> PrepareRequest:
 
 def round_of(study: Study, number: int = 1, adapter: Arrays = ADAPTER) -> TrainRequest:
     """A round of the study."""
-    return TrainRequest(study_digest=study.digest, round=number, input_digest=arrays_digest(adapter))
+    return TrainRequest(
+        study_digest=study.digest,
+        round=number,
+        input_digest=arrays_digest(adapter),
+        layout=layout_of(adapter),
+    )
 
 
 def test_an_unapproved_study_gets_no_proof_and_no_round(agent: Agent, folder: SiteFolder) -> None:

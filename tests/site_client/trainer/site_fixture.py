@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from pixcell_core.contracts.artifacts import base_digest, installed_code_digest
+from pixcell_core.contracts.round import TensorPlace
 from pixcell_core.contracts.spool import Arrays
 from pixcell_core.contracts.study import AdapterSettings, Study
 from pixcell_core.models import PixCellTransformer2DModel
@@ -128,6 +129,11 @@ def start_of(base: Path, study: Study) -> Arrays:
     model = PixCellTransformer2DModel.from_pretrained(str(base), low_cpu_mem_usage=False)
     attach_ffa_lora(model, rank=study.adapter.rank, seed=study.adapter.seed, targets=study.adapter.targets)
     return {name: value.numpy() for name, value in adapter_state(model).items()}
+
+
+def layout_of(arrays: Arrays) -> tuple[TensorPlace, ...]:
+    """The layout by which the hub announces an adapter."""
+    return tuple(TensorPlace(name=name, shape=arrays[name].shape) for name in sorted(arrays))
 
 
 @dataclass

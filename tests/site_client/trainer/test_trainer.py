@@ -23,13 +23,15 @@ from site_client.ledger.site import ledger_folder
 from site_client.ledger.view import read_ledger
 from site_client.trainer.service import PUBLIC_REASONS, Trainer, TrainerSettings
 from site_client.trainer.spool import Spool
-from tests.site_client.trainer.site_fixture import TinySite, make_study, start_of
+from tests.site_client.trainer.site_fixture import TinySite, layout_of, make_study, start_of
 
 
 def job_of(study: Study, start: Arrays, number: int = 1) -> TrainJob:
     """A job as the agent makes it."""
     now = datetime.now(UTC)
-    request = TrainRequest(study_digest=study.digest, round=number, input_digest=arrays_digest(start))
+    request = TrainRequest(
+        study_digest=study.digest, round=number, input_digest=arrays_digest(start), layout=layout_of(start)
+    )
     return TrainJob(
         job_id=job_id_of(study, request),
         study=study.model_dump(mode="json"),
