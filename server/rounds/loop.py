@@ -37,8 +37,8 @@ from server.rounds.board import LiveBoard
 from server.rounds.screening import Expected, Rejection, plain, screen
 from server.rounds.store import CommittedRound, RoundStore
 
-GRACE_S = 2.0
-"""After the first site is ready, how long an answer of the others is waited for before asking again."""
+UNANSWERED = 5
+"""A question without an answer is asked again after this many times the pause: a second one makes the site slower."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,7 @@ class RoundLoop:
         self._ready: set[str] = set()
         self._asked: dict[str, _Asked] = {}
         self._answers: dict[str, str] = {}
+        self._last_asked: dict[str, float] = {}
 
     def run(self, start: Arrays) -> CommittedRound:
         """Train the rounds that are not yet committed; `start` is the adapter of round 0.
@@ -136,9 +137,9 @@ class RoundLoop:
     def _ask(self) -> None:
         """Send the prepare question to every online site that is not ready and was not asked lately."""
         now = self._clock()
-        waiting = {
-            asked.site for asked in self._asked.values() if now - asked.since < self._settings.ask_again_s
-        }
+        patience = self._settings.ask_again_s
+        waiting = {a.site for a in self._asked.values() if now - a.since < UNANSWERED * patience}
+        waiting |= {site for site, since in self._last_asked.items() if now - since < patience}
         online, nodes = set(self._grid.get_node_ids()), self._nodes()
         for site in self._study.sites:
             node = nodes.get(site)
@@ -159,6 +160,7 @@ class RoundLoop:
                 )
                 for sent in self._grid.push_messages([message]):
                     self._asked[sent] = _Asked(site, now)
+                self._last_asked[site] = now
         self._board.flush()
 
     def _hear(self) -> None:
