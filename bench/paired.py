@@ -36,4 +36,6 @@ def compare(ours: Callable[[], object], theirs: Callable[[], object], repeats: i
 
 def show(name: str, alternative: str, found: Ratio) -> None:
     """Print one line: ratio first."""
-    print(f"{name}: {found.ratio:.2f} x the CPU time of {alternative} ({found.ours:.3f} s against {found.theirs:.3f} s)")
+    print(
+        f"{name}: {found.ratio:.2f} x the CPU time of {alternative} ({found.ours:.3f} s against {found.theirs:.3f} s)"
+    )

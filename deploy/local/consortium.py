@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -145,6 +146,7 @@ class LocalConsortium:
                     "--name", name, "--hub", hub_file.read_text(), "--ca", str(self.server / "pki" / "ca.crt")])  # fmt: skip
                 self._call("coordinator", f"kit-{name}", ["kit", "add", enrolled["data"]["request"], *folder])
         sigma = calibrate_noise(1.0, plan.rounds * plan.steps_per_round, plan.epsilon, plan.delta)
+        sigma = math.ceil(sigma * 1e4) / 1e4  # rounded up, so that the last round stays within the cap
         study = self.out / "study.json"
         quorum = max(1, len(plan.names) - 1)
         with self._busy("coordinator", f"writing the study: noise multiplier {sigma:.2f}, q = 1"):
@@ -193,7 +195,7 @@ class LocalConsortium:
             def start(name: str) -> None:
                 self.board.say(name, "starting agent and trainer")
                 self.run.background(f"{name}.agent", ["site", "start", "--site-dir", str(self.site(name)),
-                    "--with-trainer", "--base", str(self.base), "--poll", "0.1"], ready / name, timeout=240)  # fmt: skip
+                    "--with-trainer", "--base", str(self.base), "--poll", "0.3"], ready / name, timeout=240)  # fmt: skip
 
             with ThreadPoolExecutor(len(self.plan.names)) as pool:
                 for started in [pool.submit(start, name) for name in self.plan.names]:

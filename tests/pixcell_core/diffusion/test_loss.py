@@ -36,7 +36,9 @@ def test_schedule_equals_diffusers() -> None:
 def test_perfect_noise_leaves_only_the_variance_term() -> None:
     x, noise, t = torch.randn(3, 16, 4, 4), torch.randn(3, 16, 4, 4), torch.tensor([5, 300, 900])
     lower = torch.full_like(noise, -1.0)  # v = -1 is the lower bound: the true posterior variance
-    loss = training_loss(_Fixed(torch.cat([noise, lower], 1)), x, torch.zeros(3, 1, 4), timestep=t, noise=noise)
+    loss = training_loss(
+        _Fixed(torch.cat([noise, lower], 1)), x, torch.zeros(3, 1, 4), timestep=t, noise=noise
+    )
     assert torch.allclose(loss, torch.zeros(3), atol=2e-3)
 
 
