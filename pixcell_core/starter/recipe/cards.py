@@ -22,7 +22,8 @@ LICENCES = """| source | licence | use |
 PURPOSE = {
     "autoencoder": "Latent autoencoder, f8, 16 channels, images in [-1, 1]; calls as diffusers' autoencoders.",
     "encoder": "Tile encoder (residual ConvNet, self-supervised), one token of 256 numbers per tile.",
-    "transformer": "PixCell transformer of reduced width and depth: 8 blocks, width 192, 128-px tiles (16×16 latents).",
+    "transformer": "PixCell transformer of reduced width and depth: 8 blocks, width 192, 128-px tiles (16×16 latents). "
+    "Learned with the published loss, its noise error weighted by min(1 / alphas_cumprod, 200) after the first 1,600 steps.",
 }
 
 LIMITS = """## What it is not for
