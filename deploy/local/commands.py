@@ -29,7 +29,7 @@ def demo(
     surrogates: Annotated[
         int, typer.Option("--surrogates", min=1, help="Surrogate tiles per hospital.")
     ] = 160,
-    tiles_per_patient: Annotated[int, typer.Option("--tiles-per-patient", min=1)] = 24,
+    tiles_per_patient: Annotated[int, typer.Option("--tiles-per-patient", min=1)] = 20,
     honest: Annotated[bool, typer.Option("--honest", help="Let nobody cheat.")] = False,
     slides: Annotated[
         Path | None, typer.Option("--slides", help="Run on a folder of real slides instead.")

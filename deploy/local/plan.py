@@ -28,7 +28,7 @@ class DemoPlan:
     delta: float = 1e-5
     tile_size: int = 128
     mpp: float = 0.5
-    tiles_per_patient: int = 24
+    tiles_per_patient: int = 20
     surrogates: int = 160
     sampler_steps: int = 16
     guidance_scale: float = 2.0
