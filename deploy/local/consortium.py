@@ -7,7 +7,7 @@ import math
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,8 +74,12 @@ class LocalConsortium:
             jobs = [pool.submit(act, name) for name in self.plan.names] + [
                 pool.submit(other) for other in others
             ]
-            for job in jobs:
-                job.result()
+            try:
+                for job in as_completed(jobs):
+                    job.result()
+            except BaseException:
+                self.run.abort()
+                raise
 
     # --- slides, tiles, features; meanwhile the coordinator pretrains ----------------------------------------------
 

@@ -47,6 +47,7 @@ class Processes:
     threads: int = 1
     _running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _aborted: bool = False
 
     def call(
         self, name: str, arguments: Sequence[str], *, accept: Sequence[int] = (0,), once: bool = True
@@ -131,7 +132,16 @@ class Processes:
         )
         with self._lock:
             self._running[name] = child
+            aborted = self._aborted
+        if aborted:
+            self.stop()
         return child
+
+    def abort(self) -> None:
+        """End everything and start nothing more: after Ctrl-C, or when a stage failed."""
+        with self._lock:
+            self._aborted = True
+        self.stop()
 
     def _forget(self, name: str) -> None:
         with self._lock:

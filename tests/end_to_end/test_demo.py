@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import time
 import zipfile
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pixcell_core.training.feature_store import FeatureStore
-from tests.end_to_end.demonstration import Demonstration, run_demo, run_pixcell
+from tests.end_to_end.demonstration import PIXCELL, Demonstration, run_demo, run_pixcell
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(900)]
 
@@ -121,6 +125,27 @@ def test_other_settings_in_the_same_folder_are_refused(demonstration: Demonstrat
     done = run_pixcell("demo", "--out", demonstration.out, "--patients", "30", "--format", "json")
     assert done.returncode == 4
     assert json.loads(done.stdout)["code"] == "demo-settings-differ"
+
+
+def test_ctrl_c_leaves_no_process_and_the_next_run_goes_on(tmp_path: Path) -> None:
+    out = tmp_path / "stopped"
+    arguments = ["demo", "--out", str(out), "--patients", "8", "--slide-size", "512", "--format", "json"]
+    child = subprocess.Popen(
+        [*PIXCELL, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not list(out.glob("stamps/*.json")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    kept = {p.name for p in out.glob("stamps/*.json")}
+    child.send_signal(signal.SIGINT)
+    said, errors = child.communicate(timeout=60)
+    assert kept
+    assert child.returncode == 1, errors
+    assert json.loads(said)["code"] == "interrupted"
+    assert "Traceback" not in errors
+    left = [p for p in psutil.process_iter(["cmdline"]) if str(out) in " ".join(p.info["cmdline"] or [])]
+    assert not left
+    assert kept <= {p.name for p in out.glob("stamps/*.json")}
 
 
 def test_reports_stand_alone(demonstration: Demonstration) -> None:
