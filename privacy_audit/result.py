@@ -124,8 +124,8 @@ def histogram(
         return None
     both = np.concatenate([null, observed, [threshold] if threshold is not None else []])
     low, high = float(both.min()), float(both.max())
-    if high <= low:
-        high = low + 1.0
+    if high - low < 1e-4:  # a handful of patients can give one value only; edges are kept to six digits
+        low, high = low - 0.5, high + 0.5
     edges = np.linspace(low, high, bins + 1)
 
     def shares(values: npt.NDArray[np.float64]) -> tuple[float, ...]:
