@@ -105,12 +105,13 @@ def honest_words(plan: DemoPlan, outcomes: list[SiteOutcome]) -> list[str]:
 
 
 def judge(plan: DemoPlan, outcomes: list[SiteOutcome]) -> bool:
-    """Whether everything went as it should: bundles verify, no plant was released, and every plant was named."""
+    """Whether everything went as it should: bundles verify, no plant was released, every plant was named (or the audit said INVALID)."""
     for outcome in outcomes:
         if outcome.bundle and not outcome.bundle_verified:
             return False
-        if outcome.planted and (outcome.bundle or set(outcome.planted) - set(outcome.flagged)):
-            return False
+        unseen = set(outcome.planted) - set(outcome.flagged)
+        if outcome.planted and (outcome.bundle or (unseen and outcome.verdict != "INVALID")):
+            return False  # an audit that says INVALID vouches for nothing, and nothing leaves either
         if plan.slides is not None and outcome.verdict != "INVALID":
             return False
     return True
