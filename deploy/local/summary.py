@@ -105,7 +105,7 @@ def honest_words(plan: DemoPlan, outcomes: list[SiteOutcome]) -> list[str]:
 
 
 def judge(plan: DemoPlan, outcomes: list[SiteOutcome]) -> bool:
-    """Whether everything went as it should: bundles verify, no plant was released, every plant was named (or the audit said INVALID)."""
+    """Whether bundles verify, no plant was released, and every plant was named (or the audit said INVALID)."""
     for outcome in outcomes:
         if outcome.bundle and not outcome.bundle_verified:
             return False
