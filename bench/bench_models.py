@@ -7,19 +7,7 @@ from diffusers import AutoencoderTiny, PixArtTransformer2DModel
 from paired import compare, show
 
 from pixcell_core.models import PixCellTransformer2DModel, TileAutoencoder
-
-SMALL = {
-    "num_attention_heads": 6,
-    "attention_head_dim": 32,
-    "in_channels": 16,
-    "out_channels": 32,
-    "num_layers": 8,
-    "cross_attention_dim": 192,
-    "sample_size": 16,
-    "patch_size": 2,
-    "caption_channels": 256,
-    "interpolation_scale": 0.25,
-}
+from pixcell_core.starter.recipe.train_transformer import CONFIG
 
 
 def main() -> None:
@@ -30,8 +18,9 @@ def main() -> None:
     with torch.inference_mode():
         found = compare(lambda: ours(images), lambda: tiny.decode(tiny.encode(images).latents).sample)
         show("autoencoder round trip, 8 tiles of 128 px", "AutoencoderTiny (TAESD3's architecture)", found)
-        model = PixCellTransformer2DModel(**SMALL).eval()
-        stock = PixArtTransformer2DModel(**SMALL, use_additional_conditions=False).eval()
+        model = PixCellTransformer2DModel(**CONFIG).eval()
+        stock_config = {k: v for k, v in CONFIG.items() if k != "caption_num_tokens"}
+        stock = PixArtTransformer2DModel(**stock_config, use_additional_conditions=False).eval()
         x, c, t = torch.randn(16, 16, 16, 16), torch.randn(16, 1, 256), torch.randint(0, 1000, (16,))
         found = compare(
             lambda: model(x, encoder_hidden_states=c, timestep=t),

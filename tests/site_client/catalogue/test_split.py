@@ -131,7 +131,7 @@ def test_without_the_triggers_it_would_not(tmp_path: Path, statement: str) -> No
     with sqlite3.connect(drawn(tmp_path)) as raw:
         for trigger in TRIGGERS:
             raw.execute(f"DROP TRIGGER {trigger.split()[5]}")
-        raw.execute(statement)
+        assert raw.execute(statement).rowcount > 0
 
 
 def test_a_latecomer_cannot_be_slipped_into_a_part(tmp_path: Path) -> None:
