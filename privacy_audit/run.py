@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -18,13 +18,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pixcell_core.contracts import digest
+from pixcell_core.contracts import digest, parse_document, read_bounded
 from pixcell_core.contracts.release import tiles_root
 from pixcell_core.errors import BadInputError, PixcellError
 from privacy_audit.copies import exact_matches
 from privacy_audit.evidence import Evidence, as_stored
 from privacy_audit.eye import Eye, SecondEye
 from privacy_audit.features import TileFeatures, join, load_features
+from privacy_audit.filtering import filtered_release
 from privacy_audit.gallery import write_site_page
 from privacy_audit.judge import NOT_TESTED, judge
 from privacy_audit.neighbours import Standardiser, patient_minima
@@ -34,6 +35,7 @@ from privacy_audit.render import render_page
 from privacy_audit.report import (
     CACHE_FOLDER,
     EVIDENCE,
+    MAX_REPORT_BYTES,
     NEIGHBOURS,
     PAGE,
     REPORT,
@@ -48,6 +50,7 @@ from privacy_audit.report import (
     timestamp,
     tool,
 )
+from privacy_audit.result import TestResult
 from privacy_audit.screen import CopyScreen, ScreenScores
 from privacy_audit.self_test import TEXTURE_FLOOR, plant, recoloured_holdout
 from privacy_audit.spectrum import TURNS, ShapeSpectra
@@ -68,6 +71,7 @@ class AuditRequest:
     out: Path
     policy: Policy
     seed: int | None = None
+    filtered_from: Path | None = None
 
 
 @dataclass
@@ -97,12 +101,21 @@ def run_audit(request: AuditRequest, eye: Eye | None = None) -> AuditReport:
     )
     _refuse_same_folder(request)
     _refuse_identifying_names(*sources)
+    first = _first_audit(request)
     eye = eye or SecondEye(request.policy.copies.eye_pixels)
     out = _prepare(request.out)
     clock = _Clock()
     with clock.stage("looking"):
         train, holdout, synthetic = (_group(source, eye, out / CACHE_FOLDER) for source in sources)
+    subjects = _subjects(sources[2], train, holdout, synthetic, request.policy)
+    filtering: tuple[TestResult, ...] = ()
+    if first is not None:
+        files = [file.sha256 for file in subjects.synthetic.files]
+        filtering = (
+            filtered_release(*first, files, (subjects.train.root, subjects.holdout.root), request.policy),
+        )
     evidence, scores = _gather(sources, (train, holdout, synthetic), eye, request.policy, seed, clock)
+    evidence = replace(evidence, preconditions=evidence.preconditions + filtering)
     with clock.stage("judging"):
         judged = judge(evidence, request.policy, seed)
     packed = evidence.to_bytes()
@@ -118,7 +131,7 @@ def run_audit(request: AuditRequest, eye: Eye | None = None) -> AuditReport:
             settings=request.policy.model_dump(mode="json"),
         ),
         seed=seed,
-        subjects=_subjects(sources[2], train, holdout, synthetic, request.policy),
+        subjects=subjects,
         tests=judged.tests,
         flagged=judged.flagged,
         proven_kinds=judged.proven_kinds,
@@ -283,6 +296,20 @@ def _neighbours(report: AuditReport, train: Group) -> dict[str, object]:
         "mark": "SITE ONLY - do not export",
         "flagged": [{**flag.model_dump(), "training_tile": names[flag.nearest]} for flag in report.flagged],
     }
+
+
+def _first_audit(request: AuditRequest) -> tuple[AuditReport, bytes] | None:
+    """The report of the audit after which tiles were withheld, read before anything is written."""
+    if request.filtered_from is None:
+        return None
+    if request.filtered_from.resolve() == request.out.resolve():
+        raise BadInputError(
+            "--filtered-from and --out are the same folder.",
+            hint="Keep the first audit; write the second elsewhere.",
+            code="same-folder",
+        )
+    data = read_bounded(request.filtered_from / REPORT, MAX_REPORT_BYTES)
+    return parse_document(AuditReport, data, name=REPORT), data
 
 
 def _refuse_same_folder(request: AuditRequest) -> None:

@@ -14,7 +14,7 @@ from privacy_audit.evidence import Evidence
 from privacy_audit.judge import judge
 from privacy_audit.policy import parse_policy
 from privacy_audit.render import render_page
-from privacy_audit.report import EVIDENCE, PAGE, REPORT, AuditReport
+from privacy_audit.report import EVIDENCE, MAX_REPORT_BYTES, PAGE, REPORT, AuditReport
 from privacy_audit.result import worst
 from privacy_audit.tiles import open_tiles
 
@@ -55,7 +55,7 @@ class Verification(BaseModel):
 
 def load_report(out: Path) -> AuditReport:
     """Read `OUT/report.json` strictly."""
-    return load_document(AuditReport, out / REPORT, 256 * 1024 * 1024)
+    return load_document(AuditReport, out / REPORT, MAX_REPORT_BYTES)
 
 
 def verify_audit(out: Path, synthetic: Path | None = None) -> Verification:

@@ -40,6 +40,7 @@ class SiteOutcome:
     verdict: str = ""
     flagged: list[str] = field(default_factory=list)
     planted: dict[str, str] = field(default_factory=dict)
+    withheld: int = 0
     bundle: str = ""
     bundle_verified: bool = False
     why_refused: str = ""
@@ -234,22 +235,39 @@ class LocalConsortium:
         with self._busy(name, "sealing the release"):
             draft = self._call(name, "draft", ["release", "draft", *where, "--tiles", str(drawn)])["data"]
         audit = self.out / "audits" / name
-        with self._busy("auditor", f"examining {name}"):
-            policy = ["--policy", plan.policy] if plan.policy else []
-            seen = self._call("auditor", name, ["audit", "run", "--train", str(folder / "features" / "train"),
-                "--holdout", str(folder / "features" / "holdout"), "--synthetic", str(draft["tiles_dir"]),
-                "--out", str(audit), "--seed", str(plan.seed), *policy], accept=(0, 1))["data"]  # fmt: skip
+        seen = self._examine(name, audit, draft)
+        if seen["withholding_answers"]:
+            with self._busy(name, f"withholding {len(seen['flagged'])} flagged of {plan.surrogates} tiles"):
+                first, audit = audit, self.out / "audits" / f"{name}-filtered"
+                arguments = ["release", "withhold", *where, "--audit", str(first)]
+                draft = self._call(name, "withhold", arguments)["data"]
+                outcome.withheld = int(draft["withheld"])
+            seen = self._examine(name, audit, draft, first)
         outcome.verdict = str(seen["verdict"])
         origins = json.loads(Path(draft["origins"]).read_text())
         outcome.flagged = sorted(origins[f["synthetic"]] for f in seen["flagged"])
         outcome.report, outcome.site_report = str(seen["page"]), str(seen["site_page"])
         outcome.sheet = str(draft["sample_sheet"])
         with self._busy(name, "asking the gate"):
-            self._ask_the_gate(name, where, audit)
+            self._ask_the_gate(name, [*where, "--release", str(draft["release"])], audit)
         budget = self._call(name, "budget", ["site", "budget", "show", *where])["data"]
         outcome.epsilon_value = float(budget["epsilon_spent"])
         outcome.delta, outcome.not_covered = float(budget["delta"]), str(budget["does_not_cover"])
         self.board.say(name, f"{outcome.verdict}: {outcome.bundle or outcome.why_refused}")
+
+    def _examine(
+        self, name: str, audit: Path, draft: dict[str, Any], first: Path | None = None
+    ) -> dict[str, Any]:
+        """Run the audit on a sealed draft; `first` is the audit after which tiles were withheld."""
+        features, tiles = self.site(name) / "features", str(draft["tiles_dir"])
+        arguments = ["audit", "run", "--train", str(features / "train"), "--holdout", str(features / "holdout"),
+            "--synthetic", tiles, "--out", str(audit), "--seed", str(self.plan.seed)]  # fmt: skip
+        arguments += ["--policy", self.plan.policy] if self.plan.policy else []
+        arguments += ["--filtered-from", str(first)] if first else []
+        with self._busy("auditor", f"examining {name} {'again' if first else ''}".strip()):
+            answer = self._call("auditor", audit.name, arguments, accept=(0, 1))
+        found: dict[str, Any] = answer["data"]
+        return found
 
     def _ask_the_gate(self, name: str, where: list[str], audit: Path) -> None:
         outcome, bundle = self.outcomes[name], self.out / "bundles" / f"{name}.zip"

@@ -46,6 +46,7 @@ class DemoSummary(BaseModel):
             )
             if site["bundle"]:
                 release = "bundle verified" if site["bundle_verified"] else "BUNDLE DOES NOT VERIFY"
+                release += f", {site['withheld']} withheld" if site["withheld"] else ""
             else:
                 release = "refused"
             counts = (str(site[k]) for k in ("slides", "patients", "tiles"))
@@ -91,7 +92,12 @@ def honest_words(plan: DemoPlan, outcomes: list[SiteOutcome]) -> list[str]:
                 f"surrogates. The audit named {len(found)} of them and {len(set(outcome.flagged) - set(outcome.planted))} "
                 f"other tiles; its release was {'written' if outcome.bundle else 'refused'}."
             )
-        elif outcome.verdict == "REVIEW":
+        elif outcome.withheld:
+            notes.append(
+                f"  {outcome.name}: the audit flagged {outcome.withheld} of {plan.surrogates} tiles, no more than chance "
+                "explains. They were withheld, the rest was audited again, and the bundle says that it is filtered."
+            )
+        if outcome.verdict == "REVIEW" and not outcome.planted:
             notes.append(
                 f"  {outcome.name} stands at REVIEW: a named person has to sign an exception "
                 "(`pixcell release sign --exception … --approver …`); the demonstration signs none."

@@ -13,6 +13,7 @@ from pixcell_core.contracts.canonical import (
     load_document,
     parse_document,
     parse_json,
+    read_bounded,
 )
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "load_document",
     "parse_document",
     "parse_json",
+    "read_bounded",
 ]

@@ -113,6 +113,18 @@ class ReleasedTile(Document):
     label: TileLabel | None = None
 
 
+class FilteredFrom(Document):
+    """The release this one is the rest of: which tiles an audit looked at before some were withheld."""
+
+    manifest_digest: Digest
+    audit_report_digest: Digest
+    withheld: Annotated[int, Field(ge=1, le=MAX_TILES)]
+    of: Annotated[int, Field(ge=2, le=MAX_TILES)]
+
+    def __str__(self) -> str:
+        return f"filtered: {self.withheld} of {self.of} tiles were withheld after a first audit"
+
+
 class ReleaseManifest(Document):
     """A sealed draft: exactly these tiles, made in exactly this way. Its digest is what an auditor signs.
 
@@ -135,6 +147,7 @@ class ReleaseManifest(Document):
     tile_count: Annotated[int, Field(ge=1, le=MAX_TILES)]
     tiles_root: Digest
     tiles: Annotated[tuple[ReleasedTile, ...], Field(min_length=1, max_length=MAX_TILES)]
+    filtered: FilteredFrom | None = None
     sample_sheet_digest: Digest
     readme_digest: Digest
     licence: Prose
@@ -144,6 +157,8 @@ class ReleaseManifest(Document):
     def _adds_up(self) -> Self:
         if self.tile_count != len(self.tiles):
             raise ValueError("tile_count is not the number of tiles listed")
+        if self.filtered is not None and self.filtered.of != self.tile_count + self.filtered.withheld:
+            raise ValueError("the tiles and the withheld ones do not add up to the first release")
         if [tile.name for tile in self.tiles] != [
             tile_name(number) for number in range(1, len(self.tiles) + 1)
         ]:

@@ -222,7 +222,8 @@ class BundleVerifier:
                 raise _refused(f"{name} is not the one that was sealed.", "bundle-changed")
         return (
             manifest,
-            f"{manifest.tile_count} tiles of {manifest.site}, sealed as {_short(manifest.digest)}",
+            f"{manifest.tile_count} tiles of {manifest.site}, sealed as {_short(manifest.digest)}"
+            + (f"; {manifest.filtered}" if manifest.filtered else ""),
         )
 
     def _verdict(

@@ -1,4 +1,4 @@
-"""`pixcell release draft|sign|export|show`: from the generator's tiles to a bundle, and nothing around the gate."""
+"""`pixcell release draft|withhold|sign|export|show`: from the generator's tiles to a bundle, and nothing around the gate."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ def register(root: typer.Typer) -> None:
     """Add the site's `release` commands."""
     app = group(root, "release")
     app.command("draft")(draft)
+    app.command("withhold")(withhold)
     app.command("sign")(sign)
     app.command("export")(export)
     app.command("show")(show)
@@ -68,6 +69,24 @@ def draft(
             on_tile=bar.advance,
         )
     return Drafted.of(release, site_dir)
+
+
+@command
+def withhold(
+    site_dir: SiteDirOption,
+    audit: Annotated[
+        Path, typer.Option("--audit", help="The audit that said REVIEW and flagged some tiles.")
+    ],
+    release: ReleaseOption = None,
+    format: FormatOption = OutputFormat.TEXT,
+) -> object:
+    """Leave the flagged tiles out: seal a second draft, to be audited again. Once, and it is said in the bundle."""
+    from site_client.release.results import Drafted
+    from site_client.release.withhold import withhold_flagged
+    from site_client.release.workspace import ReleaseWorkspace
+
+    filtered = withhold_flagged(ReleaseWorkspace(site_dir), audit, now=datetime.now(UTC), release_id=release)
+    return Drafted.of(filtered, site_dir)
 
 
 @command

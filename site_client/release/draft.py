@@ -76,7 +76,7 @@ def seal_draft(
     terms = terms or Terms()
     site_key = workspace.site_key()
     workspace.releases.mkdir(parents=True, exist_ok=True)
-    with _scratch(workspace.releases) as scratch:
+    with drafting_folder(workspace.releases) as scratch:
         encoded, (height, width) = _encode_all(source.decode(), scratch, on_tile)
         encoded.sort(key=lambda tile: (tile.pixel_digest, tile.file.name))
         folder = scratch / "sealed"
@@ -93,7 +93,7 @@ def seal_draft(
                     label=tile.source.label,
                 )
             )
-        sheet = sample_sheet([_pixels(folder / "tiles" / tile.name) for tile in _spread(released)])
+        sheet = sheet_of(folder / "tiles", released)
         words = readme(
             site_name, generator, facts.privacy, terms, tiles=len(released), width=width, height=height
         )
@@ -202,14 +202,11 @@ def _write(path: Path, data: bytes) -> None:
         ) from error
 
 
-def _spread(tiles: list[ReleasedTile]) -> list[ReleasedTile]:
-    """Evenly spread tiles for the sample sheet."""
+def sheet_of(folder: Path, tiles: list[ReleasedTile]) -> bytes:
+    """The sample sheet of a draft: evenly spread tiles of its folder."""
     step = max(1, len(tiles) / SHEET_TILES)
-    return [tiles[int(position * step)] for position in range(min(SHEET_TILES, len(tiles)))]
-
-
-def _pixels(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    return decode_tile(path.read_bytes(), name=path.name)
+    shown = [tiles[int(position * step)] for position in range(min(SHEET_TILES, len(tiles)))]
+    return sample_sheet([decode_tile((folder / tile.name).read_bytes(), name=tile.name) for tile in shown])
 
 
 def _audit_table(encoded: list[_Encoded]) -> bytes:
@@ -232,7 +229,8 @@ def _origins(encoded: list[_Encoded], folder: Path) -> bytes:
 
 
 @contextmanager
-def _scratch(folder: Path) -> Iterator[Path]:
+def drafting_folder(folder: Path) -> Iterator[Path]:
+    """A folder beside the releases for a draft in the making; what still stands in it afterwards is removed."""
     path = Path(tempfile.mkdtemp(prefix=".draft-", dir=folder))
     try:
         yield path

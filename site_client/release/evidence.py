@@ -128,6 +128,23 @@ def require_same_tiles(evidence: Evidence, manifest: ReleaseManifest) -> None:
         raise _other_tiles("its root over the tiles is another")
 
 
+def require_filtering_stated(evidence: Evidence, manifest: ReleaseManifest) -> None:
+    """Refuse a filtered release whose audit did not know that it was one, or knew of another filtering."""
+    from privacy_audit.filtering import FILTERED
+
+    test, filtered = evidence.report.test(FILTERED), manifest.filtered
+    stated = test and (test.details["first_report"], test.details["withheld"], test.details["of"])
+    wanted = filtered and (filtered.audit_report_digest, filtered.withheld, filtered.of)
+    if stated != wanted:
+        raise EvidenceError(
+            "This release is what an audit left over, and its own audit was not told so."
+            if filtered
+            else "The audit is about a filtered release, and this one was not filtered.",
+            hint="Run: pixcell audit run … --filtered-from FIRST_AUDIT on the tiles that `release withhold` printed.",
+            code="filtering-not-stated",
+        )
+
+
 def refuse_site_only(name: str, data: bytes) -> None:
     """Refuse a page that is marked for the site's own eyes or that embeds photographs."""
     if SITE_ONLY_MARK.encode() in data.lower() or _EMBEDDED_PHOTO.search(data):

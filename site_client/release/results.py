@@ -30,6 +30,7 @@ class Drafted(_Result):
     sample_sheet: Path
     origins: Path
     privacy: str | None
+    withheld: int
     site_dir: Path
 
     @classmethod
@@ -45,16 +46,19 @@ class Drafted(_Result):
             sample_sheet=release.path / SHEET,
             origins=release.path / ORIGINS,
             privacy=str(manifest.privacy) if manifest.privacy else None,
+            withheld=manifest.filtered.withheld if manifest.filtered else 0,
             site_dir=site_dir,
         )
 
     def __str__(self) -> str:
+        left_out = f", {self.withheld} withheld" if self.withheld else ""
+        known = " --filtered-from FIRST" if self.withheld else ""
         return "\n".join(
             (
-                f"✓ release {self.release} of {self.site}: {self.tiles} tiles sealed",
+                f"✓ release {self.release} of {self.site}: {self.tiles} tiles sealed{left_out}",
                 f"  {self.privacy or 'no differential privacy is claimed'}",
                 f"  look at  {self.sample_sheet}",
-                f"  next     pixcell audit run --synthetic {self.tiles_dir} --train … --holdout … --out OUT",
+                f"  next     pixcell audit run --synthetic {self.tiles_dir} --train … --holdout …{known} --out OUT",
                 f"  then     pixcell release sign --site-dir {self.site_dir} --audit OUT --key AUDITOR.key",
             )
         )

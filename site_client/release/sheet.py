@@ -11,7 +11,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, PngImagePlugin
 
-from pixcell_core.contracts.release import DEFAULT_LICENCE, DEFAULT_USAGE, Generator, PrivacyStatement
+from pixcell_core.contracts.release import (
+    DEFAULT_LICENCE,
+    DEFAULT_USAGE,
+    FilteredFrom,
+    Generator,
+    PrivacyStatement,
+)
 from pixcell_core.trust.tile_png import MARK_KEYWORD, MARK_TEXT
 
 SHEET_COLUMNS, SHEET_ROWS = 8, 5
@@ -34,7 +40,7 @@ EVERY IMAGE IN THIS BUNDLE IS SYNTHETIC. It was made by a trained model. It show
 not for diagnosis.
 
   releasing site        {site}
-  tiles                 {tiles}, {width} x {height} pixels
+  tiles                 {tiles}, {width} x {height} pixels{filtered}
   generator             base {base}
                         adapter {adapter}
   conditioning          {conditioning}
@@ -97,6 +103,7 @@ def readme(
     tiles: int,
     width: int,
     height: int,
+    filtered: FilteredFrom | None = None,
 ) -> bytes:
     """The bundle's README as UTF-8 text."""
     title = f"Synthetic histopathology tiles released by {site}"
@@ -111,6 +118,7 @@ def readme(
         rule="=" * len(title),
         site=site,
         tiles=tiles,
+        filtered=f"\n{' ' * 24}{filtered}" if filtered else "",
         width=width,
         height=height,
         base=generator.base_digest,

@@ -27,6 +27,7 @@ from site_client.release.evidence import (
     Evidence,
     read_evidence,
     recompute_from_evidence,
+    require_filtering_stated,
     require_known_policy,
     require_same_tiles,
 )
@@ -82,6 +83,7 @@ def sign_release(
         require_sealed_tiles(release, manifest)
         evidence = read_evidence(audit)
         require_same_tiles(evidence, manifest)
+        require_filtering_stated(evidence, manifest)
         require_known_policy(evidence, accepted_policy)
         check_audit(audit, release.tiles)
         verdict = _verdict(release, manifest, evidence, exception, audience, now, days)
