@@ -7,6 +7,7 @@ Legend: B batch, C latent channels, H W latent pixels, n condition tokens, d tra
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,9 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.normalization import AdaLayerNormSingle
 from torch import nn
 
+from pixcell_core.models.block_forward import run_block, run_block_at_one_time
 from pixcell_core.models.positions import sincos_table
+from pixcell_core.models.prepared import PreparedCondition, prepare_condition
 
 
 class _PatchEmbedding(nn.Module):
@@ -148,10 +151,23 @@ class PixCellTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):  # t
         """The null condition (batch, n, caption_channels)."""
         return self.caption_projection.uncond_embedding[None].expand(batch, -1, -1)
 
+    def prepare(self, condition: torch.Tensor) -> PreparedCondition:
+        """Compute once what no step changes about condition tokens (B, n, caption_channels).
+
+        Give the result to `forward` in their place. It holds the weights and adapters of this moment.
+        """
+        return prepare_condition(list(self.transformer_blocks), self._project(condition))
+
+    def _project(self, condition: torch.Tensor) -> torch.Tensor:
+        if self.y_pos_embed is not None:
+            condition = self.y_pos_embed(condition)
+        projected: torch.Tensor = self.caption_projection(condition)
+        return projected
+
     def forward(
         self,
         hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | PreparedCondition,
         timestep: torch.Tensor,
         return_dict: bool = True,
     ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
@@ -159,30 +175,17 @@ class PixCellTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):  # t
 
         Args:
             hidden_states: noisy latents (B, C, H, W), H and W multiples of the patch size.
-            encoder_hidden_states: condition tokens (B, n, caption_channels).
-            timestep: (B,) or a scalar, integer or fractional, in 0..999.
+            encoder_hidden_states: condition tokens (B, n, caption_channels), or what `prepare` made of them. Prepared
+                conditions may be k times as many as the latents, which then are repeated k times (guidance: k = 2).
+            timestep: (B,) or a scalar, integer or fractional, in 0..999. A scalar is the fast case of sampling.
             return_dict: return an object with `.sample`, else a one-tuple.
 
         Returns:
             (B, out_channels, H, W): the first half of the channels is the noise, the second half the variance value.
         """
-        batch, height, width = len(hidden_states), *hidden_states.shape[-2:]
+        tokens, embedded = self._run(hidden_states, encoder_hidden_states, timestep)
+        batch, height, width = len(tokens), *hidden_states.shape[-2:]
         patch = int(self.config["patch_size"])
-        tokens = self.pos_embed(hidden_states)
-        timestep = timestep.expand(batch) if timestep.ndim == 0 else timestep
-        modulation, embedded = self.adaln_single(
-            timestep, {"resolution": None, "aspect_ratio": None}, batch_size=batch, hidden_dtype=tokens.dtype
-        )
-        condition = encoder_hidden_states
-        if self.y_pos_embed is not None:
-            condition = self.y_pos_embed(condition)
-        condition = self.caption_projection(condition)
-        for block in self.transformer_blocks:
-            if torch.is_grad_enabled() and self.gradient_checkpointing:
-                checkpointed: Any = self._gradient_checkpointing_func
-                tokens = checkpointed(block, tokens, None, condition, None, modulation)
-            else:
-                tokens = block(tokens, encoder_hidden_states=condition, timestep=modulation)
         shift, scale = (self.scale_shift_table[None] + embedded[:, None]).chunk(2, dim=1)
         tokens = self.proj_out(self.norm_out(tokens) * (1 + scale) + shift)
         rows, columns = height // patch, width // patch
@@ -191,3 +194,49 @@ class PixCellTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):  # t
         if not return_dict:
             return (output,)
         return Transformer2DModelOutput(sample=output)
+
+    def _run(
+        self, latents: torch.Tensor, condition: torch.Tensor | PreparedCondition, timestep: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens (B, T, d) after all blocks, and the embedded time (B or 1, d).
+
+        Condition tokens without gradients take diffusers' own block, to the last bit; everything else takes ours.
+        """
+        if torch.is_grad_enabled() and not isinstance(condition, PreparedCondition):
+            condition = self.prepare(condition)
+        tokens = self.pos_embed(latents)
+        if isinstance(condition, PreparedCondition) and condition.weights and timestep.ndim == 0:
+            modulation, embedded = self._time(timestep[None], tokens.dtype)
+            return self._run_at_one_time(tokens, condition, modulation), embedded
+        if isinstance(condition, PreparedCondition) and len(tokens) != len(condition):
+            tokens = tokens.repeat(len(condition) // len(tokens), 1, 1)
+        modulation, embedded = self._time(timestep.expand(len(tokens)), tokens.dtype)
+        if not isinstance(condition, PreparedCondition):
+            condition = self._project(condition)
+            for block in self.transformer_blocks:
+                tokens = block(tokens, encoder_hidden_states=condition, timestep=modulation)
+            return tokens, embedded
+        recomputed = torch.is_grad_enabled() and self.gradient_checkpointing
+        checkpoint: Any = self._gradient_checkpointing_func
+        run: Any = partial(checkpoint, run_block) if recomputed else run_block
+        for number, block in enumerate(self.transformer_blocks):
+            tokens = run(block, tokens, condition.cross(number), modulation)
+        return tokens, embedded
+
+    def _run_at_one_time(
+        self, tokens: torch.Tensor, prepared: PreparedCondition, modulation: torch.Tensor
+    ) -> torch.Tensor:
+        heads = int(self.config["num_attention_heads"])
+        for number, block in enumerate(self.transformer_blocks):
+            table: Any = block.scale_shift_table
+            weights = prepared.weights[number]
+            tokens = run_block_at_one_time(weights, table, heads, tokens, prepared.cross(number), modulation)
+        return tokens
+
+    def _time(self, times: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """Modulation (B, 6 d) and embedded time (B, d) of times (B,)."""
+        extra = {"resolution": None, "aspect_ratio": None}
+        found: tuple[torch.Tensor, torch.Tensor] = self.adaln_single(
+            times, extra, batch_size=len(times), hidden_dtype=dtype
+        )
+        return found

@@ -28,7 +28,8 @@ def test_it_ends_as_it_should(demonstration: Demonstration) -> None:
 
 def test_honest_bundles_verify_offline(demonstration: Demonstration) -> None:
     verdicts = {name: demonstration.sites[name]["verdict"] for name in demonstration.honest}
-    # The noise of the training is drawn anew each time, and a valid test sends one innocent site in a hundred to REVIEW.
+    # The noise of the training is drawn anew each time. Flags by chance are withheld; beyond those a valid patient test
+    # sends one innocent site in a hundred to REVIEW.
     assert set(verdicts.values()) <= {"PASS", "REVIEW"}, verdicts
     released = [name for name, verdict in verdicts.items() if verdict == "PASS"]
     assert released
@@ -109,7 +110,7 @@ def test_bundles_hold_surrogates_and_no_private_word(demonstration: Demonstratio
         words = _private_words(demonstration.out / name)
         with zipfile.ZipFile(demonstration.sites[name]["bundle"]) as bundle:
             names = bundle.namelist()
-            assert sum(n.endswith(".png") and "tiles/" in n for n in names) == 40
+            assert sum(n.endswith(".png") and "tiles/" in n for n in names) == 40 - demonstration.sites[name]["withheld"]
             for member in names:
                 text = bundle.read(member).decode("utf-8", "ignore")
                 assert not [w for w in words if len(w) > 5 and w in text], member
