@@ -261,8 +261,21 @@ def test_a_smooth_image_has_no_seam_and_a_hard_tiled_one_has() -> None:
     assert seam_ratio(np.zeros((8, 8)), [4]) == 1.0
 
 
+def test_a_pattern_of_the_decoder_is_no_seam() -> None:
+    image = np.random.default_rng(0).uniform(0, 1, (128, 128))
+    image[:, ::8] += 3.0
+    assert seam_ratio(image, columns=[64]) > 2.0
+    assert seam_ratio(image, columns=[64], period=8) == pytest.approx(1.0, abs=0.1)
+
+
 def test_borders_that_do_not_exist_are_refused() -> None:
-    for options in ({}, {"rows": [0]}, {"columns": [8]}, {"rows": list(range(1, 8))}):
+    for options in (
+        {},
+        {"rows": [0]},
+        {"columns": [8]},
+        {"rows": list(range(1, 8))},
+        {"rows": [4], "period": 4},
+    ):
         with pytest.raises(ValueError, match="border"):
             seam_ratio(np.zeros((8, 8)), **options)
 
