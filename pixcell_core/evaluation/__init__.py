@@ -1,1 +1,1 @@
-"""Measures of images and features: probes with patients held out, signal-to-noise of reconstructions."""
+"""Measures of images and features: distances between sets, similarity of pairs, probes and studies, patients held out."""
