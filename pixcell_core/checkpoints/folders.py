@@ -27,8 +27,14 @@ ModelT = TypeVar("ModelT", bound="ModelMixin")
 
 #: What a transformer's tensors cannot tell; a configuration without one of these would be filled with a guess.
 GEOMETRY = ("num_attention_heads", "attention_head_dim", "sample_size", "interpolation_scale")
-#: Keys of published configurations that decide nothing.
-DEAD_KEYS = ("double_self_attention", "num_vector_embeds", "only_cross_attention", "use_linear_projection")
+#: Beyond these a configuration is a mistake, and even a model without numbers would fill the memory with its tables.
+LARGEST = {
+    "attention_head_dim": 1024,
+    "caption_num_tokens": 4096,
+    "num_attention_heads": 512,
+    "num_layers": 512,
+    "sample_size": 1024,
+}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -45,7 +51,7 @@ def read_json(path: Path) -> dict[str, Any]:
         )
     try:
         found = json.loads(path.read_text())
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise BadInputError(
             f"{path} is no JSON that can be read.", hint="Copy the file again.", code="weights-damaged"
         ) from error
@@ -74,7 +80,8 @@ def build_empty(kind: type[ModelT], config: Mapping[str, Any], origin: str) -> M
     try:
         with torch.device("meta"):
             return kind(**known_configuration(kind, config))
-    except (TypeError, ValueError, RuntimeError, ZeroDivisionError, AttributeError, KeyError) as error:
+    except Exception as error:
+        # The blocks' own library answers a setting it does not know with whatever it stumbles over first.
         raise BadInputError(
             f"{origin} describes no {kind.__name__}: {error}",
             hint="Use the config.json that was published with these weights.",
@@ -183,6 +190,14 @@ def transformer_configuration(folder: Path) -> dict[str, Any]:
             hint="Use the config.json that was published with these weights.",
             code="bad-configuration",
         )
+    for key, largest in LARGEST.items():
+        met = config.get(key, 1)
+        if not isinstance(met, int) or isinstance(met, bool) or not 1 <= met <= largest:
+            raise BadInputError(
+                f"{folder.name}/config.json says {key} is {met!r}, expected a whole number from 1 to {largest}.",
+                hint="Use the config.json that was published with these weights.",
+                code="bad-configuration",
+            )
     if config.get("use_additional_conditions"):
         raise BadInputError(
             "config.json asks for use_additional_conditions, which PixCell does not have.",
@@ -267,7 +282,8 @@ def load_scheduler_folder(folder: Path) -> Any:
     try:
         # A configured scheduler is the class's own; from_config is typed for the mixin alone.
         return kind.from_config(config)  # type: ignore[attr-defined]
-    except (TypeError, ValueError, NotImplementedError) as error:
+    except Exception as error:
+        # Schedulers answer a setting they do not know with any kind of error.
         raise BadInputError(
             f"{folder.name}/scheduler_config.json is not for {named}: {error}",
             hint="Use the file published with the weights.",

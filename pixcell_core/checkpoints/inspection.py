@@ -25,7 +25,14 @@ from pixcell_core.checkpoints.lora import (
     adapter_from_state,
     load_lora,
 )
-from pixcell_core.checkpoints.original import AVERAGE, HEAD_DIM, infer_configuration, open_original
+from pixcell_core.checkpoints.original import (
+    AVERAGE,
+    HEAD_DIM,
+    TABLE_TOLERANCE,
+    OriginalFile,
+    infer_configuration,
+    open_original,
+)
 from pixcell_core.checkpoints.tensor_files import folder_entries, read_tensors
 from pixcell_core.errors import BadInputError
 
@@ -33,8 +40,9 @@ if TYPE_CHECKING:
     import torch
 
 NULL = "caption_projection.uncond_embedding"
+TABLE = "y_pos_embed.y_pos_embed"
 #: In the file, never trained: not counted as parameters.
-BUFFERS = (NULL, "y_pos_embed.y_pos_embed")
+BUFFERS = (NULL, TABLE)
 PIXELS_PER_LATENT = 8
 
 
@@ -115,10 +123,15 @@ def _geometry(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _fits(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], origin: str) -> list[str]:
-    """What keeps these tensors from filling the configured transformer."""
+def _examine(
+    config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], origin: str
+) -> tuple[list[str], list[str]]:
+    """What keeps these tensors from being the configured transformer, and what is worth knowing about them."""
+    import torch
+
     from pixcell_core.models import PixCellTransformer2DModel
 
+    notes: list[str] = []
     try:
         expected = build_empty(PixCellTransformer2DModel, config, origin).state_dict()
         compare_shapes(
@@ -127,8 +140,18 @@ def _fits(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], origin
             origin,
         )
     except BadInputError as error:
-        return [error.message]
-    return []
+        return [error.message], notes
+    broken = sorted(k for k, t in tensors.items() if not torch.isfinite(t).all())
+    problems = [f"{len(broken)} tensors hold NaN or infinity, e.g. {broken[0]}"] if broken else []
+    laid = expected.get(TABLE)
+    if laid is not None and not laid.is_meta:
+        apart = float((tensors[TABLE].float() - laid.float()).abs().max())
+        if apart > TABLE_TOLERANCE:
+            notes.append(
+                f"the condition table in the file differs from the stage's own by up to {apart:.2g}; "
+                "the file's is used, as the weights learned it"
+            )
+    return problems, notes
 
 
 def _model_folder(folder: Path) -> CheckpointInfo:
@@ -150,15 +173,16 @@ def _model_folder(folder: Path) -> CheckpointInfo:
     dead = sorted(k for k in config if k not in known and not k.startswith("_"))
     try:
         transformer_configuration(folder)
-        problems = _fits(config, tensors, folder.name)
+        problems, notes = _examine(config, tensors, folder.name)
     except BadInputError as error:
-        problems = [error.message]
+        problems, notes = [error.message], []
     return CheckpointInfo(
         kind="transformer folder (Diffusers form)",
         null_embedding_norm=_null_norm(tensors),
         config=known,
         ignored_config_keys=dead,
         problems=problems,
+        notes=notes,
         **_geometry(known),
         **common,
     )
@@ -171,7 +195,9 @@ def _pipeline(folder: Path) -> CheckpointInfo:
     problems = [*found.problems]
     if "scheduler" in missing:
         problems.append("The pipeline has no scheduler/scheduler_config.json.")
-    notes = ["no vae/: bring the autoencoder yourself (SD3 or SD3.5)"] if "vae" in missing else []
+    notes = [*found.notes]
+    if "vae" in missing:
+        notes.append("no vae/: bring the autoencoder yourself (SD3 or SD3.5)")
     return found.model_copy(
         update={"path": str(folder), "kind": "pipeline folder", "problems": problems, "notes": notes}
     )
@@ -188,6 +214,15 @@ def _adapter(path: Path, adapter: LoraAdapter, kind: str) -> CheckpointInfo:
         digest=content_digest(path),
         config={"layers": len(adapter.layers), "ranks": ranks, "scales": scales, "targets": endings},
     )
+
+
+def _two_nulls(opened: OriginalFile) -> list[str]:
+    """A note where the average was given a null embedding of its own, which its training never dropped to."""
+    name = "y_embedder.y_embedding"
+    held = [state[name] for state in opened.states.values() if name in state]
+    if len(held) == 2 and (held[0].shape != held[1].shape or bool((held[0] != held[1]).any())):
+        return ["the average carries another null embedding than the plain weights were trained with"]
+    return []
 
 
 def _original_file(path: Path, head_dim: int) -> CheckpointInfo:
@@ -211,10 +246,12 @@ def _original_file(path: Path, head_dim: int) -> CheckpointInfo:
         kind = f"{'training' if training else 'original'} checkpoint (original form)"
         if training and AVERAGE in opened.states:
             notes.append("the moving average is described; --no-ema takes the plain weights")
+            notes += _two_nulls(opened)
         try:
             tensors = from_original(state)
             config = infer_configuration(state, head_dim=head_dim)
-            problems = _fits(config, tensors, path.name)
+            problems, more = _examine(config, tensors, path.name)
+            notes += more
         except BadInputError as error:
             problems = [error.message]
     else:

@@ -65,7 +65,7 @@ def read_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
         promised = 8 + length + max((int(e["data_offsets"][1]) for e in header.values()), default=0)
     except OSError as error:
         raise _damaged(path, "cannot be opened", "weights-missing") from error
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise _damaged(path, "is no safetensors file") from error
     if size < promised:
         raise _damaged(path, f"holds {size} of the {promised} bytes its header promises", "weights-truncated")
@@ -78,7 +78,7 @@ def _by_index(index: Path) -> dict[str, TensorEntry]:
     """Tensors of a folder cut into shards, by its index file."""
     try:
         weight_map = {str(k): str(v) for k, v in json.loads(index.read_text())["weight_map"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged(index, "is no index of shards (a JSON object with a weight_map)") from error
     entries: dict[str, TensorEntry] = {}
     for shard in sorted(set(weight_map.values())):

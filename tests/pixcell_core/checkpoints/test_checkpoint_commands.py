@@ -75,6 +75,18 @@ def test_info_says_what_is_missing(
     assert cut.exit_code == 4 and json.loads(cut.stdout)["code"] == "weights-truncated"
 
 
+def test_info_sees_broken_numbers_and_a_table_of_another_stage(
+    tmp_path: Path, tiny: Callable[..., Any], write_folder: Callable[..., Path]
+) -> None:
+    model = tiny(4)
+    model.proj_out.bias.data[3] = float("nan")
+    found = described(write_folder(tmp_path, model))
+    assert "NaN" in found["problems"][0] and "proj_out.bias" in found["problems"][0] and not found["notes"]
+    # The published class lays this table at scale 2 whatever the stage; weights that learned it so are kept so.
+    found = described(write_folder(tmp_path, tiny(4), interpolation_scale=1.0))
+    assert found["problems"] == [] and "condition table" in found["notes"][0]
+
+
 def test_info_of_the_starter_has_the_starters_digest() -> None:
     for kind in ("transformer", "autoencoder"):
         found = described(STARTER / kind)
@@ -98,6 +110,9 @@ def test_info_of_original_and_training_files(
     torch.save({"state_dict": state, "state_dict_ema": state, "epoch": 2}, training)
     found = described(training, "--head-dim", 8)
     assert found["kind"].startswith("training") and "epoch 2, step 500" in found["notes"]
+    torch.save({"state_dict": state, "state_dict_ema": {k: v * 0.5 for k, v in state.items()}}, training)
+    found = described(training, "--head-dim", 8)
+    assert any("another null embedding" in note for note in found["notes"])
     del state["blocks.0.attn.qkv.bias"]
     torch.save({"state_dict": state}, released)
     assert "blocks.0.attn.qkv.bias" in described(released, "--head-dim", 8)["problems"][0]

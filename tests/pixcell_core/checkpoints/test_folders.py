@@ -117,6 +117,16 @@ def test_folders_written_by_the_platform_and_the_starter_load_too(tmp_path: Path
     assert same(starter, load_transformer())
 
 
+def test_a_folder_can_be_saved_over_the_file_it_was_loaded_from(tmp_path: Path, tiny: Tiny) -> None:
+    save_folder(tiny(4), tmp_path / "m")
+    model = load_transformer_folder(tmp_path / "m")
+    with torch.no_grad():
+        model.proj_out.bias.add_(1.0)
+    save_folder(model, tmp_path / "m")
+    assert same(load_transformer_folder(tmp_path / "m"), model)
+    assert torch.equal(model.proj_out.bias, tiny(4).proj_out.bias + 1.0)
+
+
 def refusal(act: Callable[[], object]) -> BadInputError:
     """The error `act` must raise; every one has advice."""
     with pytest.raises(BadInputError) as refused:
@@ -165,7 +175,8 @@ def test_files_cut_off_at_any_place_are_named(tmp_path: Path, tiny: Tiny, write_
         path.write_bytes(whole[:size])
         error = refusal(lambda: load_transformer_folder(folder))
         assert error.code == "weights-truncated" and str(size) in error.message, size
-    for content in (b"", b"abc", b"\xff" * 4000, b"\x02" + b"\0" * 7 + b"[]", whole + b"more"):
+    nested = (100_000).to_bytes(8, "little") + b"[" * 100_000
+    for content in (b"", b"abc", b"\xff" * 4000, b"\x02" + b"\0" * 7 + b"[]", nested, whole + b"more"):
         path.write_bytes(content)
         assert refusal(lambda: load_transformer_folder(folder)).code == "weights-damaged"
 
@@ -186,7 +197,11 @@ def test_configurations_that_cannot_be_used_are_named(
         error = after(json.dumps({k: v for k, v in whole.items() if k != key}))
         assert error.code == "bad-configuration" and key in error.message
     assert after(json.dumps(whole | {"use_additional_conditions": True})).code == "bad-configuration"
-    assert after(json.dumps(whole | {"num_layers": "two"})).code == "bad-configuration"
+    for key, value in (("num_layers", "two"), ("sample_size", 10**6), ("num_attention_heads", 0)):
+        error = after(json.dumps(whole | {key: value}))
+        assert error.code == "bad-configuration" and key in error.message and repr(value) in error.message
+    assert after(json.dumps(whole | {"activation_fn": "unheard"})).code == "bad-configuration"
+    assert after("[" * 100_000).code == "weights-damaged"
     assert after(json.dumps(whole | {"caption_num_tokens": 5})).code == "bad-configuration"
     other = after(json.dumps(whole | {"_class_name": "AutoencoderKL"}))
     assert other.code == "weights-of-another-model" and "AutoencoderKL" in other.message

@@ -98,6 +98,9 @@ def test_attached_merged_and_defined_are_one_function(tiny: Tiny, inputs: Callab
     attach_lora(model, adapter)
     assert not any(p.requires_grad for p in model.parameters())
     assert torch.allclose(run(model, given), want, atol=1e-5)
+    with torch.no_grad():
+        prepared = model.prepare(given[1])
+    assert torch.allclose(run(model, (given[0], prepared, given[2])), want, atol=1e-5)
     merge_lora(model)
     merge_lora(model)  # merging twice must not count twice
     assert torch.allclose(run(model, given), want, atol=1e-5)

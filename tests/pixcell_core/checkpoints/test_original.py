@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -191,3 +192,23 @@ def test_files_that_are_no_checkpoint_are_named(tmp_path: Path, original_state: 
     torch.save({"state_dict": odd}, path)
     error = refusal(lambda: load_original(path, head_dim=8))
     assert "(60,)" in error.message and "(64,)" in error.message
+
+
+@pytest.mark.parametrize("modern", [True, False])
+def test_no_flipped_byte_escapes_as_anything_but_a_named_error(
+    modern: bool, tmp_path: Path, original_state: MakeState
+) -> None:
+    path, draw = tmp_path / "pixcell_256.ckpt", random.Random(11)
+    torch.save({"state_dict": original_state(1)}, path, _use_new_zipfile_serialization=modern)
+    whole = path.read_bytes()
+    refused = 0
+    for _ in range(80):
+        changed = bytearray(whole)
+        for _ in range(draw.choice((1, 3))):
+            changed[draw.randrange(draw.choice((600, 3000)))] = draw.randrange(256)
+        path.write_bytes(changed)
+        try:
+            load_original(path, head_dim=8)
+        except BadInputError:
+            refused += 1
+    assert refused > 20
