@@ -9,12 +9,14 @@ AutoencoderTiny (TAESD3 and its kin) was trained to give latents that are scaled
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from pixcell_core.checkpoints.folders import build_empty, fill, load_model_folder, read_json
 from pixcell_core.encoders.latent_autoencoder import LatentAutoencoder
-from pixcell_core.encoders.weight_files import check_weight_file, load_strictly, read_tensors
+from pixcell_core.encoders.weight_files import check_finite, read_tensors
 from pixcell_core.errors import BadInputError
 
 SD3_SCALING_FACTOR = 1.5305
@@ -88,8 +90,10 @@ def load_autoencoder_tiny(path: Path) -> LatentAutoencoder:
         tensors = read_tensors(path)
         first = tensors.get("decoder.layers.0.weight")
         channels = int(first.shape[1]) if first is not None and first.ndim == 4 else 16
-        model = AutoencoderTiny(latent_channels=channels)
-        load_strictly(model, tensors, path.name, "AutoencoderTiny")
+        config = {"latent_channels": channels}
+        kind: Any = AutoencoderTiny
+        model = build_empty(kind, config, path.name)
+        fill(model, {k: v.float() for k, v in tensors.items()}, config, path.name)
     else:
         folder, _ = _folder(path, "AutoencoderTiny")
         model = _from_folder(AutoencoderTiny, folder)
@@ -133,57 +137,19 @@ def _folder(path: Path, expected: str) -> tuple[Path, dict[str, Any]]:
             "its makers' licence), or of TAESD3 (madebyollin/taesd3) for autoencoder-tiny.",
             code="weights-missing",
         )
-    try:
-        config = json.loads((folder / "config.json").read_text())
-        met = str(config.get("_class_name") or config.get("model_type"))
-    except (ValueError, AttributeError, UnicodeDecodeError) as error:
-        raise BadInputError(
-            f"{folder / 'config.json'} is no JSON object.",
-            hint="Copy the folder again.",
-            code="weights-damaged",
-        ) from error
+    config = read_json(folder / "config.json")
+    met = str(config.get("_class_name") or config.get("model_type"))
     if met != expected:
         raise BadInputError(
             f"{folder} holds a model of class {met}, expected {expected}.",
             hint="`pixcell model encoders` lists the autoencoders this program knows and how each is named.",
-            code="weights-foreign",
+            code="weights-of-another-model",
         )
     return folder, config
 
 
 def _from_folder(kind: Any, folder: Path) -> Any:
-    """A diffusers model from its folder as float32; a missing, extra or misshapen tensor is an error."""
-    stem = "diffusion_pytorch_model"
-    choices = (f"{stem}.safetensors", f"{stem}.fp16.safetensors", f"{stem}.bin")
-    file = next((folder / name for name in choices if (folder / name).is_file()), None)
-    if file is None:
-        raise BadInputError(
-            f"{folder} holds no weights; expected one of {', '.join(choices)}.",
-            hint="Copy the whole folder.",
-            code="weights-missing",
-        )
-    check_weight_file(file)
-    try:
-        model, report = kind.from_pretrained(
-            str(folder),
-            local_files_only=True,
-            low_cpu_mem_usage=False,
-            output_loading_info=True,
-            use_safetensors=file.suffix == ".safetensors",
-            variant="fp16" if ".fp16." in file.name else None,
-        )
-    except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
-        raise _unfit(folder, f"{type(error).__name__} while loading") from error
-    missing, extra = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
-    if missing or extra:
-        first = f"missing {missing[0]}" if missing else f"unknown {extra[0]}"
-        raise _unfit(folder, f"{len(missing)} tensors are missing and {len(extra)} are unknown ({first})")
-    return model.float()
-
-
-def _unfit(folder: Path, why: str) -> BadInputError:
-    return BadInputError(
-        f"Weights and config.json in {folder} do not fit each other: {why}.",
-        hint="Both must come from the same model; copy the folder again.",
-        code="weights-foreign",
-    )
+    """A diffusers model from its folder as float32; a missing, extra, misshapen or NaN tensor is an error."""
+    model = load_model_folder(kind, folder, dtype=torch.float32)
+    check_finite(model.state_dict().items(), str(folder))
+    return model

@@ -20,7 +20,6 @@ from pixcell_core.encoders.autoencoder_folders import (
     load_autoencoder_tiny,
     load_starter_autoencoder,
 )
-from pixcell_core.encoders.devices import choose_device
 from pixcell_core.encoders.latent_autoencoder import LatentAutoencoder
 from pixcell_core.encoders.packaged import load_second_eye_encoder, load_starter_encoder
 from pixcell_core.encoders.protocols import ImageEncoder
@@ -28,6 +27,7 @@ from pixcell_core.encoders.tiled_encoder import TILE_SIZE
 from pixcell_core.encoders.transformers_folder import load_transformers_folder
 from pixcell_core.encoders.uni2 import load_uni2
 from pixcell_core.errors import BadInputError
+from pixcell_core.models.devices import choose_device
 
 
 @dataclass(frozen=True)

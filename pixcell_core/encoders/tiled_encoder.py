@@ -8,6 +8,7 @@ from torch import nn
 from pixcell_core.encoders.embedding_check import check_embeddings
 from pixcell_core.encoders.tile_grid import split_tiles, tile_grid
 from pixcell_core.errors import BadInputError
+from pixcell_core.models.devices import send
 
 TILE_SIZE = 256
 
@@ -80,6 +81,4 @@ class TiledEncoder:
         return check_embeddings(embedded, embedding_dim=self.embedding_dim, tokens=count, source=self.name)
 
     def _embed(self, tiles: torch.Tensor) -> torch.Tensor:
-        if self.device.type == "cuda":
-            tiles = tiles.contiguous().pin_memory().to(self.device, non_blocking=True)
-        return self.network(tiles).float().cpu()  # type: ignore[no-any-return]
+        return self.network(send(tiles, self.device)).float().cpu()  # type: ignore[no-any-return]

@@ -6,16 +6,16 @@ of the folder is run: only the architectures named here are built.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from pixcell_core.checkpoints.folders import read_json
 from pixcell_core.encoders.preprocessing import Preprocessing
 from pixcell_core.encoders.tile_networks import ClassTokenNetwork, NormalisedNetwork
 from pixcell_core.encoders.tiled_encoder import TILE_SIZE, TiledEncoder
-from pixcell_core.encoders.weight_files import check_weight_file
+from pixcell_core.encoders.weight_files import read_tensors
 from pixcell_core.errors import BadInputError
 
 # Each puts its class token first and ends with the last norm.
@@ -40,7 +40,8 @@ def load_transformers_folder(
 
     model_type = _model_type(folder)
     for file in model_files(folder):
-        check_weight_file(file)
+        # Judged before the library opens it: damaged, unsafe or NaN.
+        read_tensors(file)
     options: dict[str, Any] = {"add_pooling_layer": False} if model_type == "vit" else {}
     quiet = logging.get_verbosity()
     logging.set_verbosity_error()
@@ -101,26 +102,13 @@ def model_files(folder: Path) -> list[Path]:
 
 
 def _model_type(folder: Path) -> str:
-    path = folder / "config.json"
-    if not path.is_file():
-        raise BadInputError(
-            f"{folder} holds no config.json.",
-            hint="Bring the whole folder of a DINOv2-style model: config.json, model.safetensors and, where it has "
-            "one, preprocessor_config.json.",
-            code="weights-missing",
-        )
-    try:
-        config = json.loads(path.read_text())
-        met = str(config.get("model_type") or config.get("_class_name") or config.get("architecture"))
-    except (ValueError, AttributeError, UnicodeDecodeError) as error:
-        raise BadInputError(
-            f"{path} is no JSON object.", hint="Copy the folder again.", code="weights-damaged"
-        ) from error
+    config = read_json(folder / "config.json")
+    met = str(config.get("model_type") or config.get("_class_name") or config.get("architecture"))
     if met not in MODEL_TYPES:
         raise BadInputError(
             f"{folder} holds a model of type {met!r}, expected one of {', '.join(MODEL_TYPES)}.",
             hint="Give the folder of a DINOv2-style image encoder; `pixcell model encoders` lists what is known.",
-            code="weights-foreign",
+            code="weights-of-another-model",
         )
     return met
 

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import torch
 
+from pixcell_core.checkpoints.folders import compare_shapes
 from pixcell_core.encoders.preprocessing import Preprocessing
 from pixcell_core.encoders.tile_networks import NormalisedNetwork
 from pixcell_core.encoders.tiled_encoder import TILE_SIZE, TiledEncoder
 from pixcell_core.encoders.vision_transformer import VisionTransformerConfig
-from pixcell_core.encoders.weight_files import load_strictly, read_tensors
+from pixcell_core.encoders.weight_files import read_tensors
 from pixcell_core.errors import BadInputError
 
 UNI2_FILES = ("model.safetensors", "pytorch_model.safetensors", "pytorch_model.bin")
@@ -46,7 +47,12 @@ def load_uni2(
     tensors = read_tensors(file)
     with torch.device("meta"):
         network = config.build()
-    load_strictly(network, tensors, file.name, "UNI2-h")
+    compare_shapes(
+        {name: tuple(value.shape) for name, value in network.state_dict().items()},
+        {name: tuple(value.shape) for name, value in tensors.items()},
+        f"{file.name} as UNI2-h",
+    )
+    network.load_state_dict({k: v.to(dtype) for k, v in tensors.items()}, strict=True, assign=True)
     preprocessing = Preprocessing(resize=config.img_size, crop=config.img_size)
     return TiledEncoder(
         "uni2-h",

@@ -134,19 +134,21 @@ def test_bad_folders_are_named(write_vae: WriteVae, tmp_path: Path) -> None:
         assert error.value.code == code
 
     file.write_bytes(file.read_bytes()[:-64])
-    refused(folder, "its header announces", "weights-damaged")
+    refused(folder, r"holds \d+ of the \d+ bytes", "weights-truncated")
     save_file(
         {k: v for k, v in state.items() if not k.startswith("decoder.conv_out")}, file, {"format": "pt"}
     )
-    refused(folder, "2 tensors are missing .*decoder.conv_out", "weights-foreign")
+    refused(folder, "lacks 2 of .*decoder.conv_out", "checkpoint-missing-keys")
     save_file(state | {"quant_conv.bias": torch.zeros(32)}, file, {"format": "pt"})
-    refused(folder, "1 are unknown .*quant_conv", "weights-foreign")
+    refused(folder, "1 tensors .*quant_conv", "checkpoint-extra-keys")
     save_file(state | {"decoder.conv_in.weight": torch.zeros(4, 16, 3, 3)}, file, {"format": "pt"})
-    refused(folder, "do not fit each other", "weights-foreign")
+    refused(folder, r"shape \(4, 16, 3, 3\), expected \(8, 16", "checkpoint-wrong-shape")
+    save_file(state | {"decoder.conv_in.bias": torch.full((8,), torch.nan)}, file, {"format": "pt"})
+    refused(folder, "NaN or infinite values in decoder.conv_in.bias", "weights-not-finite")
     file.unlink()
-    refused(folder, "expected one of diffusion_pytorch_model", "weights-missing")
+    refused(folder, "no .safetensors file", "weights-missing")
     (folder / "config.json").write_text(json.dumps({"_class_name": "UNet2DModel"}))
-    refused(folder, "class UNet2DModel, expected AutoencoderKL", "weights-foreign")
+    refused(folder, "class UNet2DModel, expected AutoencoderKL", "weights-of-another-model")
     (folder / "config.json").write_text("[1")
     refused(folder, "no JSON", "weights-damaged")
     shutil.rmtree(folder)

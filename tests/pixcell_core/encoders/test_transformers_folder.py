@@ -95,7 +95,7 @@ def test_old_pickled_weights_load_and_pickles_with_code_do_not(tmp_path: Path, t
     torch.save({"x": RunsCode(tmp_path / "ran")}, tmp_path / "d" / "pytorch_model.bin")
     with pytest.raises(BadInputError) as refused:
         load_tile_encoder(f"dinov2:{tmp_path / 'd'}")
-    assert refused.value.code == "weights-unsafe" and not (tmp_path / "ran").exists()
+    assert refused.value.code == "pickle-with-code" and not (tmp_path / "ran").exists()
 
 
 def test_folders_of_another_kind_are_refused(tmp_path: Path) -> None:
@@ -112,13 +112,13 @@ def test_folders_of_another_kind_are_refused(tmp_path: Path) -> None:
         (folder / "config.json").write_text(json.dumps(config | changes))
 
     write(model_type="bert")
-    refused("type 'bert', expected one of dinov2", "weights-foreign")
+    refused("type 'bert', expected one of dinov2", "weights-of-another-model")
     write(hidden_size=48)
     refused("does not load as dinov2", "weights-foreign")
     write(num_hidden_layers=3)
     refused("tensors are missing", "weights-foreign")
     write(auto_map={"AutoModel": "evil.Model"}, model_type="evil")
-    refused("type 'evil'", "weights-foreign")
+    refused("type 'evil'", "weights-of-another-model")
     write()
     write_preprocessing(folder, image_std=[0.1, 0.2])
     refused("three deviations|has mean", "preprocessing-unknown")
@@ -127,8 +127,8 @@ def test_folders_of_another_kind_are_refused(tmp_path: Path) -> None:
     (folder / "preprocessor_config.json").unlink()
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[:-8])
-    refused("its header announces", "weights-damaged")
+    refused("bytes its header promises", "weights-truncated")
     (folder / "model.safetensors").unlink()
     refused("holds no weights", "weights-missing")
     (folder / "config.json").unlink()
-    refused("no config.json", "weights-missing")
+    refused("no config.json in", "weights-missing")
