@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import BaseModel, ConfigDict
 
 from pixcell_core.diffusion import inputs
 from pixcell_core.diffusion.condition_source import ConditionSource, from_features, from_images, unconditional
@@ -19,6 +18,7 @@ from pixcell_core.diffusion.contact_sheet import contact_sheet
 from pixcell_core.diffusion.guidance import default_guidance_scale
 from pixcell_core.diffusion.image_to_image import start_index
 from pixcell_core.diffusion.pipeline import FACTOR, PixCellPipeline
+from pixcell_core.diffusion.sample_manifest import SampledImage, SampleManifest
 from pixcell_core.diffusion.seam import seam_ratio
 from pixcell_core.diffusion.windows import Windowing
 from pixcell_core.errors import BadInputError
@@ -58,54 +58,19 @@ class SampleRequest:
     batch_size: int = 8
 
 
-class SampledImage(BaseModel):
-    """One line of the manifest; `seam_ratio` is measured where an image was drawn from several windows."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    file: str
-    seed: int
-    condition: str
-    seam_ratio: float | None = None
-
-
-class SampleManifest(BaseModel):
-    """Everything that is needed to draw the same images again."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    width: int
-    height: int
-    sampler: str
-    num_inference_steps: int
-    guidance_scale: float
-    eta: float
-    seed: int
-    conditions: str
-    encoder: str | None
-    init_image: str | None
-    strength: float | None
-    windows: int
-    precision: str
-    weights: dict[str, str]
-    images: list[SampledImage]
-
-
 class SampleSession:
     """Loads and checks everything in the constructor, so that bad input is named before anything is drawn."""
 
     def __init__(self, request: SampleRequest) -> None:
         self.request = request
         self._check_request()
-        from pixcell_core.encoders.devices import choose_device
+        from pixcell_core.models.devices import choose_device, sampling_dtype
 
         self._device = choose_device(request.device)
-        precision = request.precision
-        if precision == "auto":
-            precision = "bfloat16" if self._device.type == "cuda" else "float32"
-        self._precision = precision
+        by_device = str(sampling_dtype(self._device)).removeprefix("torch.")
+        self._precision = by_device if request.precision == "auto" else request.precision
         self._weights: dict[str, str] = {}
-        self._pipeline = self._load_pipeline(getattr(torch, precision))
+        self._pipeline = self._load_pipeline(getattr(torch, self._precision))
         config: Any = self._pipeline.transformer.config
         self._picture = self._read_init_image()
         native = int(config["sample_size"])
@@ -283,7 +248,7 @@ class SampleSession:
     def _draw_batch(self, numbers: list[int], on_work: Callable[[int], None]) -> np.ndarray:
         request = self.request
         windowing = Windowing(stride=request.stride, batch_size=request.batch_size, on_windows=on_work)
-        images: Any = self._pipeline(
+        drawn: Any = self._pipeline(
             self._conditions(numbers),
             guidance_scale=self.guidance_scale,
             num_inference_steps=request.steps,
@@ -295,8 +260,8 @@ class SampleSession:
             eta=request.eta,
             windowing=windowing if self.windowed else None,
             callback=None if self.windowed else lambda step, time, latents: on_work(len(numbers)),
-        ).images
-        return np.asarray(images)
+        )
+        return np.asarray(drawn.images)
 
     def _seam(self, pixels: np.ndarray) -> float | None:
         if not self.windowed:

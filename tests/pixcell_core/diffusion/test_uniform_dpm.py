@@ -107,6 +107,30 @@ def test_a_first_order_mutant_converges_slower() -> None:
     assert errors[-1] > 5 * _gaussian_error(640, _run)
 
 
+class _SecondOrderToTheEnd(UniformDPMScheduler):
+    def set_timesteps(self, num_inference_steps: int, device=None) -> None:
+        super().set_timesteps(num_inference_steps, device)
+        self.num_inference_steps += 1
+
+
+class _ToTheCleanImage(UniformDPMScheduler):
+    def set_timesteps(self, num_inference_steps: int, device=None) -> None:
+        super().set_timesteps(num_inference_steps, device)
+        self._times = np.linspace(999.0, 0.0, num_inference_steps + 2)[:-1]
+
+
+class _WholeTimes(UniformDPMScheduler):
+    def levels(self, times):
+        return super().levels(np.round(times))
+
+
+@pytest.mark.parametrize("mutant", [_SecondOrderToTheEnd, _ToTheCleanImage, _WholeTimes])
+def test_a_wrong_grid_or_order_is_seen_by_the_formula(mutant, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = torch.randn(2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setitem(globals(), "UniformDPMScheduler", mutant)
+    assert float((_run(_odd_noise, start, 20) - _plain(_odd_noise, start, 20)).abs().max()) > 1e-5
+
+
 def test_noise_is_added_at_fractional_times() -> None:
     clean, noise = torch.full((2, 1, 1, 1), 3.0), torch.full((2, 1, 1, 1), 5.0)
     noisy = UniformDPMScheduler().add_noise(clean, noise, torch.tensor([0.0, 499.5]))
