@@ -86,7 +86,7 @@ class CheckpointInfo(BaseModel):
             *(("PROBLEM", problem) for problem in self.problems),
             ("usable", "yes" if self.usable else "no"),
         ]
-        return "\n".join(f"{name:<24}{value}" for name, value in rows if value)
+        return "\n".join(f"{name:<27}{value}" for name, value in rows if value)
 
 
 def content_digest(path: Path) -> str:

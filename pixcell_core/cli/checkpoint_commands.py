@@ -57,12 +57,17 @@ HeadDimOption = Annotated[
 def info(
     path: Annotated[
         Path,
-        typer.Argument(help="A model, pipeline or adapter folder, or one .safetensors, .ckpt or .pth file."),
+        typer.Argument(
+            metavar="PATH",
+            help="A model, pipeline or adapter folder, or one .safetensors, .ckpt or .pth file.",
+        ),
     ],
     head_dim: HeadDimOption = 72,
     format: FormatOption = OutputFormat.TEXT,
 ) -> object:
     """Say what weights are: kind, size, stage, tokens, null embedding, digest, and what is missing.
+
+    PATH is a model, pipeline or adapter folder, or one .safetensors, .ckpt or .pth file.
 
     Pickled files are opened for their tensors alone; one that carries code is refused.
 
@@ -76,9 +81,14 @@ def info(
 @command
 def convert(
     source: Annotated[
-        Path, typer.Argument(help="A Diffusers folder, a pipeline folder, or an original .ckpt / .pth file.")
+        Path,
+        typer.Argument(
+            metavar="SOURCE", help="A Diffusers folder, a pipeline folder, or an original .ckpt / .pth file."
+        ),
     ],
-    out: Annotated[Path, typer.Argument(help="What to write; must not exist. A folder, or a .ckpt file.")],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="What to write; must not exist. A folder, or a .ckpt file.")
+    ],
     to: Annotated[CheckpointForm, typer.Option("--to", help="The form to write.")],
     ema: Annotated[
         bool | None,
@@ -105,7 +115,8 @@ def convert(
 ) -> Conversion:
     """Write a transformer in its other published form; converting back gives the same bits.
 
-    `diffusers` is a folder (config.json, safetensors), `original` one file with a state_dict.
+    SOURCE is a Diffusers folder, a pipeline folder, or an original .ckpt or .pth file. OUT must not exist: a folder
+    for `diffusers` (config.json, safetensors), one .ckpt, .pth or .pt file for `original` (a state_dict).
 
     Example: pixcell model convert pixcell_256.ckpt PixCell-256 --to diffusers
     """
