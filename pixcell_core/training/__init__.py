@@ -1,1 +1,1 @@
-"""Training the model: feature stores, adapters, the trainer, moving averages."""
+"""Training the model: feature stores and layouts, adapters, the trainer, its stages, moving averages."""

@@ -212,8 +212,9 @@ def test_the_refused_targets_are_silent_indeed_and_alive_with_more_tokens() -> N
         alive = model.transformer_blocks[0].attn1.to_q.weight.grad.abs().max().item()
         for name, parameter in model.named_parameters():
             if name.endswith(("attn2.to_q.weight", "attn2.to_k.weight")):
-                assert parameter.grad is not None
-                assert (parameter.grad.abs().max().item() < 1e-5 * alive) == silent, (tokens, name)
+                # With one token the model need not even compute them: no gradient at all is silence too.
+                found = 0.0 if parameter.grad is None else parameter.grad.abs().max().item()
+                assert (found < 1e-5 * alive) == silent, (tokens, name)
     attach_ffa_lora(transformer(4), rank=2, seed=0, targets=("attn2.to_q",))
 
 
