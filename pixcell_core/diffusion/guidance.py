@@ -37,34 +37,37 @@ class GuidedNoise:
         condition: (B, n, d).
         null: (B, n, d); unused when `guidance_scale` is 1, which makes one call on B rows per step instead of 2 B.
         guidance_scale: w.
-        sharing: another one of the same model, whose prepared weights are used instead of a copy of them.
     """
 
     def __init__(
-        self,
-        model: Any,
-        condition: torch.Tensor,
-        null: torch.Tensor,
-        guidance_scale: float,
-        *,
-        sharing: GuidedNoise | None = None,
+        self, model: Any, condition: torch.Tensor, null: torch.Tensor, guidance_scale: float
     ) -> None:
-        self._model, self._scale = model, guidance_scale
+        self._model, self._scale, self._batch = model, guidance_scale, len(condition)
         self._guided = guidance_scale != 1.0
         # The null comes first, as in the published pipeline.
-        prepared = model.prepare(torch.cat([null.to(condition), condition]) if self._guided else condition)
-        if sharing is not None:
-            prepared = replace(prepared, weights=sharing._prepared.weights)
-        self._prepared: PreparedCondition = prepared
+        rows = torch.cat([null.to(condition), condition]) if self._guided else condition
+        self._prepared: PreparedCondition = model.prepare(rows)
 
-    def __call__(self, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+    def __call__(
+        self, latents: torch.Tensor, timestep: torch.Tensor, rows: slice | None = None
+    ) -> torch.Tensor:
         """Noise (B, C, h, w) of scaled latents (B, C, h, w) at one timestep; the variance half is dropped.
+
+        Args:
+            latents: one row per condition, or per condition in `rows`.
+            timestep: a scalar.
+            rows: which conditions these latents belong to; all of them when absent.
 
         The transformer repeats the latents itself, once per chunk of the condition, behind what both chunks share.
         """
+        prepared = self._prepared
+        if rows is not None:
+            chunks = range(2 if self._guided else 1)
+            which = torch.arange(self._batch)[rows]
+            prepared = take_rows(prepared, torch.cat([which + chunk * self._batch for chunk in chunks]))
         predicted = self._model(
             latents.to(self._model.dtype),
-            encoder_hidden_states=self._prepared,
+            encoder_hidden_states=prepared,
             timestep=timestep.to(latents.device),
             return_dict=False,
         )[0]
@@ -73,3 +76,18 @@ class GuidedNoise:
             return noise
         without, with_condition = noise.chunk(2)
         return combine(without, with_condition, self._scale)
+
+
+def take_rows(prepared: PreparedCondition, which: torch.Tensor) -> PreparedCondition:
+    """The prepared condition of some images; weights are shared, not copied."""
+
+    def some(tensors: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return tuple(tensor[which.to(tensor.device)] for tensor in tensors)
+
+    return replace(
+        prepared,
+        batch=len(which),
+        constants=some(prepared.constants),
+        keys=some(prepared.keys),
+        values=some(prepared.values),
+    )

@@ -182,16 +182,11 @@ class WindowedNoise:
         if condition.ndim == 4:
             check_grid((condition.shape[1], condition.shape[2]), plan.grid_shape)
         self._plan, self._windowing = plan, windowing
-        jobs = [(image, place) for image in range(len(condition)) for place in plan.places]
-        size = max(windowing.batch_size, 1)
-        self._chunks = [jobs[i : i + size] for i in range(0, len(jobs), size)]
-        # Each chunk keeps its prepared condition over all steps; all share one copy of the prepared weights.
-        self._predict: list[GuidedNoise] = []
-        for chunk in self._chunks:
-            tokens = torch.cat([self._tokens(condition, image, place) for image, place in chunk])
-            nulls = torch.cat([null[image : image + 1] for image, _ in chunk])
-            sharing = self._predict[0] if self._predict else None
-            self._predict.append(GuidedNoise(model, tokens, nulls, guidance_scale, sharing=sharing))
+        self._jobs = [(image, place) for image in range(len(condition)) for place in plan.places]
+        tokens = torch.cat([self._tokens(condition, image, place) for image, place in self._jobs])
+        nulls = null[[image for image, _ in self._jobs]]
+        # Prepared once for all windows and steps: each call takes its rows of it.
+        self._predict = GuidedNoise(model, tokens, nulls, guidance_scale)
         self._weights = plan.rows.weights(), plan.columns.weights()
 
     def _tokens(self, condition: torch.Tensor, image: int, place: tuple[int, int]) -> torch.Tensor:
@@ -206,10 +201,14 @@ class WindowedNoise:
         """Noise (B, C, H, W) of scaled latents (B, C, H, W) at one timestep."""
         total = torch.zeros_like(latents)
         down, across = (weight.to(latents) for weight in self._weights)
-        for chunk, predict in zip(self._chunks, self._predict, strict=True):
+        size = max(self._windowing.batch_size, 1)
+        for first in range(0, len(self._jobs), size):
+            rows = slice(first, first + size)
+            chunk = self._jobs[rows]
             boxes = [(image, *self._box(place)) for image, place in chunk]
             crops = torch.stack([latents[image, :, y, x] for image, y, x in boxes])
-            for (image, y, x), (_, place), noise in zip(boxes, chunk, predict(crops, timestep), strict=True):
+            predicted = self._predict(crops, timestep, rows)
+            for (image, y, x), (_, place), noise in zip(boxes, chunk, predicted, strict=True):
                 total[image, :, y, x] += noise * (down[place[0]][:, None] * across[place[1]][None, :])
             self._windowing.on_windows(len(chunk))
         return total

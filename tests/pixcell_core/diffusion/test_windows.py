@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 
 from pixcell_core.diffusion import PixCellPipeline, Windowing, WindowPlan, seam_ratio
 from pixcell_core.diffusion.windows import WindowAxis, WindowedNoise
+from pixcell_core.models.prepared import PreparedCondition
 
 
 class _Net(torch.nn.Module):
@@ -24,22 +24,16 @@ class _Net(torch.nn.Module):
         self.rule, self.rows = rule, []
 
     def prepare(self, condition: torch.Tensor) -> Any:
-        return _Tokens(condition)
+        return PreparedCondition(len(condition), constants=(condition,))
 
     def forward(
         self, latents: torch.Tensor, encoder_hidden_states: Any, timestep: torch.Tensor, return_dict: bool
     ) -> tuple[torch.Tensor]:
-        condition = encoder_hidden_states.condition
+        condition = encoder_hidden_states.constants[0]
         self.rows.append(len(condition))
         latents = latents.repeat(len(condition) // len(latents), 1, 1, 1)
         noise = self.rule(latents, condition)
         return (torch.cat([noise, torch.zeros_like(noise)], dim=1),)
-
-
-@dataclass(frozen=True)
-class _Tokens:
-    condition: torch.Tensor
-    weights: tuple[torch.Tensor, ...] = ()
 
 
 def _windowed(
@@ -116,6 +110,10 @@ def test_the_average_follows_its_definition() -> None:
     for batch_size in (1, 3, 50):
         noise, _ = _windowed(_local_rule, plan, grid, batch_size=batch_size)
         assert torch.allclose(noise(latents, TIME), expected, atol=1e-12)
+    nothing = {place: torch.zeros_like(tokens) for place, tokens in conditions.items()}
+    without = _net_free_noise(_local_rule, plan, latents, nothing)
+    guided, _ = _windowed(_local_rule, plan, grid, scale=3.0, batch_size=4)
+    assert torch.allclose(guided(latents, TIME), without + 3.0 * (expected - without), atol=1e-12)
 
 
 def test_averaging_noise_is_averaging_clean_images() -> None:
@@ -204,11 +202,12 @@ def test_large_images_of_any_aspect(
     assert sum(told) == 2 * len(plan.places) and max(told) <= 3
 
 
+@pytest.mark.parametrize("tokens", [1, 4])
 def test_an_image_does_not_depend_on_its_batch_or_the_windows_per_call(
-    tiny_transformer: Any, tiny_vae: Any
+    tiny_transformer: Any, tiny_vae: Any, tokens: int
 ) -> None:
-    pipeline = PixCellPipeline(tiny_vae, tiny_transformer(1))
-    grid = torch.randn(3, 2, 2, 12)
+    pipeline = PixCellPipeline(tiny_vae, tiny_transformer(tokens))
+    grid = torch.randn(3, 3, 3, 12)
 
     def draw(rows: list[int], per_call: int) -> torch.Tensor:
         images: Any = pipeline(
