@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from pixcell_core.checkpoints.lora import LoraAdapter
+from pixcell_core.checkpoints.naming import a_few
 from pixcell_core.errors import BadInputError, RefusedError
 from pixcell_core.training.adapters import attach_ffa_lora, load_adapter_state
 
@@ -27,10 +28,6 @@ def _adapted(model: nn.Module) -> Iterator[tuple[str, Any]]:
     return ((name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer))
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
 def check_fits(model: nn.Module, adapter: LoraAdapter) -> None:
     """Refuse an adapter whose layers or shapes are not the model's.
 
@@ -40,7 +37,7 @@ def check_fits(model: nn.Module, adapter: LoraAdapter) -> None:
     linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     if strange := [layer for layer in adapter.layers if layer not in linear]:
         raise BadInputError(
-            f"The adapter adapts {len(strange)} layers the model does not have: {_some(strange)}.",
+            f"The adapter adapts {len(strange)} layers the model does not have: {a_few(strange)}.",
             hint="Adapter and model must belong together; an adapter of a text-to-image model does not fit.",
             code="adapter-mismatch",
         )

@@ -8,12 +8,13 @@ left over or of another shape is an error. Fixed tables that no file holds are l
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from pixcell_core.checkpoints.naming import a_few
 from pixcell_core.checkpoints.tensor_files import folder_entries, read_tensors
 from pixcell_core.errors import BadInputError
 
@@ -89,11 +90,6 @@ def build_empty(kind: type[ModelT], config: Mapping[str, Any], origin: str) -> M
         ) from error
 
 
-def _listed(names: Iterable[str]) -> str:
-    found = sorted(names)
-    return ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
-
-
 def compare_shapes(
     expected: Mapping[str, tuple[int, ...]], met: Mapping[str, tuple[int, ...]], origin: str
 ) -> None:
@@ -104,13 +100,13 @@ def compare_shapes(
     """
     if missing := expected.keys() - met.keys():
         raise BadInputError(
-            f"{origin} lacks {len(missing)} of {len(expected)} tensors: {_listed(missing)}.",
+            f"{origin} lacks {len(missing)} of {len(expected)} tensors: {a_few(missing)}.",
             hint="The file is incomplete, or its configuration is of another model; take both again.",
             code="checkpoint-missing-keys",
         )
     if extra := met.keys() - expected.keys():
         raise BadInputError(
-            f"{origin} holds {len(extra)} tensors the configured model does not have: {_listed(extra)}.",
+            f"{origin} holds {len(extra)} tensors the configured model does not have: {a_few(extra)}.",
             hint="The configuration is of another model, or the file holds more than weights (an adapter?).",
             code="checkpoint-extra-keys",
         )

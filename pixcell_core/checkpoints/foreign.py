@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
+from pixcell_core.checkpoints.naming import a_few
 from pixcell_core.errors import BadInputError
 from pixcell_core.models.positions import sincos_table
 
@@ -56,13 +57,6 @@ _HALVES = {"lora_A": "lora_A", "lora_B": "lora_B", "lora.down": "lora_A", "lora.
 _LORA_PREFIXES = ("base_model.model.transformer.", "base_model.model.", "transformer.")
 
 
-def _some(names: Iterable[str]) -> str:
-    """A few of many names, for an error message."""
-    listed = sorted(names)
-    more = f" and {len(listed) - 3} more" if len(listed) > 3 else ""
-    return ", ".join(listed[:3]) + more
-
-
 def _depth(names: Iterable[str], prefix: str) -> int:
     """One more than the highest block number among the names."""
     found = [int(m[1]) for name in names if (m := re.match(rf"{prefix}\.(\d+)\.", name))]
@@ -94,13 +88,13 @@ def _check_names(met: Iterable[str], required: Iterable[str], optional: Iterable
     met, required = set(met), set(required)
     if missing := required - met:
         raise BadInputError(
-            f"{len(missing)} tensors of a checkpoint in the {form} form are missing: {_some(missing)}.",
+            f"{len(missing)} tensors of a checkpoint in the {form} form are missing: {a_few(missing)}.",
             hint="The file is incomplete or of another network; take it again from where it was published.",
             code="checkpoint-missing-keys",
         )
     if extra := met - required - set(optional):
         raise BadInputError(
-            f"{len(extra)} tensors do not belong to a PixCell checkpoint in the {form} form: {_some(extra)}.",
+            f"{len(extra)} tensors do not belong to a PixCell checkpoint in the {form} form: {a_few(extra)}.",
             hint="The file is of another network (a ControlNet, a text-to-image model) or of a newer version.",
             code="checkpoint-extra-keys",
         )
@@ -108,13 +102,14 @@ def _check_names(met: Iterable[str], required: Iterable[str], optional: Iterable
 
 def is_original(names: Iterable[str]) -> bool:
     """Whether these tensor names are those of the original form."""
-    return any(name.removeprefix("module.").startswith("x_embedder.proj.") for name in names)
+    return any("x_embedder.proj." in name for name in names)
 
 
 def without_wrapper(state: Mapping[str, torch.Tensor]) -> State:
-    """Drop the `module.` that data-parallel training puts before every name."""
-    if state and all(name.startswith("module.") for name in state):
-        return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    """Drop what data-parallel training (`module.`) and compilation (`_orig_mod.`) put before every name."""
+    for prefix in ("module.", "_orig_mod."):
+        if state and all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     return dict(state)
 
 
@@ -211,13 +206,13 @@ def lora_tensors(state: Mapping[str, torch.Tensor]) -> LoraTensors:
         place[key] = tensor
     if len(adapters) > 1:
         raise BadInputError(
-            f"The file holds {len(adapters)} adapters: {_some(adapters)}; one was expected.",
+            f"The file holds {len(adapters)} adapters: {a_few(adapters)}; one was expected.",
             hint="Save each adapter to a file of its own.",
             code="adapter-ambiguous",
         )
     if half := halves["lora_A"].keys() ^ halves["lora_B"].keys():
         raise BadInputError(
-            f"{len(half)} layers have one half of the adapter only: {_some(half)}.",
+            f"{len(half)} layers have one half of the adapter only: {a_few(half)}.",
             hint="A and B belong together; the file is incomplete.",
             code="adapter-incomplete",
         )

@@ -11,6 +11,7 @@ import math
 import os
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -75,10 +76,11 @@ class OriginalFile:
 
 
 def _refused(path: Path, error: Exception) -> BadInputError:
-    met = re.search(r"GLOBAL ([\w.]+)", str(error))
+    met = re.search(r"GLOBAL ([\w.]+)|but got <class '([\w.]+)'>", str(error))
     if isinstance(error, pickle.UnpicklingError) and met:
         return BadInputError(
-            f"{path.name} is a pickle that would run {met[1]} when opened; only tensors and plain values are read.",
+            f"{path.name} is a pickle with code in it: it asks for {met[1] or met[2]}, and only tensors and plain "
+            "values are read.",
             hint="Do not open it otherwise unless you trust its author. Ask for a safetensors file, or for a "
             "checkpoint with the state dicts alone.",
             code="pickle-with-code",
@@ -88,6 +90,23 @@ def _refused(path: Path, error: Exception) -> BadInputError:
         hint="Copy or download the file again, and compare its size with the published one.",
         code="weights-damaged",
     )
+
+
+def _numbers() -> list[Any]:
+    """What counters and random states of a training are pickled as: numpy's numbers and arrays, which run nothing.
+
+    numpy 2 moved its module; files written before still call it by the old name.
+    """
+    import numpy as np
+
+    multiarray: Any = np._core.multiarray  # type: ignore[attr-defined]
+    builders = [
+        (getattr(multiarray, name), f"numpy.{core}.multiarray.{name}")
+        for name in ("scalar", "_reconstruct")
+        for core in ("core", "_core")
+    ]
+    kinds = [type(np.dtype(kind)) for kind in ("bool", "i4", "i8", "u4", "u8", "f4", "f8")]
+    return [*builders, np.ndarray, np.dtype, *kinds]
 
 
 def read_pickle(path: Path) -> Any:
@@ -101,7 +120,10 @@ def read_pickle(path: Path) -> Any:
             f"There is no file {path}.", hint="Check the path of the checkpoint.", code="weights-missing"
         )
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with torch.serialization.safe_globals(_numbers()), warnings.catch_warnings():
+            # The reader's doubts about a damaged file end in the error below; on a terminal they only frighten.
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:
         # A reader of foreign bytes stumbles over them in any way: index, key, assertion, attribute errors alike.
         raise _refused(path, error) from error

@@ -196,7 +196,7 @@ def test_names_missing_left_over_and_rows_that_do_not_divide_are_named(
     with pytest.raises(BadInputError) as refused:
         to_original({"proj_out.weight": torch.zeros(1)}, sample_size=16, patch_size=2, interpolation_scale=1)
     assert refused.value.code == "checkpoint-missing-keys"
-    wrapped = {f"module.{k}": v for k, v in state.items()}
+    wrapped = {f"module._orig_mod.{k}": v for k, v in state.items()}
     assert from_original(wrapped).keys() == from_original(state).keys()
 
 

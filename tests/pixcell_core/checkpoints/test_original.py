@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -134,6 +135,19 @@ def test_training_checkpoints_give_the_average_or_the_plain_weights(
     assert "state_dict_ema" in error.message
     torch.save({"state_dict_ema": plain}, path)
     assert refusal(lambda: load_original(path, ema=False, head_dim=8)).code == "checkpoint-missing-keys"
+
+
+def test_counters_and_random_states_of_numpy_do_not_bar_a_training_checkpoint(
+    tmp_path: Path, original_state: MakeState
+) -> None:
+    path = tmp_path / "epoch_1_step_7.pth"
+    state = np.random.RandomState(0).get_state()
+    torch.save({"state_dict": original_state(1), "epoch": np.int64(1), "rng_state": state}, path)
+    assert open_original(path).others == ("epoch", "rng_state")
+    objects = np.array([_Hostile(tmp_path / "ran")], dtype=object)
+    torch.save({"state_dict": original_state(1), "extra": objects}, path)
+    assert refusal(lambda: open_original(path)).code == "pickle-with-code"
+    assert not (tmp_path / "ran").exists()
 
 
 class _Hostile:
