@@ -11,6 +11,7 @@ import torch
 from pixcell_core.diffusion import DecodeTiling, decode_latents
 from pixcell_core.diffusion.decoding import _pieces, decode_tiled
 from pixcell_core.models import TileAutoencoder
+from pixcell_core.starter import load_autoencoder
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +93,9 @@ def test_settings_that_cannot_work() -> None:
     for tiling in (DecodeTiling(core=4, feather=3, halo=4), DecodeTiling(core=8, feather=2, halo=1)):
         with pytest.raises(ValueError, match="feather"):
             decode_tiled(None, torch.zeros(1, 16, 8, 8), tiling)
+
+
+def test_the_starters_decoder_is_exact_at_the_default_tiling() -> None:
+    vae = load_autoencoder()
+    latents = torch.randn(1, 16, 24, 100, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(decode_latents(vae, latents), _plain(vae, latents), atol=1e-5)

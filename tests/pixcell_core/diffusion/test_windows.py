@@ -12,6 +12,7 @@ import torch
 from pixcell_core.diffusion import PixCellPipeline, Windowing, WindowPlan, seam_ratio
 from pixcell_core.diffusion.windows import WindowAxis, WindowedNoise
 from pixcell_core.models.prepared import PreparedCondition
+from pixcell_core.starter import load_autoencoder, load_transformer
 
 
 class _Net(torch.nn.Module):
@@ -299,3 +300,22 @@ def test_hard_cut_windows_score_worse_than_blended_ones() -> None:
         for net in (blended, hard)
     ]
     assert scores[0] < 2.0 < 5.0 < scores[1]
+
+
+def test_the_starter_draws_without_seams_where_hard_tiling_shows_them() -> None:
+    """Unlike neighbours by intent: random embeddings, so that every cell asks for another tissue."""
+    pipeline = PixCellPipeline(load_autoencoder(), load_transformer())
+    grid = torch.randn(1, 3, 3, 256, generator=torch.Generator().manual_seed(0))
+    borders = [128, 256]
+    scores = {}
+    for name, stride in (("overlapping", 8), ("hard", 16)):
+        images: Any = pipeline(
+            grid,
+            num_inference_steps=6,
+            generator=[torch.Generator().manual_seed(1)],
+            windowing=Windowing(stride=stride, batch_size=9),
+            output_type="np",
+        ).images
+        scores[name] = seam_ratio(images[0], borders, borders, period=8)
+    assert scores["overlapping"] < 1.25
+    assert scores["hard"] > 1.3 * scores["overlapping"]
