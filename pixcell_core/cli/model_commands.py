@@ -1,4 +1,4 @@
-"""`pixcell model`: show the shipped weights and train the starter again."""
+"""`pixcell model`: the shipped weights, the recipe that made them, and the group of everything else done with a model."""
 
 from __future__ import annotations
 
@@ -8,6 +8,13 @@ from typing import Annotated
 import typer
 from pydantic import BaseModel
 
+from pixcell_core.cli import (
+    checkpoint_commands,
+    encoder_commands,
+    evaluate_commands,
+    sample_commands,
+    train_commands,
+)
 from pixcell_core.cli.contract import FormatOption, OutputFormat, command, emit_note
 from pixcell_core.cli.main import group
 from pixcell_core.errors import BadInputError
@@ -85,4 +92,6 @@ def register(root: typer.Typer) -> None:
     """Add `pixcell model`."""
     models = group(root, "model")
     models.command("show")(show)
+    for commands in (checkpoint_commands, encoder_commands, sample_commands, train_commands, evaluate_commands):
+        commands.register(models)
     models.command("train-starter")(train_starter)

@@ -35,7 +35,7 @@ def generate(
     blend_k: Annotated[
         int | None, typer.Option("--blend-k", help="Patients behind each blend; the study's.")
     ] = None,
-    guidance_scale: Annotated[float, typer.Option("--guidance-scale", min=0.0)] = 2.0,
+    guidance_scale: Annotated[float, typer.Option("--guidance-scale", min=1.0)] = 2.0,
     steps: Annotated[int, typer.Option("--steps", min=1, max=1000, help="Sampler steps.")] = 20,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 32,
     seed: Annotated[
