@@ -60,7 +60,8 @@ def _sets(
     from pixcell_core.evaluation.set_reader import SetReader
 
     reader = SetReader(*looking)
-    with progress("looking at tiles", unit="tiles") as bar:
+    total = sum(reader.tiles_to_look_at(path) for path in paths)
+    with progress("looking at tiles", total, unit="tiles") as bar:
         reader.on_tiles = bar.advance
         pair = (
             reader.read(paths[0], "the real set", tables[0]),
@@ -112,7 +113,7 @@ def evaluate(
     Every number is named with the encoder whose features it was taken on, and has an interval by resampling patients.
     A Frechet distance of another encoder than Inception is no FID: compare only numbers of one encoder and one count.
     """
-    from pixcell_core.evaluation.comparison import EvaluationSettings, evaluate_sets
+    from pixcell_core.evaluation.comparison import EvaluationSettings, evaluate_sets, resamples
     from pixcell_core.evaluation.interval_chart import ChartRow, interval_chart
     from pixcell_core.evaluation.report import metric_names
 
@@ -120,7 +121,7 @@ def evaluate(
     wanted = metric_names([name.strip() for name in metrics.split(",") if name.strip()])
     pair = _sets((real, synthetic), (encoder, device, batch_size), (patients, synthetic_patients))
     settings = EvaluationSettings(wanted, bootstrap, level, neighbours, seed)
-    with progress("resampling patients", unit="resamples") as bar:
+    with progress("resampling patients", resamples(settings, pair[0]), unit="resamples") as bar:
         report = evaluate_sets(*pair, settings, on_draw=bar.advance)
     if chart is not None:
         shares = [
@@ -150,7 +151,8 @@ def _study(
     _chart_path(chart)
     sets = _sets(pair, looking, tables)
     chosen = StudySettings(**settings)  # type: ignore[arg-type]
-    with progress("training classifiers", unit="folds") as bar:
+    parts = min(chosen.folds, max(sets[0].patient_count, 2))
+    with progress("training classifiers", parts * chosen.repeats, unit="folds") as bar:
         report = StudyReport.of(run_study(study, *sets, chosen, on_fit=bar.advance))
     if chart is not None:
         chart.write_text(report.chart())

@@ -29,6 +29,9 @@ from pixcell_core.evaluation.report import (
 )
 from pixcell_core.evaluation.similarity import similarity_of_sets
 
+# Encoders whose embeddings the shipped and the published generators are conditioned on.
+CONDITIONING = frozenset({"starter", "uni2-h"})
+
 
 @dataclass(frozen=True)
 class EvaluationSettings:
@@ -45,6 +48,21 @@ class EvaluationSettings:
     level: float = 0.95
     neighbours: int = 5
     seed: int = 0
+
+
+def resamples(settings: EvaluationSettings, real: FeatureSet) -> int:
+    """How many resamples `evaluate_sets` will report to `on_draw`."""
+    metrics = {*metric_names(settings.metrics)}
+    passes = len(metrics & {"frechet", "kernel", "gaussian-kernel"}) + bool(metrics & {*OF_MANIFOLD})
+    return settings.draws * passes if real.knows_patients and real.patient_count > 1 else 0
+
+
+@dataclass(frozen=True)
+class _Found:
+    value: float
+    interval: Interval | None
+    warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def evaluate_sets(
@@ -68,7 +86,7 @@ def evaluate_sets(
     require_comparable(real, synthetic)
     clusters = PatientClusters.of(real.patients, synthetic.patients)
     draws = chosen.draws if real.knows_patients and real.patient_count > 1 else 0
-    values: dict[str, tuple[float, Interval | None, tuple[str, ...]]] = {}
+    values: dict[str, _Found] = {}
 
     def around(statistic: Callable[[Ints], Sequence[float]]) -> list[Interval | None]:
         if not draws:
@@ -84,15 +102,15 @@ def evaluate_sets(
         spread = around(
             lambda w: [frechet_distance(a, b, real_weights=w[first], synthetic_weights=w[second]).value]
         )
-        values["frechet"] = (found.value, spread[0], found.warnings)
+        values["frechet"] = _Found(found.value, spread[0], found.warnings)
     if "frechet-extrapolated" in metrics:
         far = extrapolated_frechet(a, b, seed=chosen.seed)
-        values["frechet-extrapolated"] = (far.value, None, far.warnings)
+        values["frechet-extrapolated"] = _Found(far.value, None, far.warnings)
     for metric in ("kernel", "gaussian-kernel"):
         if metric in metrics:
-            kernel, limits = _kernel(metric, real, chosen.seed)
+            kernel, notes = _kernel(metric, real, chosen.seed)
             sums = KernelSums.of(a, b, clusters, kernel)
-            values[metric] = (sums.distance(), around(_distance_of(sums))[0], limits)
+            values[metric] = _Found(sums.distance(), around(_distance_of(sums))[0], notes=notes)
     if {*OF_MANIFOLD} & {*metrics}:
         manifold = Manifold(a, b, neighbours=chosen.neighbours)
         manifold.keep_distances()
@@ -103,15 +121,15 @@ def evaluate_sets(
 
         whole = four(np.ones(clusters.count, dtype=np.int64))
         for name, value, spread_of in zip(OF_MANIFOLD, whole, around(four), strict=True):
-            values[name] = (value, spread_of, ())
+            values[name] = _Found(value, spread_of)
     if "similarity" in metrics:
         pairs = similarity_of_sets(real, synthetic, draws=draws, seed=chosen.seed, level=chosen.level)
         about = (
             f"{pairs.pairs} pairs; mismatched pairs {pairs.mismatched:.4f}, gap {pairs.gap:.4f}, a pair beats a mismatch "
             f"with probability {pairs.beats_mismatch:.3f}",
         )
-        values["similarity"] = (pairs.paired, pairs.paired_interval, about)
-    rows = tuple(_row(metric, *values[metric], real, synthetic) for metric in metrics)
+        values["similarity"] = _Found(pairs.paired, pairs.paired_interval, notes=about)
+    rows = tuple(_row(metric, values[metric], real, synthetic) for metric in metrics)
     return EvaluationReport(
         encoder=real.encoder,
         feature_width=a.shape[1],
@@ -137,15 +155,8 @@ def _distance_of(sums: KernelSums) -> Callable[[Ints], list[float]]:
     return lambda weights: [sums.distance(weights)]
 
 
-def _row(
-    metric: str,
-    value: float,
-    interval: Interval | None,
-    warnings: tuple[str, ...],
-    real: FeatureSet,
-    synthetic: FeatureSet,
-) -> MetricRow:
-    bounded = metric in ("precision", "recall", "coverage")
+def _row(metric: str, found: _Found, real: FeatureSet, synthetic: FeatureSet) -> MetricRow:
+    bounded, interval = metric in ("precision", "recall", "coverage"), found.interval
     low, high = (interval.low, interval.high) if interval else (None, None)
     if interval and bounded:
         low, high = min(max(interval.low, 0.0), 1.0), min(max(interval.high, 0.0), 1.0)
@@ -154,19 +165,25 @@ def _row(
     return MetricRow(
         metric=metric,
         name=metric_title(metric, real.encoder),
-        value=value,
+        value=found.value,
         low=low,
         high=high,
         direction=METRICS[metric],
         real_rows=len(real),
         synthetic_rows=len(synthetic),
-        warnings=warnings,
+        notes=found.notes,
+        warnings=found.warnings,
     )
 
 
 def _set_warnings(real: FeatureSet, synthetic: FeatureSet, draws: int) -> tuple[str, ...]:
     """What of the two sets a reader must know before any number."""
     said = []
+    if real.encoder.partition(":")[0] in CONDITIONING:
+        said.append(
+            f"tiles drawn from embeddings of {real.encoder} are near their sources in its own features by construction: "
+            "measure with another encoder too"
+        )
     if real.file_kinds and synthetic.file_kinds and real.file_kinds != synthetic.file_kinds:
         said.append(
             f"{real.name} is {', '.join(real.file_kinds)}, {synthetic.name} is {', '.join(synthetic.file_kinds)}: these "

@@ -95,14 +95,12 @@ def extrapolated_frechet(real: npt.ArrayLike, synthetic: npt.ArrayLike, *, seed:
             inverse.append(1 / share)
             distances.append(frechet_distance(*parts).value)
     intercept = np.polyfit(inverse, distances, 1)[1]
-    warnings = [*whole.warnings, "extrapolated to infinitely many tiles by a line in 1/n"]
+    warnings: tuple[str, ...] = ()
     if min(len(first), len(second)) < 2 * first.shape[1]:
-        warnings.append(
-            "fewer than two rows per feature: the bias is not yet linear in 1/n, do not rely on this"
+        warnings = (
+            "fewer than two rows per feature: the bias is not yet linear in 1/n, do not rely on this",
         )
-    return FrechetDistance(
-        float(intercept), whole.mean_part, float(intercept) - whole.mean_part, tuple(warnings)
-    )
+    return FrechetDistance(float(intercept), whole.mean_part, float(intercept) - whole.mean_part, warnings)
 
 
 def sample_size_warnings(rows: int, width: int, which: str) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ METRICS: dict[str, str] = {
     "coverage": HIGHER,
     "similarity": READ_WITH_CARE,
 }
+SHORT = {LOWER: "lower", HIGHER: "higher", NEAR_ONE: "near 1", READ_WITH_CARE: "see note"}
 DEFAULT_METRICS = ("frechet", "kernel", "precision", "recall", "density", "coverage")
 OF_MANIFOLD = ("precision", "recall", "density", "coverage")
 INCEPTION = frozenset({"inception-v3", "inception"})
@@ -44,6 +45,7 @@ class MetricRow(BaseModel):
     direction: str
     real_rows: int
     synthetic_rows: int
+    notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
 
@@ -70,24 +72,22 @@ class EvaluationReport(BaseModel):
         from rich.text import Text
 
         table = Table(box=None, pad_edge=False, header_style="bold")
-        for heading in ("metric", "value", f"{self.level:.0%} interval", "direction", "real", "synthetic"):
-            table.add_column(
-                heading, justify="right" if heading in ("value", "real", "synthetic") else "left"
-            )
+        for heading in ("metric", "value", f"{self.level:.0%} interval", "better"):
+            table.add_column(heading, justify="right" if heading == "value" else "left", overflow="fold")
         for row in self.rows:
-            table.add_row(
-                row.name,
-                f"{row.value:.4g}",
-                f"{row.low:.4g} .. {row.high:.4g}" if row.low is not None else "-",
-                row.direction,
-                f"{row.real_rows:,}",
-                f"{row.synthetic_rows:,}",
-            )
-        said = dict.fromkeys([*self.warnings, *(f"{r.name}: {w}" for r in self.rows for w in r.warnings)])
+            interval = f"{row.low:.4g} .. {row.high:.4g}" if row.low is not None else "-"
+            table.add_row(row.name, f"{row.value:.4g}", interval, SHORT[row.direction])
+        notes = [(row, note) for row in self.rows for note in row.notes]
+        notes += [(row, READ_WITH_CARE) for row in self.rows if row.direction == READ_WITH_CARE]
+        said = [f"note: {row.metric}: {note}" for row, note in notes]
+        said += [f"! {warning}" for warning in self.warnings]
+        said += [f"! {row.metric}: {warning}" for row in self.rows for warning in row.warnings]
+        counts = {(row.real_rows, row.synthetic_rows) for row in self.rows}
+        tiles = "; ".join(f"{real:,} real and {made:,} synthetic tiles" for real, made in sorted(counts))
         head = Text(
-            f"{self.synthetic} against {self.real}; {self.patients} patients; features of encoder: {self.encoder}\n"
+            f"{self.synthetic} against {self.real}: {tiles}, {self.patients} patients, encoder: {self.encoder}\n"
         )
-        return Group(head, table, *[Text(f"! {line}") for line in said])
+        return Group(head, table, *[Text(line) for line in said])
 
 
 def metric_names(asked: Sequence[str]) -> tuple[str, ...]:
@@ -121,7 +121,7 @@ def metric_title(metric: str, encoder: str) -> str:
     known = encoder in INCEPTION
     titles = {
         "frechet": "FID (Inception)" if known else f"Frechet distance (encoder: {encoder})",
-        "frechet-extrapolated": f"Frechet distance at infinitely many tiles (encoder: {encoder})",
+        "frechet-extrapolated": f"Frechet, extrapolated (encoder: {encoder})",
         "kernel": "KID (Inception)" if known else f"Kernel distance, cubic (encoder: {encoder})",
         "gaussian-kernel": f"Kernel distance, Gaussian (encoder: {encoder})",
         "similarity": f"Cosine of pairs (encoder: {encoder})",

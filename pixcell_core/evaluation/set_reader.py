@@ -61,6 +61,12 @@ class SetReader:
             code="no-such-set",
         )
 
+    def tiles_to_look_at(self, path: Path) -> int:
+        """How many tiles reading `path` will embed, as far as a listing tells."""
+        if path.is_dir() and (path / "index.parquet").is_file():
+            return 0 if self.encoder == "stored" else _rows_of(path / "index.parquet")
+        return len(TileFolder(path).names) if path.is_dir() else 0
+
     def _look(self, pixels: npt.NDArray[np.uint8]) -> Floats:
         if self._eye is None:
             self._eye = TileEye(self.encoder or DEFAULT, self.device)
@@ -134,6 +140,16 @@ class SetReader:
             name, features, encoder, **{k: tuple(map(str, found[k])) for k in COLUMNS if k in found}
         )
         return given if rows is None else given.with_columns(**rows.columns_for(given.names))
+
+
+def _rows_of(index: Path) -> int:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return int(pq.read_metadata(index).num_rows)
+    except (OSError, pa.ArrowException):
+        return 0  # opening the store says what is wrong with it
 
 
 def _stack(parts: Sequence[Floats], path: Path) -> Floats:

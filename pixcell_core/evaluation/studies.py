@@ -264,9 +264,9 @@ def _result(
     ).reshape(*shape, clusters.count, len(classes))
 
     def scored(weights: Ints) -> Floats:
-        """Balanced accuracy (A, M, R): recall meaned over the classes that are there."""
-        rows = weights @ total
-        recall = np.einsum("p,amrpk->amrk", weights.astype(np.float64), right)[..., rows > 0] / rows[rows > 0]
+        """Balanced accuracy (A, M, R); NaN for a resample without any tile of a label: it would be another measure."""
+        rows = np.where(weights @ total > 0, weights @ total, np.nan)
+        recall = np.einsum("p,amrpk->amrk", weights.astype(np.float64), right) / rows
         return np.asarray(recall.mean(axis=-1), dtype=np.float64)
 
     def statistic(weights: Ints) -> Floats:
@@ -278,6 +278,7 @@ def _result(
     intervals: list[Interval | None] = [None] * len(values)
     if chosen.draws:
         intervals = clusters.bootstrap(statistic, draws=chosen.draws, seed=chosen.seed, level=chosen.level)
+        warnings = (*warnings, *_left_out(intervals[0], chosen.draws))
     scores, differences = [], []
     for m, classifier in enumerate(CLASSIFIERS):
         for a, arm in enumerate(ARMS[study]):
@@ -299,6 +300,14 @@ def _result(
         chosen,
         warnings,
     )
+
+
+def _left_out(interval: Interval | None, draws: int) -> list[str]:
+    if interval is None:
+        return ["no interval: most resamples of patients miss a label; more patients per label are needed"]
+    if interval.draws < 0.9 * draws:
+        return [f"{draws - interval.draws} of {draws} resamples of patients miss a label and were left out"]
+    return []
 
 
 def _tuple(values: Floats) -> tuple[float, ...]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pixcell_core.errors import BadInputError
-from pixcell_core.evaluation.comparison import EvaluationSettings, evaluate_sets
+from pixcell_core.evaluation.comparison import EvaluationSettings, evaluate_sets, resamples
 from pixcell_core.evaluation.feature_set import FeatureSet
 from pixcell_core.evaluation.frechet import frechet_distance
 from pixcell_core.evaluation.interval_chart import ChartRow, interval_chart
@@ -33,7 +33,9 @@ def made_from(real: FeatureSet, noise: float = 0.4) -> FeatureSet:
 
 def test_every_metric_is_measured_with_direction_and_interval() -> None:
     real = cohort()
-    report = evaluate_sets(real, made_from(real), ALL)
+    drawn: list[int] = []
+    report = evaluate_sets(real, made_from(real), ALL, on_draw=lambda: drawn.append(1))
+    assert len(drawn) == resamples(ALL, real) == 240
     found = {row.metric: row for row in report.rows}
     assert list(found) == list(METRICS)
     assert found["frechet"].value == frechet_distance(real.features, made_from(real).features).value
@@ -48,7 +50,7 @@ def test_every_metric_is_measured_with_direction_and_interval() -> None:
         assert row.direction == METRICS[name] and row.real_rows == row.synthetic_rows == 168
         if name != "frechet-extrapolated":
             assert row.low is not None and row.high is not None and row.low <= row.value <= row.high
-    assert found["similarity"].value > 0.9 and "mismatched pairs" in found["similarity"].warnings[0]
+    assert found["similarity"].value > 0.9 and "mismatched pairs" in found["similarity"].notes[0]
     assert report == evaluate_sets(real, made_from(real), ALL)
     assert report != evaluate_sets(real, made_from(real), replace(ALL, seed=2))
 
@@ -80,6 +82,8 @@ def test_limits_are_said() -> None:
     made = FeatureSet("synthetic", made_from(real).features[:30], "eye", file_kinds=("PNG",))
     report = evaluate_sets(real, made, EvaluationSettings(draws=40))
     said = " ".join(report.warnings)
+    own = [replace(s, encoder="starter") for s in (real, made)]
+    assert "measure with another encoder too" in evaluate_sets(*own, EvaluationSettings(draws=0)).warnings[0]
     assert "real is JPEG, synthetic is PNG" in said and "4 patients" in said
     assert "understates" in said and "48 real and 30 synthetic" in said
     assert any("under 10 rows per feature" in w for w in report.rows[0].warnings)
@@ -119,7 +123,13 @@ def test_the_report_reads_as_a_table_and_as_json() -> None:
     console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(report.render())
     text = console.export_text()
-    assert "14 patients" in text and "lower is better" in text and " .. " in text and "! Frechet" not in text
+    assert (
+        "14 patients" in text
+        and "lower" in text
+        and "168 real and 168 synthetic tiles" in text
+        and " .. " in text
+        and "! Frechet" not in text
+    )
     assert EvaluationReport.model_validate_json(report.model_dump_json()) == report
 
 

@@ -38,6 +38,22 @@ def test_blocks_do_not_change_anything(monkeypatch: pytest.MonkeyPatch) -> None:
     assert manifold_scores(*two_sets()) == whole
 
 
+def test_memory_is_bounded_by_blocks_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, right = [], manifold._squares
+
+    def spy(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        sizes.append(len(first) * len(second))
+        return right(first, second)
+
+    monkeypatch.setattr(manifold, "_squares", spy)
+    monkeypatch.setattr(manifold, "BLOCK", 8)
+    monkeypatch.setattr(manifold, "KEPT_ROWS", 50)
+    large = Manifold(*two_sets())
+    large.keep_distances()  # 90 rows are more than may be kept
+    large.scores()
+    assert max(sizes) <= 8 * 90
+
+
 def test_mutant_swapped_precision_and_recall_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     right = Manifold.scores
 

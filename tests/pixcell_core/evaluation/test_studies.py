@@ -138,6 +138,15 @@ def test_limits_are_said_and_what_cannot_be_studied_is_named() -> None:
         "generator itself" in w for w in said.warnings
     )
     assert all(s.interval is None for s in said.scores)
+    rare = real.with_columns(labels=["rare" if p == "p0" else "common" for p in real.patients])
+    some = run_study("augmentation", rare, rare, FAST)
+    assert any("resamples of patients miss a label" in w for w in some.warnings)
+    assert any("label 'rare' has one patient only" in w for w in some.warnings)
+    kept = some.scores[0].interval
+    assert kept is not None and 100 <= kept.draws < 180, "a third of the resamples miss that patient"
+    each = real.with_columns(labels=[f"label {p}" for p in real.patients])
+    none = run_study("augmentation", each, each, FAST)
+    assert none.scores[0].interval is None and any("no interval: most" in w for w in none.warnings)
     cases = (
         ("stacking", real, real, FAST, "no-such-study"),
         ("augmentation", real.with_columns(patients=[""] * 24), real, FAST, "patients-missing"),
