@@ -86,7 +86,7 @@ class BatchStream:
 
     def _plan(self) -> tuple[list[int], list[int]]:
         rows = self._order.take(self.step_size)
-        seeds = torch.randint(0, 2**62, (len(rows),), generator=self.generator).tolist()
+        seeds = torch.randint(0, 2**32, (len(rows),), generator=self.generator).tolist()
         return rows, seeds
 
     def _make(self, plan: tuple[list[int], list[int]]) -> list[Batch]:

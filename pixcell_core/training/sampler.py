@@ -5,6 +5,8 @@ The order depends on the seed and the epoch alone, so it is the same on every pr
 
 from __future__ import annotations
 
+import hashlib
+
 import torch
 
 
@@ -27,8 +29,8 @@ class EpochSampler:
 
     def _permutation(self, epoch: int) -> torch.Tensor:
         if epoch != self._epoch:
-            # Two 32-bit words of one 64-bit seed: no two pairs of seed and epoch share a generator.
-            mixed = ((self.seed & 0x7FFFFFFF) << 32) | (epoch & 0xFFFFFFFF)
+            # Hashed, because torch's CPU generator heeds the lower 32 bits of a seed only.
+            mixed = int.from_bytes(hashlib.sha256(f"{self.seed}:{epoch}".encode()).digest()[:4], "big")
             generator = torch.Generator().manual_seed(mixed)
             self._order, self._epoch = torch.randperm(self.count, generator=generator), epoch
         return self._order
