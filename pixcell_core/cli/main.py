@@ -9,6 +9,7 @@ from importlib.metadata import entry_points
 
 import click
 import typer
+import typer.core
 
 from pixcell_core import __version__
 from pixcell_core.cli.contract import SCHEMA_VERSION, emit_note
@@ -21,7 +22,7 @@ GROUP_HELP = {
     "run": "Federated rounds: start, watch.",
     "hub": "The coordinator's hub that sites connect to.",
     "kit": "Site kits: keys that may join the consortium.",
-    "model": "The model: train the starter, inspect weights.",
+    "model": "The model: weights in every form, sampling, training, evaluation; and the starter that ships.",
     "audit": "The privacy audit of surrogate tiles.",
     "audit policy": "Thresholds of the audit and where each number comes from.",
     "release": "The gate: draft, sign, export and verify bundles.",
@@ -44,6 +45,8 @@ def group(root: typer.Typer, *path: str) -> typer.Typer:
 
 def build() -> typer.Typer:
     """Build the root command from every installed `pixcell.commands` entry point."""
+    # Help is plain text here; with rich at hand typer writes a backslash before every [default].
+    typer.core.HAS_RICH = False
     root = typer.Typer(
         name="pixcell",
         help="Federated, privacy-preserving synthesis of histopathology tiles.\n\n"
