@@ -174,6 +174,7 @@ def _extract_part(
             "encoder": weights_digest(models.encoder),
             "autoencoder": weights_digest(models.autoencoder) if part == TRAIN else None,
             "embedding_dim": models.encoder.embedding_dim,
+            **(_latent_scaling(models.autoencoder) if part == TRAIN else {}),
         },
     )
     stored = _stored_tiles(folder)
@@ -254,3 +255,9 @@ def _rows(job: _Job) -> list[dict[str, Any]]:
         }
         for slide, tile in job.tiles
     ]
+
+
+def _latent_scaling(autoencoder: object) -> dict[str, float]:
+    """Shift and scale of an autoencoder's latents, so that whoever trains on a store cannot forget them."""
+    config = getattr(autoencoder, "config", {})
+    return {name: float(config[name]) for name in ("shift_factor", "scaling_factor") if name in config}
