@@ -7,6 +7,10 @@ Patients are held out: in each fold neither the real tiles of a held-out patient
 trained on. A surrogate is a variant of its real tile, so training on a held-out patient's surrogates would be training on
 the test. Classifiers (on features standardised by the training rows): a logistic regression with balanced classes
 and k nearest neighbours by cosine, the same as in `probes`.
+
+An interval is over the held-out patients, the classifiers as they were trained; repeats show the spread over splits. On
+simulated cohorts 95 % intervals of the difference held its mean in 0.88 (20 patients) to 0.96 (40 patients) of the cases;
+those of a single score are narrower than they should be (0.83 to 0.93), so judge by the difference.
 Legend: n rows, R repeats, K classes, P patients.
 """
 

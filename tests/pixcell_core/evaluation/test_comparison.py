@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -69,6 +70,20 @@ def test_patient_intervals_are_wider_than_those_of_tiles() -> None:
     assert all(p > 1.5 * t for p, t in zip(widths(real, other), widths(*tiles), strict=True))
 
 
+def test_intervals_hold_the_expected_value_about_as_often_as_their_level_says() -> None:
+    """Fresh cohorts of one population, real and synthetic patients drawn anew each time."""
+    chosen = EvaluationSettings(("frechet", "kernel", "recall"), draws=60)
+    rows = []
+    for seed in range(60):
+        made = cohort(30, 5, 1000 + seed).with_columns(patients=[f"q{i // 5}" for i in range(150)])
+        made = replace(made, features=made.features * 0.8)
+        rows.append(evaluate_sets(cohort(30, 5, seed), made, chosen).rows)
+    for metric in zip(*rows, strict=True):
+        expected = np.mean([row.value for row in metric])
+        held = np.mean([(row.low or 0) <= expected <= (row.high or 0) for row in metric])
+        assert held > 0.82, f"{metric[0].name}: {held}"
+
+
 def test_nothing_is_called_fid_unless_inception_looked() -> None:
     real = cohort()
     text = " ".join(row.name for row in evaluate_sets(real, made_from(real), replace(ALL, draws=0)).rows)
@@ -90,10 +105,10 @@ def test_limits_are_said() -> None:
     unknown = evaluate_sets(real.with_columns(patients=[""] * 48), made, EvaluationSettings(draws=40))
     assert unknown.draws == 0 and all(row.low is None for row in unknown.rows)
     assert "no interval is given" in " ".join(unknown.warnings)
-    same = replace(made_from(cohort()), file_kinds=("PNG",))
-    assert not evaluate_sets(
-        replace(cohort(), file_kinds=("PNG",)), same, EvaluationSettings(draws=20)
-    ).warnings
+    many = replace(cohort(20), file_kinds=("PNG",))
+    assert not evaluate_sets(many, made_from(many), EvaluationSettings(draws=20)).warnings
+    perfect = evaluate_sets(many, made_from(many, 0.01), EvaluationSettings(("coverage",), draws=20)).rows[0]
+    assert perfect.value == perfect.high == 1.0 and "reaches 0 or 1" in perfect.warnings[0]
 
 
 def test_metrics_by_name_and_what_cannot_be_compared() -> None:
@@ -139,6 +154,7 @@ def test_the_chart_places_values_escapes_text_and_needs_a_row() -> None:
     )
     assert 'cx="475.0"' in svg and 'x1="387.5" x2="562.5"' in svg and "a &lt; b" in svg and "t &amp; u" in svg
     assert 'cx="650.0"' in svg, "a value off the axis stays at its end"
+    assert ElementTree.fromstring(svg).tag.endswith("svg")
     assert svg.count('class="interval"') == 1 and "<script" not in svg
     assert "nan" not in interval_chart([ChartRow("one", 3.0)], "a single value")
     with pytest.raises(BadInputError, match="none was given"):
