@@ -91,8 +91,8 @@ def evaluate(
         str,
         typer.Option(
             "--metrics",
-            help="Comma list of frechet, frechet-extrapolated, kernel, gaussian-kernel, precision, recall, density, "
-            "coverage, similarity; or manifold (four of them), or all.",
+            help="Comma list of frechet, frechet-extrapolated, kernel, kernel-subsets, gaussian-kernel, precision, "
+            "recall, density, coverage, similarity; or manifold (four of them), or all.",
         ),
     ] = "frechet,kernel,manifold",
     patients: PatientsOption = None,

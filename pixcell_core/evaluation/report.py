@@ -19,6 +19,7 @@ METRICS: dict[str, str] = {
     "frechet": LOWER,
     "frechet-extrapolated": LOWER,
     "kernel": LOWER,
+    "kernel-subsets": LOWER,
     "gaussian-kernel": LOWER,
     "precision": HIGHER,
     "recall": HIGHER,
@@ -123,6 +124,7 @@ def metric_title(metric: str, encoder: str) -> str:
         "frechet": "FID (Inception)" if known else f"Frechet distance (encoder: {encoder})",
         "frechet-extrapolated": f"Frechet, extrapolated (encoder: {encoder})",
         "kernel": "KID (Inception)" if known else f"Kernel distance, cubic (encoder: {encoder})",
+        "kernel-subsets": f"Kernel distance, cubic, by subsets (encoder: {encoder})",
         "gaussian-kernel": f"Kernel distance, Gaussian (encoder: {encoder})",
         "similarity": f"Cosine of pairs (encoder: {encoder})",
     }

@@ -50,7 +50,7 @@ def test_evaluate_prints_a_table_an_envelope_and_a_chart(sets: tuple[Path, Path]
     assert "FID" not in text.stdout and chart.read_text().count('class="interval"') == 5
     body = json.loads(run(*arguments, "--format", "json").stdout)
     rows = {row["metric"]: row for row in body["data"]["rows"]}
-    assert body["status"] == "ok" and body["data"]["patients"] == 8 and len(rows) == 9
+    assert body["status"] == "ok" and body["data"]["patients"] == 8 and len(rows) == 10
     assert rows["similarity"]["low"] <= rows["similarity"]["value"] <= rows["similarity"]["high"]
     assert rows["frechet"]["direction"] == "lower is better" and rows["frechet"]["warnings"]
 

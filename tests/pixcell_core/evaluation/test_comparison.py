@@ -13,7 +13,7 @@ from pixcell_core.evaluation.comparison import EvaluationSettings, evaluate_sets
 from pixcell_core.evaluation.feature_set import FeatureSet
 from pixcell_core.evaluation.frechet import frechet_distance
 from pixcell_core.evaluation.interval_chart import ChartRow, interval_chart
-from pixcell_core.evaluation.kernel import kernel_distance
+from pixcell_core.evaluation.kernel import kernel_distance, subset_kernel_distance
 from pixcell_core.evaluation.manifold import manifold_scores
 from pixcell_core.evaluation.report import METRICS, EvaluationReport, metric_names, metric_title
 
@@ -43,13 +43,16 @@ def test_every_metric_is_measured_with_direction_and_interval() -> None:
     assert found["kernel"].value == pytest.approx(
         kernel_distance(real.features, made_from(real).features), rel=1e-9
     )
+    subsets = subset_kernel_distance(real.features, made_from(real).features, subset_size=84, seed=1)
+    assert found["kernel-subsets"].value == subsets.value and found["kernel-subsets"].low is None
+    assert "no confidence interval" in found["kernel-subsets"].notes[0]
     scores = manifold_scores(real.features, made_from(real).features)
     assert all(
         found[n].value == pytest.approx(getattr(scores, n)) for n in ("precision", "recall", "coverage")
     )
     for name, row in found.items():
         assert row.direction == METRICS[name] and row.real_rows == row.synthetic_rows == 168
-        if name != "frechet-extrapolated":
+        if name not in ("frechet-extrapolated", "kernel-subsets"):
             assert row.low is not None and row.high is not None and row.low <= row.value <= row.high
     assert found["similarity"].value > 0.9 and "mismatched pairs" in found["similarity"].notes[0]
     assert report == evaluate_sets(real, made_from(real), ALL)
