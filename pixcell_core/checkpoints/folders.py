@@ -288,13 +288,13 @@ def load_scheduler_folder(folder: Path) -> Any:
 
 
 def load_pipeline(
-    folder: Path, *, vae: Path | None = None, dtype: torch.dtype | None = None
+    folder: Path, *, vae: Path | ModelMixin | None = None, dtype: torch.dtype | None = None
 ) -> PixCellPipeline:
     """A whole pipeline folder: model_index.json beside transformer/, scheduler/ and, where published, vae/.
 
     Args:
         folder: the pipeline's folder.
-        vae: an autoencoder's own folder, for pipelines published without one.
+        vae: an autoencoder or its own folder, for pipelines published without one.
         dtype: type of the weights; the files' own when absent.
 
     Raises:
@@ -303,15 +303,17 @@ def load_pipeline(
     from pixcell_core.diffusion import PixCellPipeline
 
     read_json(folder / "model_index.json")
-    autoencoder = vae or folder / "vae"
-    if not autoencoder.is_dir():
+    autoencoder = folder / "vae" if vae is None else vae
+    if isinstance(autoencoder, Path) and not autoencoder.is_dir():
         raise BadInputError(
             f"The pipeline {folder} has no vae/ and none was given.",
             hint="Give the folder of SD3's or SD3.5's autoencoder; its licence forbids shipping it along.",
             code="weights-missing",
         )
     return PixCellPipeline(
-        vae=load_autoencoder_folder(autoencoder, dtype=dtype),
+        vae=load_autoencoder_folder(autoencoder, dtype=dtype)
+        if isinstance(autoencoder, Path)
+        else autoencoder,
         transformer=load_transformer_folder(folder, dtype=dtype),
         scheduler=load_scheduler_folder(folder / "scheduler"),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,39 @@ class PixCellPipeline(DiffusionPipeline):  # type: ignore[misc]
         super().__init__()
         chosen = sampler_named(scheduler) if isinstance(scheduler, str) else scheduler
         self.register_modules(vae=vae, transformer=transformer, scheduler=chosen)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        vae: Any = None,
+        torch_dtype: torch.dtype | None = None,
+        custom_pipeline: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> PixCellPipeline:
+        """Load a published pipeline folder from this machine's disk; called as users of the published model do.
+
+        Args:
+            pretrained_model_name_or_path: the folder, with model_index.json, transformer/ and scheduler/.
+            vae: an autoencoder, or its folder, where the pipeline was published without one.
+            torch_dtype: type of the weights; the files' own when absent.
+            custom_pipeline: taken for the published call's sake and ignored: this class is the pipeline.
+            trust_remote_code: the same; no code that lies beside weights is ever run.
+
+        Raises:
+            BadInputError: there is no such folder (nothing is fetched from a network), or a part cannot be used.
+        """
+        from pixcell_core.checkpoints import load_pipeline
+
+        folder = Path(pretrained_model_name_or_path)
+        if not folder.is_dir():
+            raise BadInputError(
+                f"There is no folder {folder}.",
+                hint="Download the model first and give its folder: nothing is fetched from a network here.",
+                code="weights-missing",
+            )
+        return load_pipeline(folder, vae=Path(vae) if isinstance(vae, str) else vae, dtype=torch_dtype)
 
     def get_unconditional_embedding(self, batch_size: int = 1) -> torch.Tensor:
         """The null condition kept in the checkpoint, (batch, n, caption_channels)."""

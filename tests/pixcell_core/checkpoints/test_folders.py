@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from pixcell_core.checkpoints.folders import (
     load_scheduler_folder,
     load_transformer_folder,
 )
+from pixcell_core.diffusion import PixCellPipeline
 from pixcell_core.errors import BadInputError
 from pixcell_core.models import PixCellTransformer2DModel
 from pixcell_core.starter import load_transformer
@@ -333,3 +335,24 @@ def test_other_autoencoders_load_too(tmp_path: Path) -> None:
     starter = load_autoencoder_folder(STARTER / "autoencoder", dtype=torch.float32)
     assert type(starter).__name__ == "TileAutoencoder"
     assert refusal(lambda: load_model_folder(AutoencoderKL, tmp_path)).code == "weights-of-another-model"
+
+
+def test_the_published_call_loads_a_pipeline_by_changing_an_import(
+    tmp_path: Path, tiny: Tiny, write_folder: Write
+) -> None:
+    vae = write_pipeline(tmp_path / "pixcell", tiny(16), write_folder)
+    shutil.rmtree(tmp_path / "pixcell" / "vae")
+    pipeline = PixCellPipeline.from_pretrained(
+        str(tmp_path / "pixcell"), vae=vae, custom_pipeline="published", trust_remote_code=True
+    )
+    assert pipeline.vae is vae
+    null = pipeline.get_unconditional_embedding(2)
+    drawn = pipeline(
+        uni_embeds=torch.randn(null.shape),
+        negative_uni_embeds=null,
+        guidance_scale=1.2,
+        num_inference_steps=2,
+        generator=torch.Generator().manual_seed(0),
+    )
+    assert len(drawn.images) == 2
+    assert "Download" in refusal(lambda: PixCellPipeline.from_pretrained("someone/a-model")).hint
