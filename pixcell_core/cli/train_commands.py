@@ -115,6 +115,36 @@ class _Start:
         return model
 
 
+def _keep_start(out: Path, start: _Start) -> None:
+    """Note what a run started from; refuse to resume it under another start, whose weights would be ignored.
+
+    Raises:
+        BadInputError: the folder holds a run that started from something else.
+    """
+    from pixcell_core.starter.weights import weights_digest
+
+    now: dict[str, object] = {"resolution": start.resolution}
+    for name in ("init", "from_stage"):
+        folder = getattr(start, name)
+        now[name] = None if folder is None else weights_digest(folder)
+    now["config"] = None if start.config is None else _read_config(start.config)
+    path = out / "start.json"
+    if path.exists() and (out / "checkpoint.pt").exists():
+        before = _read_config(path)
+        changed = sorted("--" + k.replace("_", "-") for k in now if before.get(k) != now[k])
+        if changed:
+            raise BadInputError(
+                f"{out} holds a training that started from something else ({', '.join(changed)}).",
+                hint="Give the same start to resume it, or another --out to begin anew.",
+                code="start-differs",
+            )
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(now, indent=1, sort_keys=True))
+    partial.replace(path)
+
+
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text())
@@ -271,7 +301,8 @@ def train(
     from pixcell_core.training.trainer import Trainer
 
     place = pick_device(device)
-    model = _Start(init, from_stage, config, resolution, seed).model()
+    start = _Start(init, from_stage, config, resolution, seed)
+    model = start.model()
     tiles, scaling = _open_tiles(data, int(model.config["sample_size"]))
     settings = TrainingSettings(
         steps=steps,
@@ -297,6 +328,8 @@ def train(
     with joined_processes(place) as processes:
         sheet = _sheet(out, sample_every, tiles, autoencoder, settings, processes)
         trainer = Trainer(model, tiles, settings, processes=processes, journal=journal, sheet=sheet)
+        if processes.leads:
+            _keep_start(out, start)
         shown = progress("training", total=steps, unit="steps") if processes.leads else nullcontext(None)
         with shown as bar:
             done = 0

@@ -46,7 +46,7 @@ class Processes:
         devices = [self.device] if self.device.type == "cuda" else None
         # The buffers are fixed tables, equal everywhere: sending them with every step would buy nothing.
         return DistributedDataParallel(
-            model, device_ids=devices, broadcast_buffers=False, find_unused_parameters=may_leave_unused
+            model, device_ids=devices, forward_sync_buffers=False, find_unused_parameters=may_leave_unused
         )
 
     def without_averaging(self, model: nn.Module, *, when: bool) -> AbstractContextManager[Any]:

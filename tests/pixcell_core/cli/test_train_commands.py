@@ -107,7 +107,11 @@ def test_it_trains_resumes_and_grows(tmp_path: Path, published: Path) -> None:
     model = load_folder(PixCellTransformer2DModel, tmp_path / "c" / "transformer")
     assert (model.config["caption_num_tokens"], model.config["interpolation_scale"]) == (4, 1.0)
     text = run(*common[:-4], "--out", tmp_path / "a", "--config", config_file(tmp_path), "--steps", 5)
-    assert text.exit_code == 4, "another optimiser is another run"
+    assert text.exit_code == 4 and "optimizer came there, adamw here" in text.stderr
+    start = ["--from-stage", tmp_path / "a" / "transformer", "--resolution", 32]
+    other = run(*common, "--out", tmp_path / "a", *start, "--steps", 9)
+    assert other.exit_code == 4
+    assert json.loads(other.stdout)["code"] == "start-differs" and "--config" in other.stderr
 
 
 def test_it_trains_on_a_feature_store_with_the_scaling_it_names(tmp_path: Path) -> None:
@@ -128,6 +132,14 @@ def test_it_trains_on_a_feature_store_with_the_scaling_it_names(tmp_path: Path) 
     )
     assert result.exit_code == 0, result.output
     assert "2 steps on 3 tiles of 32 px" in result.stdout
+
+
+def test_a_tile_that_cannot_be_read_is_said_once_and_counted(tmp_path: Path, published: Path) -> None:
+    (published / "features" / "slide" / "1_uni.npy").unlink()
+    common = ["--data", published, "--config", config_file(tmp_path), "--out", tmp_path / "o", "--steps", 3]
+    result = run(*common, "--batch-size", 16, "--format", "json")
+    assert data_of(result)["replaced_tiles"] == 16, "an epoch of 48 crops holds 16 of the missing tile"
+    assert result.stderr.count("slide/1 cannot be read") == 1
 
 
 @pytest.mark.parametrize(

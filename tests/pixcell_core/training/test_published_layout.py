@@ -12,12 +12,15 @@ import pytest
 import torch
 
 from pixcell_core.errors import BadInputError
+from pixcell_core.models import PixCellTransformer2DModel
 from pixcell_core.starter import STARTER
 from pixcell_core.training import published_layout
 from pixcell_core.training.feature_store import FeatureStore, FeatureStoreWriter, shard_name
 from pixcell_core.training.layout_conversion import layout_to_store, store_to_layout
 from pixcell_core.training.published_layout import METADATA, TRIES, PublishedLayout, PublishedLayoutWriter
-from pixcell_core.training.tile_sources import StoreTiles
+from pixcell_core.training.settings import TrainingSettings
+from pixcell_core.training.tile_sources import EncodedTiles, StoreTiles
+from pixcell_core.training.trainer import Trainer
 
 NAMES = {
     "gtex_1024": [b"g/0", b"g/1"],
@@ -268,3 +271,28 @@ def test_a_store_without_latents_or_with_a_torn_shard_is_named(tmp_path: Path) -
     with pytest.raises(BadInputError) as refused:
         StoreTiles(FeatureStore.open(tmp_path / "holdout")).features(0)
     assert refused.value.code == "feature-store-damaged"
+
+
+def test_training_from_memory_a_store_or_the_layout_is_the_same_training(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    ours = store(tmp_path / "store", {"shift_factor": 0.1, "scaling_factor": 1.5})
+    store_to_layout(ours, tmp_path / "layout")
+    # The layout lists tiles in the order they were written, patient after patient, as the store does.
+    latents = torch.cat([ours.latents(p) for p in ours.patients])
+    mean, std = latents.chunk(2, dim=1)
+    memory = EncodedTiles(mean, std, torch.cat([ours.embeddings(p) for p in ours.patients]))
+    settings = TrainingSettings(steps=3, batch_size=2, shift_factor=0.1, scaling_factor=1.5)
+    ends = []
+    for source in (memory, StoreTiles(ours), PublishedLayout(tmp_path / "layout")):
+        torch.manual_seed(0)
+        model = PixCellTransformer2DModel(
+            num_attention_heads=2,
+            attention_head_dim=4,
+            num_layers=1,
+            cross_attention_dim=8,
+            sample_size=4,
+            caption_channels=5,
+        )
+        Trainer(model, source, settings).run(None)
+        ends.append(model.state_dict())
+    assert all(torch.equal(ends[0][k], other[k]) for other in ends[1:] for k in ends[0])
