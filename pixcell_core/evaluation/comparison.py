@@ -8,7 +8,7 @@ warning says.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -33,7 +33,7 @@ from pixcell_core.evaluation.report import (
     metric_names,
     metric_title,
 )
-from pixcell_core.evaluation.similarity import similarity_of_sets
+from pixcell_core.evaluation.similarity import PairSimilarity, similarity_of_sets
 
 # Encoders whose embeddings the shipped and the published generators are conditioned on.
 CONDITIONING = frozenset({"starter", "uni2-h"})
@@ -69,6 +69,7 @@ class _Found:
     interval: Interval | None
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    details: dict[str, float] = field(default_factory=dict)
 
 
 def evaluate_sets(
@@ -108,7 +109,12 @@ def evaluate_sets(
         spread = around(
             lambda w: [frechet_distance(a, b, real_weights=w[first], synthetic_weights=w[second]).value]
         )
-        values["frechet"] = _Found(found.value, spread[0], found.warnings)
+        values["frechet"] = _Found(
+            found.value,
+            spread[0],
+            found.warnings,
+            details={"mean_part": found.mean_part, "covariance_part": found.covariance_part},
+        )
     if "frechet-extrapolated" in metrics:
         far = extrapolated_frechet(a, b, seed=chosen.seed)
         values["frechet-extrapolated"] = _Found(far.value, None, far.warnings)
@@ -136,7 +142,9 @@ def evaluate_sets(
             f"{pairs.pairs} pairs; mismatched pairs {pairs.mismatched:.4f}, gap {pairs.gap:.4f}, a pair beats a mismatch "
             f"with probability {pairs.beats_mismatch:.3f}",
         )
-        values["similarity"] = _Found(pairs.paired, pairs.paired_interval, notes=about)
+        values["similarity"] = _Found(
+            pairs.paired, pairs.paired_interval, notes=about, details=_details(pairs)
+        )
     rows = tuple(_row(metric, values[metric], real, synthetic) for metric in metrics)
     return EvaluationReport(
         encoder=real.encoder,
@@ -152,6 +160,16 @@ def evaluate_sets(
     )
 
 
+def _details(pairs: PairSimilarity) -> dict[str, float]:
+    details = {"pairs": float(pairs.pairs), "mismatched": pairs.mismatched, "gap": pairs.gap}
+    details["beats_mismatch"] = pairs.beats_mismatch
+    for name in ("mismatched", "gap", "beats"):
+        interval: Interval | None = getattr(pairs, f"{name}_interval")
+        if interval:
+            details |= {f"{name}_low": interval.low, f"{name}_high": interval.high}
+    return details
+
+
 def _by_subsets(real: FeatureSet, synthetic: FeatureSet, seed: int) -> _Found:
     """As published tables give it; half of the smaller set at most, or subsets would all be the same rows."""
     size = max(2, min(1000, min(len(real), len(synthetic)) // 2))
@@ -160,7 +178,8 @@ def _by_subsets(real: FeatureSet, synthetic: FeatureSet, seed: int) -> _Found:
         f"mean of {found.subsets} subsets of {found.subset_size}, standard deviation {found.standard_deviation:.4g} over "
         "subsets of this one sample, which is no confidence interval"
     )
-    return _Found(found.value, None, notes=(note,))
+    details = {"standard_deviation": found.standard_deviation, "subsets": found.subsets, "subset_size": size}
+    return _Found(found.value, None, notes=(note,), details=details)
 
 
 def _kernel(metric: str, real: FeatureSet, seed: int) -> tuple[Kernel, tuple[str, ...]]:
@@ -193,6 +212,7 @@ def _row(metric: str, found: _Found, real: FeatureSet, synthetic: FeatureSet) ->
         direction=METRICS[metric],
         real_rows=len(real),
         synthetic_rows=len(synthetic),
+        details=found.details | ({"resampling_bias": interval.bias} if interval else {}),
         notes=found.notes,
         warnings=warnings,
     )

@@ -46,6 +46,7 @@ class MetricRow(BaseModel):
     direction: str
     real_rows: int
     synthetic_rows: int
+    details: dict[str, float] = {}
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 

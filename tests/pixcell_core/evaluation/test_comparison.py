@@ -55,6 +55,10 @@ def test_every_metric_is_measured_with_direction_and_interval() -> None:
         if name not in ("frechet-extrapolated", "kernel-subsets"):
             assert row.low is not None and row.high is not None and row.low <= row.value <= row.high
     assert found["similarity"].value > 0.9 and "mismatched pairs" in found["similarity"].notes[0]
+    about = found["similarity"].details
+    assert about["gap_low"] < about["gap"] == pytest.approx(found["similarity"].value - about["mismatched"])
+    parts = found["frechet"].details
+    assert parts["mean_part"] + parts["covariance_part"] == pytest.approx(found["frechet"].value)
     assert report == evaluate_sets(real, made_from(real), ALL)
     assert report != evaluate_sets(real, made_from(real), replace(ALL, seed=2))
 
