@@ -29,13 +29,18 @@ Three ways to start: --init (go on from a model folder), --from-stage (grow a mo
 neither (fresh weights: the published size, or --config). The result is a model folder in --out/transformer, with
 the averaged weights; --out/metrics.jsonl holds one line per step.
 
+\b
 One GPU or a CPU:
+  pixcell model train --data features/train --init base --out run
 
-  pixcell model train --data features/train --init base --out run --steps 2000
-
+\b
 Two GPUs (or two CPU processes with --device cpu); --batch-size is per process:
+  torchrun --nproc-per-node=2 -m pixcell_core.cli.main \\
+    model train --data features/train --init base --out run
 
-  torchrun --nproc-per-node=2 -m pixcell_core.cli.main model train --data features/train --init base --out run
+The published settings: --optimizer came --learning-rate 2e-5 --warmup-steps 1000 --max-grad-norm 0.01
+--ema-decay 0.9999 --gradient-checkpointing; per GPU --batch-size 128, 64 or 12 and --steps 120000, 60000 or 80000
+at 256, 512 or 1024 px, each stage started --from-stage of the one before.
 
 Several machines: the same with torchrun's --nnodes, --node-rank and --rdzv-endpoint, and one shared --out folder.
 """
