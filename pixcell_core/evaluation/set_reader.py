@@ -18,7 +18,7 @@ from pixcell_core.evaluation.tile_eye import DEFAULT, TileEye, eye_label
 from pixcell_core.evaluation.tile_folder import TileFolder
 from pixcell_core.evaluation.tile_table import TileTable
 
-TABLE = "tiles.csv"
+TABLE, GENERATION = "tiles.csv", "generation.json"
 UNSTATED = "not stated"
 COLUMNS = ("names", "patients", "labels", "sources")
 
@@ -41,7 +41,7 @@ class SetReader:
     _eye: TileEye | None = None
 
     def read(self, path: Path, name: str, table: Path | None = None) -> FeatureSet:
-        """The set at `path`: `tiles.csv` inside a folder is read unless another table is given.
+        """The set at `path`: `tiles.csv` inside a folder, or the labels of its `generation.json`, unless a table is given.
 
         Without a table the patient of a tile is the first sub-folder it lies in.
 
@@ -78,6 +78,8 @@ class SetReader:
         tiles = TileFolder(path)
         if rows is None and (path / TABLE).is_file():
             rows = TileTable.read(path / TABLE)
+        elif rows is None and (path / GENERATION).is_file():
+            rows = TileTable.of_generation(path / GENERATION)
         columns: dict[str, tuple[str, ...]] = {}
         if rows is not None:
             columns = rows.columns_for(tiles.names)

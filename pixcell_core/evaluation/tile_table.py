@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pixcell_core.contracts import load_document
+from pixcell_core.contracts.release import GenerationRecord
 from pixcell_core.errors import BadInputError
 from pixcell_core.evaluation.feature_set import UNKNOWN
 
@@ -55,6 +57,20 @@ class TileTable:
                     hint="Remove one of the two lines.",
                     code="tile-listed-twice",
                 )
+        return cls(path, rows)
+
+    @classmethod
+    def of_generation(cls, path: Path) -> TileTable:
+        """The labels that a generator wrote beside its surrogates; whom a surrogate followed is not in there.
+
+        Raises:
+            BadInputError: no generation record, or one that was edited.
+        """
+        labels = load_document(GenerationRecord, path).labels
+        rows = {
+            name: {"patient": UNKNOWN, "label": label or UNKNOWN, "source": UNKNOWN}
+            for name, label in labels.items()
+        }
         return cls(path, rows)
 
     def columns_for(self, names: Sequence[str]) -> dict[str, tuple[str, ...]]:

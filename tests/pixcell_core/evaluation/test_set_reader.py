@@ -48,6 +48,29 @@ def test_a_folder_with_its_table(tmp_path: Path) -> None:
     assert np.allclose(found.features[:2], expected.double().numpy(), atol=1e-5)
 
 
+def test_surrogates_bring_their_labels_in_the_generation_record(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "surrogates", ["surrogate-000001.png", "surrogate-000002.png"])
+    digest = "sha256:" + "1" * 64
+    record = {
+        "tiles": 2,
+        "tile_size": 64,
+        "conditioning_policy": "blend",
+        "conditioning_promise": "Each follows three patients.",
+        "guidance_scale": 2.0,
+        "num_inference_steps": 20,
+        "base_digest": digest,
+        "adapter_digest": None,
+        "study_digest": None,
+        "labels": {"surrogate-000001.png": "stroma", "surrogate-000002.png": None},
+    }
+    (folder / "generation.json").write_text(json.dumps(record))
+    found = SetReader().read(folder, "synthetic")
+    assert found.labels == ("stroma", "") and found.patients == ("", "")
+    (folder / "generation.json").write_text(json.dumps(record | {"surprise": 1}))
+    with pytest.raises(BadInputError, match="surprise"):
+        SetReader().read(folder, "synthetic")
+
+
 def test_sub_folders_are_patients_without_a_table_and_that_is_said(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, ["p1/x.png", "p1/y.png", "p2/z.png"])
     reader = SetReader("starter")
