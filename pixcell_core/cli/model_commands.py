@@ -92,6 +92,12 @@ def register(root: typer.Typer) -> None:
     """Add `pixcell model`."""
     models = group(root, "model")
     models.command("show")(show)
-    for commands in (checkpoint_commands, encoder_commands, sample_commands, train_commands, evaluate_commands):
+    for commands in (
+        checkpoint_commands,
+        encoder_commands,
+        sample_commands,
+        train_commands,
+        evaluate_commands,
+    ):
         commands.register(models)
     models.command("train-starter")(train_starter)

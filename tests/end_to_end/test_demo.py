@@ -110,7 +110,10 @@ def test_bundles_hold_surrogates_and_no_private_word(demonstration: Demonstratio
         words = _private_words(demonstration.out / name)
         with zipfile.ZipFile(demonstration.sites[name]["bundle"]) as bundle:
             names = bundle.namelist()
-            assert sum(n.endswith(".png") and "tiles/" in n for n in names) == 40 - demonstration.sites[name]["withheld"]
+            assert (
+                sum(n.endswith(".png") and "tiles/" in n for n in names)
+                == 40 - demonstration.sites[name]["withheld"]
+            )
             for member in names:
                 text = bundle.read(member).decode("utf-8", "ignore")
                 assert not [w for w in words if len(w) > 5 and w in text], member
