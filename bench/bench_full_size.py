@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bench_sampling import GUIDANCE, sample
 from diffusers import PixArtTransformer2DModel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pixcell_core.diffusion.pipeline import default_scheduler
 from pixcell_core.models import PixCellTransformer2DModel
 from pixcell_core.models.devices import choose_device, place, sampling_dtype
 
-STEPS, GUIDANCE = 20, 2.0
+STEPS = 20
 STAGES = {256: {"sample_size": 32, "interpolation_scale": 0.5, "caption_num_tokens": 1},
           1024: {"sample_size": 128, "interpolation_scale": 2.0, "caption_num_tokens": 16}}  # fmt: skip
 TOY = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 2, "cross_attention_dim": 16}
@@ -51,22 +51,6 @@ def matrix_rate(device: torch.device, side: int) -> float:
     return 2 * side**3 * 8 / seconds(lambda: [a @ a for _ in range(8)], device)
 
 
-@torch.inference_mode()
-def sample(model: Any, noise: torch.Tensor, both: torch.Tensor, *, prepared: bool) -> torch.Tensor:
-    """DPM-Solver++ with guidance: the plain loop, or with a prepared condition."""
-    scheduler, latents = default_scheduler(), noise
-    scheduler.set_timesteps(STEPS)
-    condition = model.prepare(both) if prepared else both
-    for step in scheduler.timesteps.to(noise.device):
-        given = latents if prepared else torch.cat([latents, latents])
-        times = step if prepared else step.expand(len(both))
-        output = model(given, encoder_hidden_states=condition, timestep=times, return_dict=False)[0]
-        without, following = output[:, :16].chunk(2)
-        guided = without + GUIDANCE * (following - without)
-        latents = scheduler.step(guided, step, latents, return_dict=False)[0]
-    return latents
-
-
 def measure(
     stage: int, batch: int, device: torch.device, size: dict[str, Any], compiled: bool
 ) -> dict[str, Any]:
@@ -87,9 +71,9 @@ def measure(
     condition = torch.randn(batch, tokens, 1536, device=device, dtype=dtype)
     both = torch.cat([ours.unconditional(batch).to(condition), condition])
     with FlopCounterMode(display=False) as counter:
-        sample(stock, noise, both, prepared=False)
-    fast = seconds(lambda: sample(ours, noise, both, prepared=True), device)
-    plain = seconds(lambda: sample(stock, noise, both, prepared=False), device)
+        sample(stock, noise, both, prepared=False, steps=STEPS)
+    fast = seconds(lambda: sample(ours, noise, both, prepared=True, steps=STEPS), device)
+    plain = seconds(lambda: sample(stock, noise, both, prepared=False, steps=STEPS), device)
     return {
         "px": stage, "batch": batch, "compiled": compiled, "steps": STEPS, "guidance_scale": GUIDANCE,
         "parameters": sum(p.numel() for p in ours.parameters()),

@@ -41,12 +41,14 @@ def pair(width: int, side: int, scale: float) -> tuple[PixCellTransformer2DModel
 
 
 @torch.inference_mode()
-def sample(model: Any, noise: torch.Tensor, both: torch.Tensor, *, prepared: bool) -> torch.Tensor:
+def sample(
+    model: Any, noise: torch.Tensor, both: torch.Tensor, *, prepared: bool, steps: int = STEPS
+) -> torch.Tensor:
     """DPM-Solver++ with guidance: as diffusers' pipelines do it, or with a prepared condition."""
     scheduler, latents = default_scheduler(), noise.clone()
-    scheduler.set_timesteps(STEPS)
+    scheduler.set_timesteps(steps)
     condition = model.prepare(both) if prepared else both
-    for time in scheduler.timesteps:
+    for time in scheduler.timesteps.to(noise.device):
         given = latents if prepared else torch.cat([latents, latents])
         times = time if prepared else time.expand(len(both))
         output = model(given, encoder_hidden_states=condition, timestep=times, return_dict=False)[0]
