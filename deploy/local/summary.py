@@ -94,8 +94,8 @@ def honest_words(plan: DemoPlan, outcomes: list[SiteOutcome]) -> list[str]:
             )
         elif outcome.withheld:
             notes.append(
-                f"  {outcome.name}: the audit flagged {outcome.withheld} of {plan.surrogates} tiles, no more than chance "
-                "explains. They were withheld, the rest was audited again, and the bundle says that it is filtered."
+                f"  {outcome.name}: tiles flagged by the audit, no more than chance explains: {outcome.withheld} of "
+                f"{plan.surrogates}. Withheld; the rest was audited again, and the bundle says that it is filtered."
             )
         if outcome.verdict == "REVIEW" and not outcome.planted:
             notes.append(
