@@ -1,4 +1,4 @@
-"""Sampling and LoRA training steps against the plain diffusers loop: same weights, same steps, same images."""
+"""Sampling against the plain diffusers loop: same weights, same steps, same images."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from typing import Any
 import torch
 from diffusers import PixArtTransformer2DModel
 from paired import compare, show
-from peft import LoraConfig, inject_adapter_in_model
 
 from pixcell_core.diffusion.pipeline import default_scheduler
 from pixcell_core.models import PixCellTransformer2DModel
-from pixcell_core.training.adapters import DEFAULT_TARGETS
 
 STEPS, GUIDANCE = 5, 2.0
 SIZES = {
@@ -58,22 +56,6 @@ def sample(
     return latents
 
 
-def adapt(model: Any) -> None:
-    """LoRA of rank 4 on the adapter's usual layers."""
-    torch.manual_seed(0)
-    config = LoraConfig(r=4, lora_alpha=4, target_modules=list(DEFAULT_TARGETS), init_lora_weights=False)
-    inject_adapter_in_model(config, model)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_("lora_" in name)
-
-
-def train_step(model: Any, latents: torch.Tensor, condition: torch.Tensor, times: torch.Tensor) -> None:
-    """Forward and backward of one step."""
-    model.zero_grad(set_to_none=True)
-    output = model(latents, encoder_hidden_states=condition, timestep=times, return_dict=False)[0]
-    output.square().mean().backward()
-
-
 def main() -> None:
     """Print the ratios."""
     torch.set_num_threads(2)
@@ -92,14 +74,6 @@ def main() -> None:
             "the diffusers loop",
             found,
         )
-        adapt(ours)
-        adapt(stock)
-        times = torch.randint(0, 1000, (batch,))
-        found = compare(
-            lambda o=ours, n=noise, c=condition, t=times: train_step(o, n, c, t),  # type: ignore[misc]
-            lambda s=stock, n=noise, c=condition, t=times: train_step(s, n, c, t),  # type: ignore[misc]
-        )
-        show(f"LoRA training step, {name}", "the stock PixArt class", found)
 
 
 if __name__ == "__main__":
