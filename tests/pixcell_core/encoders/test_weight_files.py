@@ -33,7 +33,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(wrapped: str, tmp_path: Path)
         torch.save(content, path)
     else:
         path.write_bytes(pickle.dumps(content["extra"], protocol=2))
-    with pytest.raises(BadInputError, match=r"would run \w+\.mkdir when opened; only tensors") as refused:
+    with pytest.raises(BadInputError, match=r"asks for \w+\.mkdir, and only tensors") as refused:
         read_tensors(path)
     assert refused.value.code == "pickle-with-code"
     assert not trace.exists()
