@@ -120,6 +120,12 @@ def sample(
     ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images or windows per call.")] = 8,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    compile: Annotated[
+        bool,
+        typer.Option(
+            "--compile", help="Compile the network: minutes first (a C++ compiler on CPU), then faster."
+        ),
+    ] = False,
     precision: Annotated[
         Precision, typer.Option("--precision", help="auto is bfloat16 on CUDA and float32 elsewhere.")
     ] = Precision.AUTO,
@@ -156,6 +162,7 @@ def sample(
             stride=stride,
             device=device,
             precision=str(precision),
+            compile=compile,
             batch_size=batch_size,
         )
     )

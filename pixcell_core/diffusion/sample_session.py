@@ -55,6 +55,7 @@ class SampleRequest:
     stride: int | None = None
     device: str = "auto"
     precision: str = "auto"
+    compile: bool = False
     batch_size: int = 8
 
 
@@ -71,6 +72,8 @@ class SampleSession:
         self._precision = by_device if request.precision == "auto" else request.precision
         self._weights: dict[str, str] = {}
         self._pipeline = self._load_pipeline(getattr(torch, self._precision))
+        if request.compile:
+            self._pipeline.transformer.compile()
         config: Any = self._pipeline.transformer.config
         self._picture = self._read_init_image()
         native = int(config["sample_size"])

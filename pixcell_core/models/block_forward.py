@@ -79,6 +79,9 @@ def _gated(weights: Weights, gate: torch.Tensor) -> Weights:
 
 
 def _onednn(rows: torch.Tensor) -> bool:
+    """Whether to call oneDNN's fused products; a compiler makes its own, and cannot take these apart."""
+    if torch.compiler.is_compiling():
+        return False
     return rows.device.type == "cpu" and rows.dtype == torch.float32 and torch.backends.mkldnn.is_available()
 
 

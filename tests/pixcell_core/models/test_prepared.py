@@ -190,3 +190,23 @@ def test_the_road_without_onednn_gives_the_same(monkeypatch: pytest.MonkeyPatch)
         torch.testing.assert_close(
             ask(model, latents, model.prepare(condition), time), wanted, rtol=0, atol=2e-6
         )
+
+
+def test_a_compiler_is_given_plain_operations_only() -> None:
+    model = tiny(1)
+    latents, condition = inputs(model)
+    time = torch.tensor(55)
+    seen: list[str] = []
+
+    def backend(graph: Any, given: Any) -> Any:
+        seen.append(graph.code)
+        return graph.forward
+
+    with torch.no_grad():
+        ready = model.prepare(condition)
+        wanted = ask(model, latents, ready, time)
+        compiled = torch.compile(model, backend=backend)
+        torch.testing.assert_close(ask(compiled, latents, ready, time), wanted, rtol=0, atol=2e-6)
+    torch.compiler.reset()
+    assert any("gelu" in code for code in seen)
+    assert not any("_linear_pointwise" in code for code in seen)
