@@ -69,11 +69,11 @@ def test_every_road_gives_stock_diffusers_numbers(tokens: int) -> None:
         fused = ask(model, latents, ready, time)
         plain = ask(model, latents, ready, time.expand(len(latents)))
     assert len(ready.weights) == 3
-    torch.testing.assert_close(fused, wanted, rtol=0, atol=2e-6)
-    torch.testing.assert_close(plain, wanted, rtol=0, atol=2e-6)
+    torch.testing.assert_close(fused, wanted, rtol=0, atol=5e-6)
+    torch.testing.assert_close(plain, wanted, rtol=0, atol=5e-6)
     learning = ask(model, latents, condition, time)
     assert learning.requires_grad
-    torch.testing.assert_close(learning.detach(), wanted, rtol=0, atol=2e-6)
+    torch.testing.assert_close(learning.detach(), wanted, rtol=0, atol=5e-6)
 
 
 @pytest.mark.parametrize("tokens", [1, 4])
@@ -84,9 +84,9 @@ def test_latents_shared_by_two_conditions_are_as_good_as_doubled_ones(tokens: in
     time = torch.tensor(80)
     with torch.no_grad():
         wanted = ask(model, torch.cat([latents, latents]), both, time)
-        torch.testing.assert_close(ask(model, latents, model.prepare(both), time), wanted, rtol=0, atol=2e-6)
+        torch.testing.assert_close(ask(model, latents, model.prepare(both), time), wanted, rtol=0, atol=5e-6)
         times = time.expand(6)
-        torch.testing.assert_close(ask(model, latents, model.prepare(both), times), wanted, rtol=0, atol=2e-6)
+        torch.testing.assert_close(ask(model, latents, model.prepare(both), times), wanted, rtol=0, atol=5e-6)
 
 
 def test_adapters_are_merged_when_the_condition_is_prepared() -> None:
@@ -157,7 +157,7 @@ def test_a_fused_road_with_a_fault_is_seen(monkeypatch: pytest.MonkeyPatch) -> N
         with torch.no_grad():
             return float((ask(model, latents, model.prepare(condition), time) - wanted).abs().max())
 
-    assert away() < 2e-6
+    assert away() < 5e-6
 
     def swapped(blocks: Any, projected: torch.Tensor) -> prepared.PreparedCondition:
         ready = prepared.prepare_condition(blocks, projected)
@@ -188,7 +188,7 @@ def test_the_road_without_onednn_gives_the_same(monkeypatch: pytest.MonkeyPatch)
         wanted = ask(model, latents, model.prepare(condition), time)
         monkeypatch.setattr(block_forward, "_onednn", lambda rows: False)
         torch.testing.assert_close(
-            ask(model, latents, model.prepare(condition), time), wanted, rtol=0, atol=2e-6
+            ask(model, latents, model.prepare(condition), time), wanted, rtol=0, atol=5e-6
         )
 
 
@@ -206,7 +206,7 @@ def test_a_compiler_is_given_plain_operations_only() -> None:
         ready = model.prepare(condition)
         wanted = ask(model, latents, ready, time)
         compiled = torch.compile(model, backend=backend)
-        torch.testing.assert_close(ask(compiled, latents, ready, time), wanted, rtol=0, atol=2e-6)
+        torch.testing.assert_close(ask(compiled, latents, ready, time), wanted, rtol=0, atol=5e-6)
     torch.compiler.reset()
     assert any("gelu" in code for code in seen)
     assert not any("_linear_pointwise" in code for code in seen)
