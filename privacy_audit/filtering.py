@@ -12,10 +12,8 @@ from collections.abc import Sequence
 from pixcell_core.contracts import digest
 from privacy_audit.copies import NEAR
 from privacy_audit.policy import Policy
-from privacy_audit.report import AuditReport
+from privacy_audit.report import FILTERED, AuditReport
 from privacy_audit.result import Status, TestResult
-
-FILTERED = "filtered release"
 
 
 def filtered_release(

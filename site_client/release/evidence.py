@@ -130,7 +130,7 @@ def require_same_tiles(evidence: Evidence, manifest: ReleaseManifest) -> None:
 
 def require_filtering_stated(evidence: Evidence, manifest: ReleaseManifest) -> None:
     """Refuse a filtered release whose audit did not know that it was one, or knew of another filtering."""
-    from privacy_audit.filtering import FILTERED
+    from privacy_audit.report import FILTERED
 
     test, filtered = evidence.report.test(FILTERED), manifest.filtered
     stated = test and (test.details["first_report"], test.details["withheld"], test.details["of"])

@@ -13,9 +13,9 @@ from PIL import Image
 from pixcell_core.contracts import digest
 from pixcell_core.errors import BadInputError
 from privacy_audit.copies import NEAR
-from privacy_audit.filtering import FILTERED, filtered_release
+from privacy_audit.filtering import filtered_release
 from privacy_audit.policy import Policy
-from privacy_audit.report import REPORT, AuditReport
+from privacy_audit.report import FILTERED, REPORT, AuditReport
 from privacy_audit.result import Status
 from privacy_audit.run import AuditRequest, run_audit
 from privacy_audit.verify import verify_audit
@@ -91,6 +91,7 @@ def test_the_rest_is_audited_again_and_says_that_it_is_filtered(
     assert report.verdict is Status.PASS
     near = report.test(NEAR)
     assert near is not None and not report.flagged and near.status is Status.PASS
+    assert "Filtered: 1 of 40 tiles were withheld before" in report.summary
     assert "Filtered: 1 of 40 tiles" in (tmp_path / "second" / "report.html").read_text()
     verified = verify_audit(tmp_path / "second", tmp_path / "rest")
     assert verified.verified and verified.complete, str(verified)

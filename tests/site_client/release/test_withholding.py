@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pixcell_core.contracts.canonical import file_digest
 from pixcell_core.trust.bundle import verify_bundle
 from pixcell_core.trust.bundle_files import open_bundle
-from privacy_audit.filtering import FILTERED
+from privacy_audit.report import FILTERED
 from site_client.release.export import export_release
 from site_client.release.withhold import withhold_flagged
 from site_client.release.workspace import ReleaseFolder
