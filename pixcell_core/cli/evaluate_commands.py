@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -170,8 +171,18 @@ IndependentOption = Annotated[
 ]
 
 
+class Question(StrEnum):
+    """What is asked of synthetic tiles as training data."""
+
+    AUGMENTATION = "augmentation"
+    REPLACEMENT = "replacement"
+
+
 @command
-def augmentation(
+def study(
+    question: Annotated[
+        Question, typer.Argument(help="augmentation: real + synthetic; replacement: synthetic alone.")
+    ],
     real: RealOption,
     synthetic: SyntheticOption,
     encoder: EncoderOption = None,
@@ -188,48 +199,14 @@ def augmentation(
     batch_size: BatchOption = 32,
     format: FormatOption = OutputFormat.TEXT,
 ) -> StudyReport:
-    """Does training on real + synthetic tiles beat training on the real ones alone?
+    """Do synthetic tiles serve as training data, compared with the real ones of the same patients?
 
     Linear probe and k-NN, tested on real tiles of held-out patients; surrogates of held-out patients never enter
     training. Both sets need labels; the synthetic tiles need the patient each was conditioned on.
     """
     settings = {"folds": folds, "repeats": repeats, "draws": bootstrap, "level": level, "seed": seed}
     return _study(
-        "augmentation",
-        (real, synthetic),
-        (patients, synthetic_patients),
-        (encoder, device, batch_size),
-        {**settings, "independent": independent},
-        chart,
-    )
-
-
-@command
-def replacement(
-    real: RealOption,
-    synthetic: SyntheticOption,
-    encoder: EncoderOption = None,
-    patients: PatientsOption = None,
-    synthetic_patients: SyntheticTableOption = None,
-    folds: FoldsOption = 5,
-    repeats: RepeatsOption = 5,
-    independent: IndependentOption = False,
-    bootstrap: BootstrapOption = 1000,
-    level: LevelOption = 0.95,
-    seed: SeedOption = 0,
-    chart: ChartOption = None,
-    device: DeviceOption = "auto",
-    batch_size: BatchOption = 32,
-    format: FormatOption = OutputFormat.TEXT,
-) -> StudyReport:
-    """How much is lost by training on synthetic tiles alone, tested on real tiles of held-out patients?
-
-    The reference is the same classifier trained on the real tiles of the same patients. Both sets need labels; the
-    synthetic tiles need the patient each was conditioned on.
-    """
-    settings = {"folds": folds, "repeats": repeats, "draws": bootstrap, "level": level, "seed": seed}
-    return _study(
-        "replacement",
+        question.value,
         (real, synthetic),
         (patients, synthetic_patients),
         (encoder, device, batch_size),
@@ -239,9 +216,6 @@ def replacement(
 
 
 def register(models: typer.Typer) -> None:
-    """Add `evaluate` and `study augmentation|replacement` to the group `pixcell model`."""
+    """Add `evaluate` and `study` to the group `pixcell model`."""
     models.command("evaluate")(evaluate)
-    study = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
-    study.command("augmentation")(augmentation)
-    study.command("replacement")(replacement)
-    models.add_typer(study, name="study", help="Synthetic tiles as training data: augmentation, replacement.")
+    models.command("study")(study)

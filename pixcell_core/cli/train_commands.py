@@ -297,15 +297,16 @@ def train(
     format: FormatOption = OutputFormat.TEXT,
 ) -> TrainingResult | None:
     """Train the transformer (the group shows TRAIN_HELP)."""
+    from pixcell_core.models.devices import choose_device
     from pixcell_core.starter.weights import save_folder, weights_digest
     from pixcell_core.training.journal import Journal
     from pixcell_core.training.parallel import joined_processes
-    from pixcell_core.training.precision import pick_device, pick_precision
+    from pixcell_core.training.precision import pick_precision
     from pixcell_core.training.settings import TrainingSettings
     from pixcell_core.training.stages import resolution_of
     from pixcell_core.training.trainer import Trainer
 
-    place = pick_device(device)
+    place = choose_device(device)
     start = _Start(init, from_stage, config, resolution, seed)
     model = start.model()
     tiles, scaling = _open_tiles(data, int(model.config["sample_size"]))

@@ -150,7 +150,7 @@ def test_a_tile_that_cannot_be_read_is_said_once_and_counted(tmp_path: Path, pub
         (["--optimizer", "sgd"], "bad-training-setting"),
         (["--precision", "fp8"], "bad-training-setting"),
         (["--learning-rate", "0"], "bad-training-setting"),
-        (["--device", "tpu"], "unknown-device"),
+        (["--device", "tpu"], "device-unknown"),
         (["--data", "nowhere"], "no-such-folder"),
     ],
 )

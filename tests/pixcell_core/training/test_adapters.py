@@ -14,21 +14,9 @@ from pixcell_core.training.adapters import (
     attach_ffa_lora,
     load_adapter_state,
 )
+from tests.pixcell_core.training.process_runs import transformer
 
 RANK = 3
-
-
-def transformer(tokens: int = 1) -> PixCellTransformer2DModel:
-    torch.manual_seed(1)
-    return PixCellTransformer2DModel(
-        num_attention_heads=2,
-        attention_head_dim=8,
-        num_layers=2,
-        cross_attention_dim=16,
-        sample_size=8,
-        caption_channels=12,
-        caption_num_tokens=tokens,
-    ).eval()
 
 
 def adapted(seed: int = 5, rank: int = RANK, alpha: float | None = None) -> PixCellTransformer2DModel:

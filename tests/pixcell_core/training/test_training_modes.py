@@ -18,11 +18,11 @@ from pixcell_core.models import PixCellTransformer2DModel
 from pixcell_core.training import ema as ema_module
 from pixcell_core.training.ema import Ema
 from pixcell_core.training.journal import Journal
-from pixcell_core.training.precision import autocast_for, memory_in_use, pick_device, pick_precision
+from pixcell_core.training.precision import autocast_for, memory_in_use, pick_precision
 from pixcell_core.training.sample_sheet import SampleSheet, grid, latent_preview, sampling_draw
 from pixcell_core.training.settings import TrainingSettings
-from pixcell_core.training.tile_sources import EncodedTiles
 from pixcell_core.training.trainer import Trainer
+from tests.pixcell_core.training.process_runs import tiles, transformer
 
 SETTINGS = TrainingSettings(steps=4, batch_size=4, learning_rate=1e-3, warmup_steps=1, seed=3)
 
@@ -34,31 +34,9 @@ def one_thread() -> Iterator[None]:
     torch.compiler.reset()
 
 
-def transformer(tokens: int = 1) -> PixCellTransformer2DModel:
-    torch.manual_seed(1)
-    return PixCellTransformer2DModel(
-        num_attention_heads=2,
-        attention_head_dim=8,
-        num_layers=2,
-        cross_attention_dim=16,
-        sample_size=8,
-        caption_channels=12,
-        caption_num_tokens=tokens,
-    )
-
-
-def tiles(count: int = 4, tokens: int = 1) -> EncodedTiles:
-    generator = torch.Generator().manual_seed(2)
-    return EncodedTiles(
-        torch.randn(count, 16, 8, 8, generator=generator),
-        torch.full((count, 16, 8, 8), 0.05),
-        torch.randn(count, tokens, 12, generator=generator),
-    )
-
-
 def trained(settings: TrainingSettings) -> dict[str, torch.Tensor]:
     model = transformer()
-    Trainer(model, tiles(), settings).run(None)
+    Trainer(model, tiles(4), settings).run(None)
     return dict(model.state_dict())
 
 
@@ -79,7 +57,7 @@ def test_gradient_checkpointing_changes_nothing_but_memory(monkeypatch: pytest.M
 
 def test_bf16_keeps_float32_masters_and_computes_in_bf16() -> None:
     model, seen = transformer(), set()
-    trainer = Trainer(model, tiles(), replace(SETTINGS, precision="bf16"))
+    trainer = Trainer(model, tiles(4), replace(SETTINGS, precision="bf16"))
     layer = model.transformer_blocks[0].attn1.to_v
     handle = layer.register_forward_hook(lambda module, args, output: seen.add(output.dtype))
     trainer.train_step()
@@ -94,7 +72,7 @@ def test_bf16_keeps_float32_masters_and_computes_in_bf16() -> None:
 
 
 def test_bf16_goes_nearly_the_same_way_as_fp32() -> None:
-    rough, fine = (Trainer(transformer(), tiles(), replace(SETTINGS, precision=p)) for p in ("bf16", "fp32"))
+    rough, fine = (Trainer(transformer(), tiles(4), replace(SETTINGS, precision=p)) for p in ("bf16", "fp32"))
     for _ in range(4):
         one, other = rough.train_step(), fine.train_step()
         assert one == pytest.approx(other, rel=0.02) and one != other
@@ -109,26 +87,18 @@ def test_compiling_is_asked_for_and_keeps_the_names(monkeypatch: pytest.MonkeyPa
     assert max((plain[k] - compiled[k]).abs().max().item() for k in plain if "to_k.bias" not in k) < 1e-5
 
 
-def test_devices_and_precisions_by_name() -> None:
-    assert pick_device("cpu").type == "cpu"
-    assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+def test_precisions_by_name() -> None:
     assert pick_precision("auto", torch.device("cpu")) == "fp32"
     assert pick_precision("auto", torch.device("cuda")) == "bf16"
     assert pick_precision("fp32", torch.device("cuda")) == "fp32"
     with autocast_for("fp32", torch.device("cpu")):
         assert not torch.is_autocast_enabled("cpu")
     assert memory_in_use(torch.device("cpu")) > 10_000_000
-    with pytest.raises(BadInputError, match="tpu"):
-        pick_device("tpu")
-    if not torch.cuda.is_available():
-        with pytest.raises(BadInputError) as refused:
-            pick_device("cuda")
-        assert refused.value.code == "no-cuda"
 
 
 def test_a_training_that_diverges_is_stopped_before_it_spoils_the_weights() -> None:
     model = transformer()
-    trainer = Trainer(model, tiles(), SETTINGS)
+    trainer = Trainer(model, tiles(4), SETTINGS)
     trainer.train_step()
     before = {k: v.clone() for k, v in trainer.ema.shadow.items()}
     with torch.no_grad():
@@ -151,17 +121,17 @@ def test_a_training_that_diverges_is_stopped_before_it_spoils_the_weights() -> N
 def test_a_checkpoint_of_a_run_with_other_settings_is_refused_by_name(
     tmp_path: Path, change: dict[str, object], says: str
 ) -> None:
-    Trainer(transformer(), tiles(), SETTINGS).save(tmp_path / "c.pt")
+    Trainer(transformer(), tiles(4), SETTINGS).save(tmp_path / "c.pt")
     with pytest.raises(BadInputError) as refused:
-        Trainer(transformer(), tiles(), replace(SETTINGS, **change)).resume(tmp_path / "c.pt")  # type: ignore[arg-type]
+        Trainer(transformer(), tiles(4), replace(SETTINGS, **change)).resume(tmp_path / "c.pt")  # type: ignore[arg-type]
     assert refused.value.code == "checkpoint-differs" and says in refused.value.message
     same = replace(SETTINGS, batch_size=2, accumulate=2)
-    assert Trainer(transformer(), tiles(), same).resume(tmp_path / "c.pt"), "the same step in two parts"
+    assert Trainer(transformer(), tiles(4), same).resume(tmp_path / "c.pt"), "the same step in two parts"
 
 
 def test_the_null_stands_in_for_all_tokens_of_a_tile_together() -> None:
     model, seen = transformer(tokens=4), []
-    trainer = Trainer(model, tiles(tokens=4), replace(SETTINGS, batch_size=64, condition_drop=0.5))
+    trainer = Trainer(model, tiles(4, tokens=4), replace(SETTINGS, batch_size=64, condition_drop=0.5))
     handle = model.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(kwargs["encoder_hidden_states"]), with_kwargs=True
     )
@@ -207,7 +177,7 @@ def test_an_average_of_another_model_is_refused() -> None:
 
 def test_the_journal_says_what_each_step_did_and_drops_what_comes_again(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "deep" / "metrics.jsonl")
-    Trainer(transformer(), tiles(), SETTINGS, journal=journal).run(None)
+    Trainer(transformer(), tiles(4), SETTINGS, journal=journal).run(None)
     rows = journal.rows()
     assert [row["step"] for row in rows] == [1, 2, 3, 4] and [row["epoch"] for row in rows] == [1, 2, 3, 4]
     for row in rows:
@@ -225,7 +195,7 @@ def test_the_noise_error_is_that_of_the_prediction() -> None:
     model = transformer()
     nn.init.zeros_(model.proj_out.weight)
     nn.init.zeros_(model.proj_out.bias)
-    trainer = Trainer(model, tiles(), replace(SETTINGS, batch_size=64))
+    trainer = Trainer(model, tiles(4), replace(SETTINGS, batch_size=64))
     assert trainer.advance().noise_error == pytest.approx(1.0, abs=0.03)
 
 
@@ -238,8 +208,8 @@ def test_sheets_show_the_average_every_few_steps_and_change_nothing(tmp_path: Pa
         torch.rand(3)  # a drawing may use the global generator as it likes
         return torch.zeros(5, 3, 4, 6)
 
-    Trainer(plain, tiles(), SETTINGS).run(None)
-    trainer = Trainer(drawn, tiles(), SETTINGS, sheet=SampleSheet(tmp_path / "s", 2, draw))
+    Trainer(plain, tiles(4), SETTINGS).run(None)
+    trainer = Trainer(drawn, tiles(4), SETTINGS, sheet=SampleSheet(tmp_path / "s", 2, draw))
     trainer.run(None)
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), drawn.parameters(), strict=True))
     assert sorted(p.name for p in (tmp_path / "s").iterdir()) == ["sheet-00000002.png", "sheet-00000004.png"]
