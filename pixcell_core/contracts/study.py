@@ -30,6 +30,10 @@ StudyId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,59}$")
 ModuleName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_.]{0,119}$")]
 
 
+ClassName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,59}$")]
+"""Public name of a class of tiles."""
+
+
 class ApprovalError(RefusedError):
     """A study may not run here: no approval, or one that does not cover it."""
 
@@ -37,24 +41,53 @@ class ApprovalError(RefusedError):
 
 
 class AdapterSettings(Document):
-    """The trainable part: FFA-LoRA, whose A is drawn from `seed` and frozen, and whose B alone is trained."""
+    """The trainable part. Both kinds draw A from `seed`; `ffa-lora` freezes it and trains B alone, `lora` trains both.
 
-    kind: Literal["ffa-lora"] = "ffa-lora"
+    With FFA the mean of the sites' updates is exact and half of the parameters carry noise; it is the default.
+    """
+
+    kind: Literal["ffa-lora", "lora"] = "ffa-lora"
     rank: Annotated[int, Field(ge=1, le=256)] = 4
     targets: Annotated[tuple[ModuleName, ...], Field(min_length=1, max_length=32)]
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
 
+class PatientVotes(Document):
+    """Settings of private conditions: patients vote for public candidates, and only a noisy histogram is looked at.
+
+    Each of `iterations` rounds of voting is one Gaussian mechanism over all patients (q = 1) whose noise has the
+    standard deviation `noise_multiplier` (a patient's vote has L2 norm 1 at most); bins below `threshold` standard
+    deviations of that noise are dropped. `labels` are the public names of the classes, none for unlabelled tiles.
+    `candidates_digest` names the public embeddings, so that nothing private can stand among them.
+    """
+
+    noise_multiplier: Annotated[float, Field(gt=0, le=1e6)]
+    iterations: Annotated[int, Field(ge=1, le=50)] = 2
+    candidates: Annotated[int, Field(ge=2, le=100_000)] = 128
+    threshold: Annotated[float, Field(ge=0, le=100)] = 2.0
+    labels: Annotated[tuple[ClassName, ...], Field(max_length=64)] = ()
+    candidates_digest: Digest
+
+    @model_validator(mode="after")
+    def _labels_differ(self) -> Self:
+        if len(set(self.labels)) != len(self.labels):
+            raise ValueError("a label stands twice among the labels")
+        return self
+
+
 class ConditioningPolicy(Document):
-    """What may condition a surrogate of this study: `own`, `blend` of k patients, or `private` conditions."""
+    """What may condition a surrogate of this study: `own`, `blend` of k patients, or `private` conditions by votes."""
 
     mode: Literal["own", "blend", "private"] = "blend"
     k: Annotated[int, Field(ge=1, le=64)] = 3
+    votes: PatientVotes | None = None
 
     @model_validator(mode="after")
-    def _blend_has_three_patients(self) -> Self:
+    def _settings_fit_the_mode(self) -> Self:
         if self.mode == "blend" and self.k < 3:
             raise ValueError("a blend needs the embeddings of at least 3 different patients")
+        if (self.mode == "private") != (self.votes is not None):
+            raise ValueError("the mode private, and no other, needs the settings of its votes")
         return self
 
 
@@ -63,8 +96,11 @@ class Study(Document):
 
     `sample_rate` is q, the chance of a patient to take part in a step; `steps_per_round` is T; `noise_multiplier` is
     sigma in units of `max_grad_norm` (C); `expected_patients` is the public divisor of the noisy sum, a setting and
-    never a count of anybody's patients. `epsilon_cap` is per site, unit patient, at `delta`; neighbouring cohorts differ
-    in one patient.
+    never a count of anybody's patients. `epsilon_cap` is per site, unit patient, at `delta`, for training and private
+    conditions together; neighbouring cohorts differ in one patient. `ema_decay` averages the adapter over the steps of a
+    round, after the noise (0 sends the last step's). `precision` is that of forward and backward on an accelerator;
+    unit gradients, clipping and noise are always float32 and float64. `reply_grid_s`: a site's replies leave at whole
+    multiples of so many seconds after the question, since the time a round takes grows with the number of patients.
     """
 
     schema_version: Literal["study/v1"] = "study/v1"
@@ -87,6 +123,9 @@ class Study(Document):
     noise_draws: Annotated[int, Field(ge=1, le=1024)] = 1
     optimizer: Literal["sgd", "adam"] = "sgd"
     learning_rate: Annotated[float, Field(gt=0, le=1e3)]
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    gradient_checkpointing: bool = False
+    precision: Literal["float32", "bfloat16"] = "float32"
     tile_size: Annotated[int, Field(ge=32, le=4096)]
     mpp: Annotated[float, Field(gt=0, le=100)]
     unit: Literal["patient"] = "patient"
@@ -96,6 +135,7 @@ class Study(Document):
     sites: Annotated[tuple[SiteName, ...], Field(min_length=1, max_length=1000)]
     quorum: Annotated[int, Field(ge=1, le=1000)]
     round_timeout_s: Annotated[float, Field(gt=0, le=604_800)] = 3600.0
+    reply_grid_s: Annotated[float, Field(ge=0, le=86_400)] = 5.0
     max_update_norm: Annotated[float, Field(gt=0)] | None = None
 
     @model_validator(mode="after")

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from pixcell_core.contracts.artifacts import base_digest
 from pixcell_core.contracts.canonical import file_digest
-from pixcell_core.contracts.study import AdapterSettings, ConditioningPolicy, Study
+from pixcell_core.contracts.study import AdapterSettings, ConditioningPolicy, PatientVotes, Study
 from pixcell_core.errors import BadInputError, PixcellError, RefusedError
 from pixcell_core.models import PixCellTransformer2DModel
 from pixcell_core.training.adapters import adapter_state, attach_ffa_lora
@@ -29,6 +29,9 @@ from site_client.generate.session import GenerationRequest, run_generation
 from .conftest import PATIENTS, fill_store, tiny_base
 
 Ask = Callable[..., GenerationRequest]
+VOTED = ConditioningPolicy(
+    mode="private", votes=PatientVotes(noise_multiplier=4.0, candidates_digest="sha256:" + "0" * 64)
+)
 ADAPTER = AdapterSettings(rank=2, targets=("attn1.to_q", "attn1.to_v", "attn2.to_v"), seed=7)
 
 
@@ -235,7 +238,7 @@ def test_the_studys_policy_model_and_tile_size_are_enforced(ask: Ask, tmp_path: 
     assert refusal(ask(count=1, study=path, out=elsewhere, base=other)).code == "base-mismatch"
     write_study(path, base, tile_size=128)
     assert refusal(ask(count=1, study=path, out=elsewhere)).code == "tile-size-differs"
-    write_study(path, base, conditioning=ConditioningPolicy(mode="private"))
+    write_study(path, base, conditioning=VOTED)
     assert refusal(ask(count=1, study=path, out=elsewhere)).code == "unknown-policy", (
         "never a weaker one instead"
     )
