@@ -16,7 +16,8 @@ from torch import nn
 from pixcell_core.checkpoints.lora import LoraAdapter
 from pixcell_core.checkpoints.naming import a_few
 from pixcell_core.errors import BadInputError, RefusedError
-from pixcell_core.training.adapters import attach_ffa_lora, load_adapter_state
+from pixcell_core.training.adapters import attach_lora as attach_drawn_lora
+from pixcell_core.training.adapters import load_adapter_state
 
 NAME = "default"
 
@@ -175,7 +176,9 @@ def attach_as_ffa(model: nn.Module, adapter: LoraAdapter, *, seed: int) -> None:
             code="adapter-mismatch",
         )
     rank = min(ranks)
-    attach_ffa_lora(model, rank=rank, seed=seed, targets=adapter.layers, alpha=round(min(alphas)))
+    attach_drawn_lora(
+        model, kind="ffa-lora", rank=rank, seed=seed, targets=adapter.layers, alpha=round(min(alphas))
+    )
     drawn = extract_lora(model)
     for layer in adapter.layers:
         if not torch.equal(adapter.down[layer].float(), drawn.down[layer].float()):
