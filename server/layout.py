@@ -38,6 +38,11 @@ class ServerLayout:
         return self.root / "studies"
 
     @property
+    def heads(self) -> Path:
+        """Per site, the last head of its privacy ledger that was heard of, over all studies."""
+        return self.root / "heads"
+
+    @property
     def hub(self) -> Path:
         """State, logs and ready file of the hub."""
         return self.root / "hub"

@@ -33,6 +33,17 @@ Reason = Annotated[str, StringConstraints(max_length=500)]
 RefusalCode = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,60}$")]
 
 
+class KnownHead(Document):
+    """The last record of a site's privacy ledger as somebody outside of it knows it: its number, and its hash.
+
+    Heads are exchanged in every round, so that a ledger that was put back to an earlier day, or written anew, is met
+    by somebody who remembers. A head holds no settings and no counts of patients.
+    """
+
+    sequence: Annotated[int, Field(ge=0)]
+    hash: Digest
+
+
 class TensorPlace(Document):
     """One tensor of the adapter: its name and shape, and by its place in the layout where it lies in the flat one."""
 
@@ -60,13 +71,17 @@ class PrepareReply(Document):
 
 
 class TrainRequest(Document):
-    """Hub to site: train one round, starting from the adapter in the tensor record."""
+    """Hub to site: train one round, starting from the adapter in the tensor record.
+
+    `ledger_head` is the last one this site sent: the site's ledger must still hold it.
+    """
 
     schema_version: Literal["train-request/v1"] = "train-request/v1"
     study_digest: Digest
     round: Annotated[int, Field(ge=1)]
     input_digest: Digest
     layout: Annotated[tuple[TensorPlace, ...], Field(min_length=1, max_length=20_000)]
+    ledger_head: KnownHead | None = None
 
 
 class TrainReply(Document):
@@ -79,6 +94,7 @@ class TrainReply(Document):
     status: Literal["ok", "refused"]
     code: RefusalCode = "ok"
     reason: Reason = ""
+    ledger_head: KnownHead | None = None
 
 
 class Exclusion(Document):

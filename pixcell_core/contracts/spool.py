@@ -17,7 +17,7 @@ import numpy.typing as npt
 from pydantic import AwareDatetime, Field, StringConstraints
 
 from pixcell_core.contracts.canonical import Digest, Document, digest, read_bounded
-from pixcell_core.contracts.round import Reason, RefusalCode
+from pixcell_core.contracts.round import KnownHead, Reason, RefusalCode
 from pixcell_core.errors import BadInputError
 
 MAX_ARRAY_BYTES = 512 * 1024 * 1024
@@ -40,7 +40,7 @@ class SpoolError(BadInputError):
 
 
 class TrainJob(Document):
-    """Agent to trainer: one round of one approved study."""
+    """Agent to trainer: one round of one approved study. `known_heads`: what hub and agent last saw of the ledger."""
 
     schema_version: Literal["train-job/v1"] = "train-job/v1"
     job_id: JobId
@@ -50,6 +50,7 @@ class TrainJob(Document):
     created_at: AwareDatetime
     expires_at: AwareDatetime
     input_digest: Digest
+    known_heads: Annotated[tuple[KnownHead, ...], Field(max_length=4)] = ()
 
 
 class TrainResult(Document):
@@ -64,6 +65,7 @@ class TrainResult(Document):
     code: RefusalCode = "ok"
     reason: Reason = ""
     update_digest: Digest | None = None
+    ledger_head: KnownHead | None = None
 
 
 class TrainerBeat(Document):

@@ -144,6 +144,8 @@ class Study(Document):
             raise ValueError("a site stands twice among the sites")
         if self.quorum > len(self.sites):
             raise ValueError(f"a quorum of {self.quorum} cannot be met by {len(self.sites)} sites")
+        if self.reply_grid_s > self.round_timeout_s / 2:
+            raise ValueError("replies leave at multiples of reply_grid_s, at most half of round_timeout_s")
         if self.expires_at <= self.created_at:
             raise ValueError("the study expires before it is created")
         return self

@@ -34,6 +34,7 @@ from pixcell_core.flower.messages import document_of, pack
 from pixcell_core.trust.dsse import Envelope
 from server.rounds.aggregation import StreamingMean
 from server.rounds.board import LiveBoard
+from server.rounds.heads import HeadBook
 from server.rounds.screening import Expected, Rejection, plain, screen
 from server.rounds.store import CommittedRound, RoundStore
 
@@ -81,12 +82,14 @@ class RoundLoop:
         nodes: Callable[[], Mapping[str, int]],
         store: RoundStore,
         board: LiveBoard,
+        heads: HeadBook,
         settings: LoopSettings | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._grid, self._study, self._sites, self._nodes = grid, study, sites, nodes
         self._store, self._board, self._settings = store, board, settings or LoopSettings()
+        self._heads = heads
         self._clock, self._sleep = clock, sleep
         self._ready: set[str] = set()
         self._asked: dict[str, _Asked] = {}
@@ -229,14 +232,15 @@ class RoundLoop:
                 if site is None:
                     # A second reply to an answered question, or a reply to a question of another round.
                     continue
-                verdict = screen(message, expected)
+                verdict = screen(message, expected, self._heads.last(site))
                 self._board.site(site, training=False, last_reply_at=datetime.now(UTC))
                 if isinstance(verdict, Rejection):
                     excluded[site] = verdict
                     self._ready.discard(site)
                     self._board.site(site, note=f"round {number}: {verdict.reason}")
                 else:
-                    mean.add(verdict)
+                    self._heads.note(site, verdict.ledger_head)
+                    mean.add(verdict.update)
                     included.add(site)
                     self._board.site(site, note="")
                 self._board.flush()
@@ -268,14 +272,16 @@ class RoundLoop:
     def _send(self, number: int, last: CommittedRound, sites: list[str]) -> dict[str, str]:
         """Send the round to `sites`; returns the site per message id."""
         nodes = self._nodes()
-        document = TrainRequest(
-            study_digest=self._study.digest,
-            round=number,
-            input_digest=last.record.adapter_digest,
-            layout=tuple(TensorPlace(name=n, shape=last.adapter[n].shape) for n in sorted(last.adapter)),
-        )
+        layout = tuple(TensorPlace(name=n, shape=last.adapter[n].shape) for n in sorted(last.adapter))
         messages = []
         for site in sites:
+            document = TrainRequest(
+                study_digest=self._study.digest,
+                round=number,
+                input_digest=last.record.adapter_digest,
+                layout=layout,
+                ledger_head=self._heads.last(site),
+            )
             messages.append(
                 Message(
                     pack(document, last.adapter),

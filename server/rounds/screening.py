@@ -1,7 +1,7 @@
 """Screens every reply before it may count. A bad reply costs its own site the round, and nobody else.
 
-Checked in this order: error, form, study, round, input, refusal, names, dtypes, shapes, finiteness, norm bound. The
-bound comes from public settings of the study.
+Checked in this order: error, form, study, round, input, refusal, ledger head, names, dtypes, shapes, finiteness, norm
+bound. The bound comes from public settings of the study.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from flwr.app import Message
 from flwr.common.constant import ErrorCode
 
 from pixcell_core.contracts.canonical import parse_document
-from pixcell_core.contracts.round import ARRAYS, FLAT, TrainReply
+from pixcell_core.contracts.round import ARRAYS, FLAT, KnownHead, TrainReply
 from pixcell_core.contracts.spool import Arrays, l2_norm, unflatten
 from pixcell_core.errors import PixcellError
 from pixcell_core.flower.messages import decode_array, document_of
@@ -29,6 +29,14 @@ class Rejection:
 
     code: str
     reason: str
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A reply that counts: its update, and the head of the site's privacy ledger after it."""
+
+    update: Arrays
+    ledger_head: KnownHead | None
 
 
 @dataclass(frozen=True)
@@ -47,8 +55,12 @@ def plain(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in text)[:MAX_REASON]
 
 
-def screen(message: Message, expected: Expected) -> Arrays | Rejection:
-    """The update a reply carries, or why it does not count."""
+def screen(message: Message, expected: Expected, known: KnownHead | None = None) -> Accepted | Rejection:
+    """The update a reply carries, or why it does not count.
+
+    `known` is the last head of this site's ledger that was heard of. A ledger only grows: a head before it, or another
+    one at the same place, means that the ledger was put back or written anew.
+    """
     if message.has_error():
         return _of_error(message)
     if message.content.metric_records:
@@ -65,7 +77,13 @@ def screen(message: Message, expected: Expected) -> Arrays | Rejection:
         return Rejection("other-input", "the reply starts from another adapter than the one sent")
     if reply.status == "refused":
         return Rejection(reply.code, plain(reply.reason) or "the site refused without a reason")
-    return _screen_arrays(message, expected)
+    head = reply.ledger_head
+    if known is not None and (
+        head is None or head.sequence < known.sequence or (head.sequence == known.sequence and head != known)
+    ):
+        return Rejection("ledger-rewound", "the site's privacy ledger is behind the one it showed before")
+    update = _screen_arrays(message, expected)
+    return update if isinstance(update, Rejection) else Accepted(update, head)
 
 
 def _screen_arrays(message: Message, expected: Expected) -> Arrays | Rejection:

@@ -21,6 +21,7 @@ from server.enrolment.sites import SiteBook
 from server.hub.bundle import FOLDER_KEY, STUDY_KEY
 from server.layout import START_ADAPTER, ServerLayout
 from server.rounds.board import LiveBoard, RunBoard
+from server.rounds.heads import HeadBook
 from server.rounds.loop import LoopSettings, RoundLoop
 from server.rounds.store import RoundStore
 from server.studies.book import StudyBook
@@ -50,6 +51,7 @@ def run_study(grid: Grid, layout: ServerLayout, study: Study, settings: LoopSett
             lambda: read_nodes(layout.nodes),
             RoundStore(folder, study),
             live,
+            HeadBook(layout.heads),
             settings or read_loop_settings(folder),
         )
         loop.run(read_start(folder))

@@ -62,10 +62,28 @@ def read_settings(path: Path) -> dict[str, Any]:
     return value
 
 
+LEAKS = {
+    "early_stopping": "the step at which a site stops would tell about its patients, and no noise covers it",
+    "patience": "the step at which a site stops would tell about its patients, and no noise covers it",
+    "report_loss": "a loss depends on the patients and has no noise of its own",
+    "report_metrics": "metrics depend on the patients and have no noise of their own",
+    "report_gradient_norms": "norms of patients' gradients have no noise of their own",
+    "aggregation_weights": "weights by patients or tiles would tell how many there are; every site weighs the same",
+    "weight_by_patients": "weights by patients would tell how many there are; every site weighs the same",
+}
+"""Settings other systems have that would carry something about patients past the noise."""
+
+
 def make_study(settings: Mapping[str, Any]) -> Study:
     """A study from settings; an unknown name is an error that shows the nearest known one."""
     known = [name for name in Study.model_fields if name != "schema_version"]
     for name in settings:
+        if name in LEAKS:
+            raise RefusedError(
+                f"A study cannot have '{name}': {LEAKS[name]}.",
+                hint="Leave it out. What a site sends may depend on its patients through the noised update alone.",
+                code="setting-leaks",
+            )
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             raise BadInputError(

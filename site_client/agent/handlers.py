@@ -1,20 +1,25 @@
 """What the agent answers to the hub: is this site ready, and the update of one round.
 
 The agent never sees a slide and never trains. It checks the site's signed approval, hands a job to the trainer
-through the spool, and passes the update on. A reply holds the update and public constants, nothing measured.
+through the spool, and passes the update on. A reply holds the update and public constants, nothing measured, and it
+leaves on a public grid of seconds: how long a round took would tell how many patients there are.
+
+The agent remembers the heads of the ledger that it passed on, in a folder of its own. A ledger that no longer holds
+them was put back to an earlier day.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from pixcell_core.contracts.atomic import write_atomically
-from pixcell_core.contracts.canonical import canonical_bytes, parse_document
-from pixcell_core.contracts.round import PrepareReply, PrepareRequest, TrainReply, TrainRequest
+from pixcell_core.contracts.canonical import canonical_bytes, load_document, parse_document
+from pixcell_core.contracts.round import KnownHead, PrepareReply, PrepareRequest, TrainReply, TrainRequest
 from pixcell_core.contracts.spool import Arrays, SpoolError, TrainerBeat, TrainJob, arrays_digest
 from pixcell_core.contracts.study import Study
 from pixcell_core.errors import PixcellError, RefusedError
@@ -50,6 +55,7 @@ class Agent:
         self._book = ApprovalBook(settings.folder)
         self._spool = Spool(settings.folder.spool)
         self._known = settings.folder.agent / "studies"
+        self._head_file = settings.folder.agent / "ledger-head.json"
 
     def prepare(self, request: PrepareRequest) -> PrepareReply:
         """Whether this site approved the study, with the proof, and whether its trainer can train it."""
@@ -77,9 +83,18 @@ class Agent:
         )
 
     def train(self, request: TrainRequest, adapter: Arrays) -> tuple[TrainReply, Arrays]:
-        """One round: check, hand over, wait, pass on. A refusal carries no tensors."""
+        """One round: check, hand over, wait, pass on, on the study's grid of seconds. A refusal carries no tensors."""
+        asked_at = self._clock()
         try:
             study = self._remembered(request.study_digest)
+        except PixcellError as error:
+            return self._refusal(request, error.code, _PUBLIC.get(error.code, "the site refused the round"))
+        answer = self._train(study, request, adapter)
+        self._wait_for_the_grid(asked_at, study.reply_grid_s)
+        return answer
+
+    def _train(self, study: Study, request: TrainRequest, adapter: Arrays) -> tuple[TrainReply, Arrays]:
+        try:
             self._book.require(study, self._clock())
             if arrays_digest(adapter) != request.input_digest:
                 raise RefusedError("the adapter is not the one announced", hint="", code="adapter-altered")
@@ -97,6 +112,7 @@ class Agent:
             created_at=now,
             expires_at=now + timedelta(seconds=study.round_timeout_s),
             input_digest=request.input_digest,
+            known_heads=tuple(h for h in (request.ledger_head, self._last_head()) if h is not None),
         )
         self._spool.open()
         self._spool.submit(job, adapter)
@@ -108,7 +124,8 @@ class Agent:
                     result, update = found
                     if result.status == "refused":
                         return self._refusal(request, result.code, result.reason)
-                    return self._reply(request), update
+                    self._remember_head(result.ledger_head)
+                    return self._reply(request, result.ledger_head), update
                 if alive(self._beat(), moment):
                     last_seen = moment
                 elif (moment - last_seen).total_seconds() > self._settings.trainer_grace_s:
@@ -160,12 +177,29 @@ class Agent:
             raise RefusedError("the kept study was altered", hint="", code="study-altered")
         return study
 
-    def _reply(self, request: TrainRequest) -> TrainReply:
+    def _last_head(self) -> KnownHead | None:
+        return load_document(KnownHead, self._head_file) if self._head_file.is_file() else None
+
+    def _remember_head(self, head: KnownHead | None) -> None:
+        if head is not None:
+            write_atomically(self._head_file, head.to_bytes())
+
+    def _wait_for_the_grid(self, asked_at: datetime, grid_s: float) -> None:
+        """Sleep until a whole multiple of `grid_s` has passed since the question; at least one."""
+        if grid_s <= 0.0:
+            return
+        passed = (self._clock() - asked_at).total_seconds()
+        due = asked_at + timedelta(seconds=grid_s * max(1, math.ceil(passed / grid_s)))
+        while (moment := self._clock()) < due:
+            self._sleep((due - moment).total_seconds())
+
+    def _reply(self, request: TrainRequest, head: KnownHead | None) -> TrainReply:
         return TrainReply(
             study_digest=request.study_digest,
             round=request.round,
             input_digest=request.input_digest,
             status="ok",
+            ledger_head=head,
         )
 
     def _refusal(self, request: TrainRequest, code: str, reason: str) -> tuple[TrainReply, Arrays]:

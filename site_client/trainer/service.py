@@ -12,13 +12,14 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from pixcell_core.contracts.artifacts import base_digest, installed_code_digest
 from pixcell_core.contracts.canonical import parse_document
+from pixcell_core.contracts.round import KnownHead
 from pixcell_core.contracts.spool import Arrays, TrainerBeat, TrainJob, TrainResult, arrays_digest
 from pixcell_core.contracts.study import Study
 from pixcell_core.errors import BadInputError, PixcellError, RefusedError
@@ -28,7 +29,7 @@ from pixcell_core.training.feature_store import FeatureStore
 from site_client.approvals.book import ApprovalBook
 from site_client.approvals.site_folder import SiteFolder
 from site_client.ledger.ledger import Ledger, RoundCharge
-from site_client.ledger.record import ReserveRecord
+from site_client.ledger.record import ReserveRecord, head_of
 from site_client.ledger.site import open_site_ledger
 from site_client.ledger.view import BudgetCap
 from site_client.trainer.rounds import RoundTrainer, latent_scaling
@@ -62,6 +63,7 @@ class Trainer:
         self._code_digest = installed_code_digest()
         self._stop = threading.Event()
         self._ready = False
+        self._head: KnownHead | None = None
         store = FeatureStore.open(settings.features or settings.folder.train_features)
         self._rounds = RoundTrainer(settings.base, store, latent_scaling(store.meta), settings.device)
 
@@ -105,7 +107,8 @@ class Trainer:
             update = earlier[1] if earlier is not None else self._train(job, start, again)
             if earlier is not None:
                 self._say(f"round {job.round} was asked again; the same update is sent, nothing is charged")
-            self._spool.answer(_result(job, update_digest=arrays_digest(update)), update)
+            head = earlier[0].ledger_head if earlier is not None else self._head
+            self._spool.answer(_result(job, update_digest=arrays_digest(update), head=head), update)
         except PixcellError as error:
             self._say(f"round {job.round} refused [{error.code}]: {error.message}")
             self._spool.answer(_result(job, code=error.code, reason=public_reason(error)))
@@ -124,6 +127,7 @@ class Trainer:
         self._check_fit(study)
         cap = BudgetCap(study.epsilon_cap, study.delta)
         with self._ledger(cap) as ledger:
+            require_known_heads(ledger, job.known_heads)
             charge = RoundCharge(
                 study.digest,
                 job.round,
@@ -137,6 +141,7 @@ class Trainer:
             began = time.monotonic()
             with ledger.reserve(charge) as steps:
                 update = self._rounds.train(study, start, self._stoppable(steps), self._trace)
+            self._head = KnownHead(sequence=ledger.head.sequence, hash=ledger.head.hash)
         again_text = ", a second charge for the same round" if again else ""
         self._say(f"round {job.round} of {study.id} trained in {time.monotonic() - began:.1f} s{again_text}")
         return update
@@ -229,6 +234,19 @@ def require_study_room(ledger: Ledger, study: Study, event: GaussianEvent) -> No
         )
 
 
+def require_known_heads(ledger: Ledger, heads: Sequence[KnownHead]) -> None:
+    """Refuse to charge a ledger that lacks a record somebody outside has seen: it was put back or written anew."""
+    records = ledger.records
+    for head in heads:
+        if head.sequence >= len(records) or head_of(records[head.sequence]).hash != head.hash:
+            raise RefusedError(
+                f"The privacy ledger no longer holds record {head.sequence} that was shown to others before: it was "
+                "put back to an earlier day or written anew. Nothing was drawn and nothing was charged.",
+                hint="Restore the newest copy of the ledger folder. What it lost was spent all the same.",
+                code="ledger-rewound",
+            )
+
+
 PUBLIC_REASONS = {
     "not-approved": "this site has not approved the study",
     "approval-denied": "this site denied the study",
@@ -238,6 +256,7 @@ PUBLIC_REASONS = {
     "code-differs": "other training code is installed at this site",
     "features-differ": "the site's features were made with other settings",
     "adapter-mismatch": "the adapter does not fit the base model",
+    "ledger-rewound": "the site's privacy ledger is behind the one it showed before",
     "budget-exceeded": "the round would pass the site's privacy budget",
     "study-budget-exceeded": "the round would pass the study's privacy budget",
 }
@@ -249,7 +268,12 @@ def public_reason(error: PixcellError) -> str:
 
 
 def _result(
-    job: TrainJob, *, code: str = "ok", reason: str = "", update_digest: str | None = None
+    job: TrainJob,
+    *,
+    code: str = "ok",
+    reason: str = "",
+    update_digest: str | None = None,
+    head: KnownHead | None = None,
 ) -> TrainResult:
     return TrainResult(
         job_id=job.job_id,
@@ -260,6 +284,7 @@ def _result(
         code=code,
         reason=reason,
         update_digest=update_digest,
+        ledger_head=head,
     )
 
 

@@ -22,6 +22,7 @@ from pixcell_core.contracts.study import AdapterSettings, Approval, Study
 from pixcell_core.flower.messages import document_of, pack
 from pixcell_core.trust.keys import SigningKey
 from server.rounds.board import LiveBoard, RunBoard
+from server.rounds.heads import HeadBook
 from server.rounds.loop import LoopSettings, RoundLoop
 from server.rounds.store import RoundStore
 from tests.server.local_grid import LocalGrid
@@ -54,6 +55,7 @@ def make_study(**changes: Any) -> Study:
         "sites": SITES,
         "quorum": 2,
         "round_timeout_s": 5.0,
+        "reply_grid_s": 0.0,
     }
     return Study.model_validate(settings | changes)
 
@@ -150,6 +152,7 @@ class Consortium:
             lambda: self.nodes,
             RoundStore(self.folder, self.study, on_step),
             LiveBoard(RunBoard(self.folder), self.study),
+            HeadBook(self.folder / "heads"),
             LoopSettings(**waits),
         )
 

@@ -43,11 +43,22 @@ def test_an_unknown_setting_names_the_nearest_known_one() -> None:
     assert "noise_multiplier" in error.value.hint
 
 
-@pytest.mark.parametrize("change", [{"quorum": 9}, {"rounds": "many"}, {"delta": 0.5}, {"sites": ["East"]}])
+@pytest.mark.parametrize(
+    "change", [{"quorum": 9}, {"rounds": "many"}, {"reply_grid_s": 4.0}, {"delta": 0.5}, {"sites": ["East"]}]
+)
 def test_an_impossible_study_is_one_error_and_nothing_is_written(change: dict[str, Any]) -> None:
     with pytest.raises(BadInputError, match="not possible") as error:
         make_study(settings(**change))
     assert error.value.exit_code == 4
+
+
+@pytest.mark.parametrize(
+    "name", ["early_stopping", "patience", "report_loss", "report_gradient_norms", "aggregation_weights"]
+)
+def test_settings_that_would_carry_something_past_the_noise_are_refused_with_the_reason(name: str) -> None:
+    with pytest.raises(RefusedError, match=f"cannot have '{name}'") as refused:
+        make_study(settings(**{name: True}))
+    assert refused.value.code == "setting-leaks"
 
 
 @pytest.mark.parametrize("text", ["- a\n- b\n", "a: [", "\x00", "just words"])

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pixcell_core.contracts.round import PrepareRequest, TrainRequest
+from pixcell_core.contracts.canonical import digest
+from pixcell_core.contracts.round import KnownHead, PrepareRequest, TrainRequest
 from pixcell_core.contracts.spool import Arrays, SpoolError, TrainerBeat, TrainResult, arrays_digest
 from pixcell_core.contracts.study import Study
 from site_client.agent.handlers import Agent, AgentSettings, job_id_of
@@ -58,6 +59,8 @@ class StandInTrainer:
             code,
         )
         self.jobs: list[str] = []
+        self.head: KnownHead | None = None
+        self.told: list[tuple[KnownHead, ...]] = []
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
@@ -78,6 +81,7 @@ class StandInTrainer:
                 continue
             self.jobs.append(taken)
             job, _ = self._spool.read_job(taken)
+            self.told.append(job.known_heads)
             good = self._status == "ok"
             result = TrainResult(
                 job_id=job.job_id,
@@ -88,6 +92,7 @@ class StandInTrainer:
                 code=self._code,
                 reason="" if good else "the round would pass the site's privacy budget",
                 update_digest=arrays_digest(UPDATE) if good else None,
+                ledger_head=self.head if good else None,
             )
             self._spool.answer(result, UPDATE if good else None)
 
@@ -171,6 +176,7 @@ def test_a_round_goes_to_the_trainer_and_its_update_back(agent: Agent, folder: S
         "status",
         "code",
         "reason",
+        "ledger_head",
     }
     assert trainer.jobs == [job_id_of(study, round_of(study))]
     assert not list(folder.spool.glob("outbox/*")) and not list(folder.spool.glob("inbox/*"))
@@ -295,3 +301,55 @@ def test_the_names_we_replace_in_flower_exist_and_another_release_stops_us() -> 
         assert hasattr(importlib.import_module(module), name)
     with pytest.raises(RuntimeError, match="not the one that was tested"):
         replace_names("flwr.supernode.runtime.run_clientapp", {"no_such_name": None})
+
+
+def test_heads_of_the_ledger_are_remembered_and_shown_to_the_trainer(
+    agent: Agent, folder: SiteFolder
+) -> None:
+    study = make_study()
+    ApprovalBook(folder).decide(study, "approve")
+    agent.prepare(question(study))
+    first = KnownHead(sequence=4, hash=digest(b"four"))
+    with StandInTrainer(folder, study) as trainer:
+        trainer.head = first
+        reply, _ = agent.train(round_of(study), ADAPTER)
+        assert reply.ledger_head == first and trainer.told == [()]
+        hubs = KnownHead(sequence=2, hash=digest(b"two"))
+        later = round_of(study).model_copy(update={"round": 2, "ledger_head": hubs})
+        # Another agent process, after a restart: what was passed on before is still known.
+        Agent(AgentSettings(folder, poll_s=0.002)).train(later, ADAPTER)
+    assert trainer.told[1] == (hubs, first)
+
+
+class Hours:
+    """A clock that moves only by what is slept, and by what a round is said to have taken."""
+
+    def __init__(self) -> None:
+        self.now = datetime.now(UTC)
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+
+@pytest.mark.parametrize(("took", "left_after"), [(0.1, 5.0), (4.9, 5.0), (5.1, 10.0), (14.0, 15.0)])
+def test_replies_leave_on_a_public_grid_of_seconds_however_long_the_round_took(
+    folder: SiteFolder, took: float, left_after: float
+) -> None:
+    hours = Hours()
+    study = make_study(reply_grid_s=5.0, round_timeout_s=60.0)
+    ApprovalBook(folder).decide(study, "approve")
+    agent = Agent(AgentSettings(folder), clock=hours, sleep=hours.sleep)
+    agent.prepare(question(study))
+
+    def refused_after_a_while(*_: object) -> object:
+        hours.sleep(took)
+        raise SpoolError("no", hint="")
+
+    agent._hand_over = refused_after_a_while  # type: ignore[method-assign, assignment]
+    began = hours.now
+    reply, _ = agent.train(round_of(study), ADAPTER)
+    assert reply.status == "refused"
+    assert (hours.now - began).total_seconds() == pytest.approx(left_after, abs=1e-3)

@@ -120,6 +120,7 @@ def make_study(base: Path, sites: tuple[str, ...] = ("east",), **changes: Any) -
         "sites": sites,
         "quorum": 1,
         "round_timeout_s": 20.0,
+        "reply_grid_s": 0.0,
     }
     return Study.model_validate(settings | changes)
 

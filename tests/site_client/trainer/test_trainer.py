@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pixcell_core.contracts.round import TrainRequest
+from pixcell_core.contracts.round import KnownHead, TrainRequest
 from pixcell_core.contracts.spool import Arrays, TrainJob, TrainResult, arrays_digest, l2_norm
 from pixcell_core.contracts.study import Study
 from site_client.agent.handlers import job_id_of
@@ -52,10 +52,16 @@ def steps_charged(site: TinySite) -> int:
 
 
 def ask(
-    site: TinySite, trainer: Trainer, study: Study, start: Arrays, number: int = 1
+    site: TinySite,
+    trainer: Trainer,
+    study: Study,
+    start: Arrays,
+    number: int = 1,
+    heads: tuple[KnownHead | None, ...] = (),
 ) -> tuple[TrainResult, Arrays]:
     """Submit a job, let the trainer handle it, take the result away."""
-    spool, job = Spool(site.folder.spool), job_of(study, start, number)
+    spool = Spool(site.folder.spool)
+    job = job_of(study, start, number).model_copy(update={"known_heads": heads})
     spool.open()
     spool.submit(job, start)
     taken = spool.take()
@@ -222,3 +228,27 @@ def test_killed_in_a_round_it_stays_charged_and_the_next_try_is_a_new_charge(
     assert found is not None and found[0].status == "ok"
     assert steps_charged(tiny_site) == before + 150
     assert any("second charge" in line for line in said)
+
+
+def test_a_ledger_put_back_to_an_earlier_day_is_not_charged_again(
+    tiny_site: TinySite, trainer: Trainer
+) -> None:
+    study = make_study(tiny_site.base)
+    start = start_of(tiny_site.base, study)
+    ApprovalBook(tiny_site.folder).decide(study, "approve")
+    first, _ = ask(tiny_site, trainer, study, start)
+    folder = ledger_folder(tiny_site.folder.root)
+    kept = {path.name: path.read_bytes() for path in folder.iterdir()}
+    moved = {name: value + np.float32(0.01) for name, value in start.items()}
+    second, _ = ask(tiny_site, trainer, study, moved, 2, (first.ledger_head,))
+    assert second.status == "ok" and second.ledger_head.sequence > first.ledger_head.sequence
+    # With its head put back too, the ledger looks whole. Whoever saw the later head is not fooled.
+    for name, data in kept.items():
+        (folder / name).write_bytes(data)
+    charged = steps_charged(tiny_site)
+    later = {name: value + np.float32(0.02) for name, value in start.items()}
+    refused, _ = ask(tiny_site, trainer, study, later, 2, (second.ledger_head,))
+    assert (refused.status, refused.code) == ("refused", "ledger-rewound")
+    assert steps_charged(tiny_site) == charged
+    ignored, _ = ask(tiny_site, trainer, study, later, 2)
+    assert ignored.status == "ok", "without the outside witness nobody could have told"
