@@ -9,7 +9,7 @@ towards the data and pays for it with twice the noise and a mean of products tha
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -129,8 +129,18 @@ def require_trainable_targets(model: nn.Module, targets: Sequence[str]) -> None:
             hint="Name the linear layers inside it, such as attn1.to_v.",
             code="adapter-target-not-linear",
         )
-    # Judged by the layers reached, not by how the target is spelled: `to_q` alone reaches both attentions.
-    silent = [t for t in targets if any(m.endswith(SILENT_WITH_ONE_TOKEN) for m in hit[t])]
+    require_no_silent_layers([m for t in targets for m in hit[t]], tokens)
+
+
+def require_no_silent_layers(layers: Iterable[str], tokens: int) -> None:
+    """Refuse layers that cannot learn with `tokens` condition tokens; needs their names alone.
+
+    Judged by the layers reached, not by how a target is spelled: `to_q` alone reaches both attentions.
+
+    Raises:
+        RefusedError: with one token, a query or key projection of the cross-attention.
+    """
+    silent = sorted({".".join(m.rsplit(".", 2)[-2:]) for m in layers if m.endswith(SILENT_WITH_ONE_TOKEN)})
     if tokens == 1 and silent:
         raise RefusedError(
             f"{', '.join(silent)} cannot learn: with one condition token the attention weight is always 1, "

@@ -56,6 +56,9 @@ def register(root: typer.Typer) -> None:
         settings: Annotated[Path | None, typer.Option(help="YAML file with settings of the study.")] = None,
         rounds: Annotated[int | None, typer.Option(help="Rounds of training.")] = None,
         steps: Annotated[int | None, typer.Option(help="Private steps per round (T).")] = None,
+        sample_rate: Annotated[
+            float | None, typer.Option(help="q: chance of a patient to take part in a step; 1 means all.")
+        ] = None,
         sigma: Annotated[float | None, typer.Option(help="Noise multiplier, in units of C.")] = None,
         clip: Annotated[float | None, typer.Option(help="C: largest gradient norm of one patient.")] = None,
         delta: Annotated[float | None, typer.Option(help="delta of the privacy statement.")] = None,
@@ -71,6 +74,12 @@ def register(root: typer.Typer) -> None:
         noise_draws: Annotated[int | None, typer.Option(help="Diffusion noise draws per tile.")] = None,
         learning_rate: Annotated[float | None, typer.Option(help="Step size.")] = None,
         optimizer: Annotated[str | None, typer.Option(help="sgd or adam.")] = None,
+        ema_decay: Annotated[
+            float | None, typer.Option(help="Average the adapter over a round's steps, after the noise.")
+        ] = None,
+        adapter: Annotated[
+            str | None, typer.Option(help="ffa-lora (A frozen, B trained) or lora (both trained).")
+        ] = None,
         rank: Annotated[int | None, typer.Option(help="Rank of the adapter.")] = None,
         targets: Annotated[
             str | None, typer.Option(help="Comma-separated modules that get an adapter.")
@@ -80,6 +89,9 @@ def register(root: typer.Typer) -> None:
         quorum: Annotated[int | None, typer.Option(help="Fewest sites a round may count.")] = None,
         round_timeout: Annotated[
             float | None, typer.Option(help="Seconds a round waits for stragglers.")
+        ] = None,
+        reply_grid: Annotated[
+            float | None, typer.Option(help="Replies leave at multiples of so many seconds.")
         ] = None,
         days: Annotated[int, typer.Option(help="Days until the study expires.")] = 30,
         out: Annotated[
@@ -91,6 +103,9 @@ def register(root: typer.Typer) -> None:
         given = {
             "rounds": rounds,
             "steps_per_round": steps,
+            "sample_rate": sample_rate,
+            "ema_decay": ema_decay,
+            "reply_grid_s": reply_grid,
             "noise_multiplier": sigma,
             "max_grad_norm": clip,
             "delta": delta,
@@ -106,8 +121,8 @@ def register(root: typer.Typer) -> None:
             "round_timeout_s": round_timeout,
             "sites": [s.strip() for s in sites.split(",") if s.strip()] if sites else None,
         }
-        adapter = {"rank": rank, "targets": targets.split(",") if targets else None}
-        return _create(folder, study_id, base, settings, given, adapter, days, out)
+        adapted = {"kind": adapter, "rank": rank, "targets": targets.split(",") if targets else None}
+        return _create(folder, study_id, base, settings, given, adapted, days, out)
 
     @study.command("show")
     @command

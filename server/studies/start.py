@@ -1,26 +1,28 @@
-"""The adapter a study starts from: all zeros, with the names and shapes that the base model gives it.
+"""The adapter a study starts from, with the names, shapes and values that the base model gives it at every site.
 
-FFA-LoRA trains B from zero, so the coordinator needs no torch to begin: the shapes stand in the header of the base
-model's weight file. Sites compare them with their own model and refuse what does not fit.
+The coordinator loads no model: the shapes stand in the header of the base model's weight file, B starts at zero and A,
+where it is trained, comes from the study's seed. Sites compare names and shapes with their own model and refuse what
+does not fit.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
+from pixcell_core.contracts.canonical import parse_json, read_bounded
 from pixcell_core.contracts.spool import Arrays
 from pixcell_core.contracts.study import AdapterSettings
 from pixcell_core.errors import BadInputError
 
 
 def start_adapter(base: Path, adapter: AdapterSettings) -> Arrays:
-    """Zero B matrices `<module>.lora_B.default.weight` of shape (out, rank) for every adapted linear layer.
+    """What the adapter trains, float32, for every linear layer it reaches; see `training.adapters.start_state`.
 
     Raises `BadInputError` where the folder holds no weights or no module has one of the target names.
     """
     from safetensors import SafetensorError, safe_open
+
+    from pixcell_core.training.adapters import require_no_silent_layers, start_state
 
     files = sorted(base.glob("*.safetensors"))
     if not files:
@@ -29,7 +31,7 @@ def start_adapter(base: Path, adapter: AdapterSettings) -> Arrays:
             hint="Give the folder of a saved transformer.",
             code="no-weights",
         )
-    start: Arrays = {}
+    layers: dict[str, tuple[int, int]] = {}
     for path in files:
         try:
             with safe_open(path, framework="numpy") as handle:
@@ -37,23 +39,30 @@ def start_adapter(base: Path, adapter: AdapterSettings) -> Arrays:
                     module, _, leaf = key.rpartition(".")
                     shape = handle.get_slice(key).get_shape()
                     if leaf == "weight" and len(shape) == 2 and _is_target(module, adapter.targets):
-                        start[f"{module}.lora_B.default.weight"] = np.zeros(
-                            (shape[0], adapter.rank), dtype=np.float32
-                        )
+                        layers[module] = (shape[0], shape[1])
         except SafetensorError as error:
             raise BadInputError(
                 f"{path.name} is not a readable safetensors file.",
                 hint="Save the base again.",
                 code="no-weights",
             ) from error
-    if not start:
+    if not layers:
         raise BadInputError(
             f"No linear layer of {base.name} is called {', '.join(adapter.targets)}.",
             hint="Correct the adapter's targets.",
             code="no-adapter-target",
         )
-    return start
+    require_no_silent_layers(layers, _condition_tokens(base))
+    start = start_state(layers, kind=adapter.kind, rank=adapter.rank, seed=adapter.seed)
+    return {name: value.numpy() for name, value in start.items()}
 
 
 def _is_target(module: str, targets: tuple[str, ...]) -> bool:
     return any(module == target or module.endswith(f".{target}") for target in targets)
+
+
+def _condition_tokens(base: Path) -> int:
+    """How many condition tokens the base reads; more than one where its configuration does not say."""
+    path = base / "config.json"
+    config = parse_json(read_bounded(path), name=path.name) if path.is_file() else {}
+    return int(config.get("caption_num_tokens", 2)) if isinstance(config, dict) else 2

@@ -1,6 +1,6 @@
 """One private round: the study's settings, this site's features, the base model, and an update of the adapter.
 
-The update is the difference of the trained B matrices. It is a function of the noised sums and of public settings
+The update is the difference of the adapter's trained matrices. It is a function of the noised sums and of public settings
 alone; nothing else of the round leaves this module except to the site's own trace.
 Legend: k tiles, n condition tokens, d embedding width, h w latent pixels.
 """
@@ -26,7 +26,7 @@ from pixcell_core.private.noise import SystemNoiseSource
 from pixcell_core.private.parameters import LocalStepTrace, PrivacyParameters
 from pixcell_core.private.sampling import sampler_for
 from pixcell_core.starter import STARTER
-from pixcell_core.training.adapters import adapter_state, attach_ffa_lora, load_adapter_state
+from pixcell_core.training.adapters import adapter_state, attach_lora, load_adapter_state
 from pixcell_core.training.feature_store import FeatureStore
 
 CONDITION_DROP = 0.1
@@ -111,7 +111,7 @@ class RoundTrainer:
             return self._model
         model = self._fresh() if self._model is None or self._adapted is not None else self._model
         adapter = study.adapter
-        attach_ffa_lora(model, rank=adapter.rank, seed=adapter.seed, targets=adapter.targets)
+        attach_lora(model, kind=adapter.kind, rank=adapter.rank, seed=adapter.seed, targets=adapter.targets)
         self._adapted = wanted
         return model
 

@@ -80,13 +80,22 @@ def test_a_study_is_never_replaced(tmp_path: Path) -> None:
         book.get("other")
 
 
-def test_the_start_adapter_is_the_one_the_sites_model_has(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["ffa-lora", "lora"])
+def test_the_start_adapter_is_the_one_the_sites_model_has(tmp_path: Path, kind: str) -> None:
     base = make_base(tmp_path / "base")
-    study = tiny_study(base)
+    settings = AdapterSettings.model_validate({"kind": kind, "rank": 2, "targets": TARGETS, "seed": 7})
+    study = tiny_study(base, adapter=settings)
     ours, theirs = start_adapter(base, study.adapter), start_of(base, study)
-    assert ours.keys() == theirs.keys()
+    assert ours.keys() == theirs.keys() and any("lora_A" in name for name in ours) == (kind == "lora")
     assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
-    assert all(not value.any() for value in ours.values())
+    assert all(bool(value.any()) == ("lora_A" in name) for name, value in ours.items())
+
+
+def test_targets_that_cannot_learn_are_refused_before_a_site_is_asked(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base")
+    with pytest.raises(RefusedError, match="privacy noise alone") as refused:
+        start_adapter(base, AdapterSettings(targets=("attn1.to_q", "attn2.to_k")))
+    assert refused.value.code == "silent-adapter-target"
 
 
 def test_targets_that_name_no_layer_are_refused(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from pixcell_core.contracts.round import TensorPlace
 from pixcell_core.contracts.spool import Arrays
 from pixcell_core.contracts.study import AdapterSettings, Study
 from pixcell_core.models import PixCellTransformer2DModel
-from pixcell_core.training.adapters import adapter_state, attach_ffa_lora
+from pixcell_core.training.adapters import adapter_state, attach_lora
 from pixcell_core.training.feature_store import FeatureStoreWriter
 from site_client.approvals.enrolment import enrol
 from site_client.approvals.site_folder import SiteFolder
@@ -128,7 +128,8 @@ def make_study(base: Path, sites: tuple[str, ...] = ("east",), **changes: Any) -
 def start_of(base: Path, study: Study) -> Arrays:
     """The zero adapter, by the model's own account of its names and shapes."""
     model = PixCellTransformer2DModel.from_pretrained(str(base), low_cpu_mem_usage=False)
-    attach_ffa_lora(model, rank=study.adapter.rank, seed=study.adapter.seed, targets=study.adapter.targets)
+    adapter = study.adapter
+    attach_lora(model, kind=adapter.kind, rank=adapter.rank, seed=adapter.seed, targets=adapter.targets)
     return {name: value.numpy() for name, value in adapter_state(model).items()}
 
 
