@@ -42,15 +42,11 @@ def parameters_without_signal(
         rows_like: gives shapes and kinds; floating-point tensors become random normal, others zero.
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    rows = _random_rows(rows_like)
-    with torch.random.fork_rng(devices=[]), _shifted([p for _, p in named]), sdpa_kernel(SDPBackend.MATH):
-        torch.manual_seed(_PROBE_SEED)
+    with probing(model, rows_like) as rows, sdpa_kernel(SDPBackend.MATH):
         per_row_loss(model, rows).float().sum().backward()  # type: ignore[no-untyped-call]
-    sizes = {}
-    for name, parameter in named:
-        gradient = parameter.grad
-        sizes[name] = 0.0 if gradient is None else float(gradient.double().pow(2).mean().sqrt())
-        parameter.grad = None
+        sizes = {
+            name: 0.0 if p.grad is None else float(p.grad.double().pow(2).mean().sqrt()) for name, p in named
+        }
     largest = max(sizes.values(), default=0.0)
     return [name for name, size in sizes.items() if size <= NO_SIGNAL * largest]
 
@@ -61,8 +57,7 @@ def require_signal(
     rows_like: tuple[Tensor, ...],
 ) -> None:
     """Raise `RefusedError` when a trainable parameter has no gradient; see `parameters_without_signal`."""
-    with unchanged_buffers(model):
-        silent = parameters_without_signal(model, per_row_loss, rows_like)
+    silent = parameters_without_signal(model, per_row_loss, rows_like)
     if not silent:
         return
     named = ", ".join(silent[:_MAX_NAMED]) + (
@@ -80,6 +75,21 @@ def require_signal(
         hint="Leave them out of the adapter's targets; nothing was drawn and nothing was charged.",
         code="no-signal",
     )
+
+
+@contextmanager
+def probing(model: nn.Module, rows_like: tuple[Tensor, ...], count: int = 1) -> Iterator[tuple[Tensor, ...]]:
+    """Within the block the trainable parameters are away from zero and torch's generators seeded; all is put back.
+
+    Yields random rows of the shapes and kinds of `rows_like`, at least `count` of them; no value of a patient.
+    """
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    devices = sorted({p.device.index or 0 for p in trainable if p.device.type == "cuda"})
+    with unchanged_buffers(model), torch.random.fork_rng(devices=devices), _shifted(trainable):
+        torch.manual_seed(_PROBE_SEED)
+        yield _random_rows(rows_like, count)
+    for parameter in trainable:
+        parameter.grad = None
 
 
 @contextmanager
@@ -115,11 +125,11 @@ def _same(before: Tensor, after: Tensor) -> bool:
     return not bool(differs.any())
 
 
-def _random_rows(rows_like: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _random_rows(rows_like: tuple[Tensor, ...], count: int) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(_PROBE_SEED)
     rows = []
     for tensor in rows_like:
-        shape = (max(1, tensor.shape[0]), *tensor.shape[1:])
+        shape = (max(count, tensor.shape[0]), *tensor.shape[1:])
         if tensor.is_floating_point():
             filled = torch.randn(shape, generator=generator).to(tensor.dtype)
         else:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 from scipy import stats
 
-from pixcell_core.private import engine
+from pixcell_core.private import clipping
 from pixcell_core.private.canaries import CanaryFinding, check_mechanism, gaussian_epsilon
 from pixcell_core.private.noise import NoiseSource, UnsafeFixedKeySource
 from pixcell_core.private.parameters import PrivacyParameters
@@ -72,7 +72,7 @@ def test_a_mutant_of_the_noise_is_caught(name: str) -> None:
 def test_a_mutant_of_the_clip_is_caught(
     monkeypatch: pytest.MonkeyPatch, mutant: Callable[[float, float], float]
 ) -> None:
-    monkeypatch.setattr(engine, "clip_scale", mutant)
+    monkeypatch.setattr(clipping, "clip_scale", mutant)
     assert not find(UnsafeFixedKeySource(KEY)).consistent
 
 
