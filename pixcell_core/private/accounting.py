@@ -8,54 +8,40 @@ reported.
 
 from __future__ import annotations
 
-import logging
 import math
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import ModuleType
-from typing import Any, Final
+from typing import Final
 
-from pixcell_core.errors import BadInputError, RefusedError
+from pixcell_core.errors import RefusedError
+from pixcell_core.private.closed_form import gaussian_mu
+from pixcell_core.private.composition import FINE_GRID, pld_epsilon, rdp_epsilon
+from pixcell_core.private.events import GaussianEvent as GaussianEvent
+from pixcell_core.private.events import group_events as group_events
+from pixcell_core.private.events import total_mu_squared
+from pixcell_core.private.filters import BudgetFilter
+from pixcell_core.private.limits import LARGEST_DELTA as LARGEST_DELTA
+from pixcell_core.private.limits import check_delta as check_delta
+from pixcell_core.private.limits import check_target
+from pixcell_core.private.limits import largest_delta as largest_delta
 
 UNIT: Final = "patient"
 ADJACENCY: Final = "add-or-remove-one"
 ACCOUNTANT = "dp-accounting PLD"
 UPPER_BOUND = "Renyi upper bound"
-LARGEST_DELTA = 1e-5
 
-COVERS = "the weights released by training on this site's patients, over every recorded round and study"
+COVERS = (
+    "the weights released by training on this site's patients and the noisy votes of private conditions, "
+    "over every recorded round and study"
+)
 DOES_NOT_COVER = (
     "tiles conditioned on private embeddings, statistics released without noise, "
     "and patients who are also at another site"
 )
 
-_GRID = 1e-3
-_FINE_GRID = 1e-4
 _AGREE = 1e-9
 _MEANINGLESS = 200.0
-_LARGEST_TARGET = 50.0
 _SIGMA_RANGE = (1e-2, 1e6)
-
-
-@dataclass(frozen=True)
-class GaussianEvent:
-    """`steps` uses of a Gaussian mechanism of noise multiplier sigma on a Poisson(q) sample of the patients."""
-
-    sample_rate: float
-    noise_multiplier: float
-    steps: int
-
-    def __post_init__(self) -> None:
-        if not 0.0 < self.sample_rate <= 1.0:
-            raise _bad(f"A sample rate of {self.sample_rate} is not a probability above 0.")
-        if not (math.isfinite(self.noise_multiplier) and self.noise_multiplier > 0.0):
-            raise _bad(
-                f"A noise multiplier of {self.noise_multiplier} gives no privacy that could be stated."
-            )
-        if self.steps < 1:
-            raise _bad(f"An event of {self.steps} steps charges nothing.")
 
 
 @dataclass(frozen=True)
@@ -95,31 +81,6 @@ class AccountantsDisagreeError(RuntimeError):
     """Renyi accounting came out below the privacy loss distribution: a bug, here or in a library."""
 
 
-def largest_delta(patients: int) -> float:
-    """Return the largest delta a cohort of `patients` may be reported with: min(1e-5, 1 / (10 N))."""
-    return min(LARGEST_DELTA, 1.0 / (10.0 * max(1, patients)))
-
-
-def check_delta(delta: float, patients: int | None = None) -> None:
-    """Raise `BadInputError` unless 0 < delta <= min(1e-5, 1 / (10 N))."""
-    limit = LARGEST_DELTA if patients is None else largest_delta(patients)
-    if not 0.0 < delta <= limit:
-        raise BadInputError(
-            f"A delta of {delta:g} cannot be used; it must lie above 0 and be at most {limit:g}.",
-            hint="Delta is the chance that the statement fails; keep it under a tenth of 1/N.",
-            code="delta",
-        )
-
-
-def group_events(events: Sequence[GaussianEvent]) -> list[GaussianEvent]:
-    """Return one event per (q, sigma) with the steps added up; composition does not depend on order."""
-    steps: dict[tuple[float, float], int] = {}
-    for event in events:
-        key = (event.sample_rate, event.noise_multiplier)
-        steps[key] = steps.get(key, 0) + event.steps
-    return [GaussianEvent(q, sigma, count) for (q, sigma), count in sorted(steps.items())]
-
-
 def epsilon(events: Sequence[GaussianEvent], delta: float, *, patients: int | None = None) -> Epsilon:
     """Return the epsilon of all `events` together, for an adaptive sequence with settings fixed beforehand.
 
@@ -136,7 +97,7 @@ def epsilon(events: Sequence[GaussianEvent], delta: float, *, patients: int | No
     grouped = group_events(events)
     if not grouped:
         return Epsilon(value=0.0, delta=delta)
-    renyi = _rdp_epsilon(grouped, delta)
+    renyi = rdp_epsilon(grouped, delta)
     if renyi > _MEANINGLESS:
         # So large a number protects nobody; a privacy loss distribution of that width would only fill the memory.
         return Epsilon(value=renyi, delta=delta, accountant=UPPER_BOUND)
@@ -150,111 +111,84 @@ def calibrate_noise(
     delta: float,
     *,
     already_spent: Sequence[GaussianEvent] = (),
+    planned_beside: Sequence[GaussianEvent] = (),
     tolerance: float = 1e-3,
 ) -> float:
-    """Return the smallest noise multiplier that keeps `steps` steps within `epsilon`, on the safe side.
+    """Return the smallest noise multiplier with which a `BudgetFilter` admits the whole plan, on the safe side.
 
     Args:
         sample_rate: q.
         steps: T, over all rounds that are planned.
         epsilon: the target, per patient, for everything together.
         delta: as for `epsilon`.
-        already_spent: what these patients were used for before; it counts towards the target.
+        already_spent: what these patients were used for before, oldest first; it counts towards the target.
+        planned_beside: other charges of the same plan, such as the votes of private conditions.
         tolerance: relative width of the answer.
 
     Raises:
-        RefusedError: what was spent already leaves no room.
+        BadInputError: a target or a setting that cannot be.
+        RefusedError: what is spent or planned already leaves no room.
     """
     check_delta(delta)
-    if not 0.0 < epsilon <= _LARGEST_TARGET:
-        raise _bad(f"A target epsilon of {epsilon:g} is not above 0 and at most {_LARGEST_TARGET:g}.")
+    check_target(epsilon)
+    budget = BudgetFilter(epsilon, delta)
 
-    def spent(sigma: float) -> float:
-        return _pld_epsilon(
-            group_events([*already_spent, GaussianEvent(sample_rate, sigma, steps)]), delta, _GRID
-        )
+    def fits(sigma: float) -> bool:
+        return budget.admits([*already_spent, GaussianEvent(sample_rate, sigma, steps), *planned_beside])
 
     low, high = _SIGMA_RANGE
-    guess = 1.0
-    if already_spent and _pld_epsilon(group_events(already_spent), delta, _GRID) >= epsilon:
+    beside = [*already_spent, *planned_beside]
+    if beside and pld_epsilon(beside, delta) >= epsilon:
         raise _no_room(epsilon)
-    while spent(guess) > epsilon:
-        low, guess = guess, guess * 2.0
+    guess = _first_guess(budget, sample_rate, steps, already_spent, planned_beside)
+    step = 1.0 + 4.0 * tolerance
+    while not fits(guess):
+        low, guess, step = guess, guess * step, step * step
         if guess > high:
             raise _no_room(epsilon)
-    high = guess
-    while low * 2.0 < high and spent(high / 2.0) <= epsilon:
-        high /= 2.0
-    low = max(low, high / 2.0)
+    high, step = guess, 1.0 + 4.0 * tolerance
+    while low * step < high and fits(high / step):
+        high, step = high / step, step * step
+    low = max(low, high / step)
     while high / low > 1.0 + tolerance:
         middle = math.sqrt(low * high)
-        low, high = (low, middle) if spent(middle) <= epsilon else (middle, high)
+        low, high = (low, middle) if fits(middle) else (middle, high)
     sigma = float(f"{high:.6g}")
-    return sigma if spent(sigma) <= epsilon else high
+    return sigma if fits(sigma) else high
+
+
+def _first_guess(
+    budget: BudgetFilter,
+    sample_rate: float,
+    steps: int,
+    already_spent: Sequence[GaussianEvent],
+    planned_beside: Sequence[GaussianEvent],
+) -> float:
+    """Where to begin the search: the closed form where everybody takes part, else what Renyi accounting would ask."""
+    if sample_rate == 1.0:
+        room = gaussian_mu(budget.epsilon, budget.delta) ** 2 - total_mu_squared(
+            [*already_spent, *planned_beside]
+        )
+        return math.sqrt(steps / room) * (1.0 + 1e-5) if room > 0.0 else 1.0
+    low, high = 0.1, _SIGMA_RANGE[1]
+    while high > 1.01 * low:
+        middle = math.sqrt(low * high)
+        plan = [*already_spent, GaussianEvent(sample_rate, middle, steps), *planned_beside]
+        low, high = (low, middle) if budget.renyi_fits(plan) else (middle, high)
+    return high if high < 1e5 else 1.0
 
 
 def _checked_epsilon(grouped: Sequence[GaussianEvent], delta: float, renyi: float) -> float:
     """Return the PLD value after the Renyi cross-check; a finer grid is tried before it is a bug."""
-    official = _pld_epsilon(grouped, delta, _GRID)
+    official = pld_epsilon(grouped, delta)
     if renyi < official - _AGREE:
-        official = min(official, _pld_epsilon(grouped, delta, _FINE_GRID))
-    if renyi < official - _AGREE:
+        official = min(official, pld_epsilon(grouped, delta, FINE_GRID))
+    if not (math.isfinite(official) and renyi >= official - _AGREE):
         raise AccountantsDisagreeError(
             f"Renyi accounting gives epsilon {renyi:.6g}, below {official:.6g} by privacy loss distributions "
             f"(delta {delta:g}, events {list(grouped)}). It can only be larger; no number is reported."
         )
     return official
-
-
-def _pld_epsilon(grouped: Sequence[GaussianEvent], delta: float, grid: float) -> float:
-    with _quiet_library() as library:
-        from dp_accounting.pld import PLDAccountant
-
-        account = PLDAccountant(
-            library.NeighboringRelation.ADD_OR_REMOVE_ONE, value_discretization_interval=grid
-        )
-        return float(_composed(account, library, grouped).get_epsilon(delta))
-
-
-def _rdp_epsilon(grouped: Sequence[GaussianEvent], delta: float) -> float:
-    with _quiet_library() as library:
-        from dp_accounting.rdp import RdpAccountant
-
-        account = RdpAccountant(neighboring_relation=library.NeighboringRelation.ADD_OR_REMOVE_ONE)
-        return float(_composed(account, library, grouped).get_epsilon(delta))
-
-
-def _composed(account: Any, library: ModuleType, grouped: Sequence[GaussianEvent]) -> Any:
-    for event in grouped:
-        mechanism: Any = library.GaussianDpEvent(event.noise_multiplier)
-        if event.sample_rate < 1.0:
-            mechanism = library.PoissonSampledDpEvent(event.sample_rate, mechanism)
-        account.compose(library.SelfComposedDpEvent(mechanism, event.steps))
-    return account
-
-
-@contextmanager
-def _quiet_library() -> Iterator[ModuleType]:
-    """Give dp_accounting, imported when first needed, without its warnings about its own internals."""
-    names = ("absl", "dp_accounting")
-    levels = {name: logging.getLogger(name).level for name in names}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for name in names:
-            logging.getLogger(name).setLevel(logging.ERROR)
-        try:
-            import dp_accounting
-
-            yield dp_accounting
-        finally:
-            for name, level in levels.items():
-                logging.getLogger(name).setLevel(level)
-
-
-def _bad(message: str) -> BadInputError:
-    return BadInputError(
-        message, hint="Correct the privacy settings; nothing was charged.", code="privacy-setting"
-    )
 
 
 def _no_room(target: float) -> RefusedError:
