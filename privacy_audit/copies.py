@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from pixcell_core.contracts.bands import band
 from privacy_audit.intervals import binomial_excess, two_sided
 from privacy_audit.policy import CopyPolicy
 from privacy_audit.result import Flag, FlagKind, Status, TestResult, histogram
@@ -113,7 +114,7 @@ def near_copies(
         value=share,
         interval=two_sided(len(flagged), count),
         interval_kind="Clopper–Pearson 95 %",
-        null=f"{len(conformal.null)} holdout tiles against the same training tiles",
+        null=f"{band(len(conformal.null))} holdout tiles against the same training tiles",
         p=excess,
         threshold=policy.max_flagged_share,
         direction="lower is safer",
@@ -153,7 +154,7 @@ def flags_of(
     exact: npt.NDArray[np.bool_],
     near: NearCopies,
 ) -> list[Flag]:
-    """Every flagged released tile with the digest of its nearest training tile, worst first."""
+    """Every flagged released tile with the blinded digest of its nearest training tile, worst first."""
     confirmed = set(near.confirmed.tolist())
     rows = set(np.flatnonzero(exact).tolist()) | set(near.flagged.tolist())
     out = []

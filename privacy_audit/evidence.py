@@ -37,7 +37,7 @@ class Evidence:
 
     released_ids: tuple[str, ...]  # (S,)
     released_scores: Floats  # (S,) screen score against training
-    released_nearest: tuple[str, ...]  # (S,) pixel digest of the best-matching training tile
+    released_nearest: tuple[str, ...]  # (S,) blinded digest of the best-matching training tile
     released_exact: Booleans  # (S,) pixels of a training tile in some symmetry
     released_distances: Floats  # (S, P) to the nearest tile of each patient
     released_shape_distances: Floats  # (S, P) the same by shape spectra

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from pixcell_core.contracts.bands import band, band_floor
 from privacy_audit.geometry import pooled
 from privacy_audit.policy import PreconditionPolicy
 from privacy_audit.result import Status, TestResult, worst
@@ -52,7 +53,7 @@ def disjoint(train: Group, holdout: Group, policy: PreconditionPolicy) -> TestRe
         status=status,
         why=why,
         cannot_show="One person under two patient identifiers whose tiles look different.",
-        details={"twins_across": twins, "train_tiles": len(train), "train_clusters": clusters},
+        details={"twins_across": twins, "train_tiles": band(len(train)), "train_clusters": band(clusters)},
     )
 
 
@@ -65,40 +66,43 @@ def sizes(train: Group, holdout: Group, synthetic: Group, policy: PreconditionPo
     elif patients < policy.review_patients_below:
         problems.append((Status.REVIEW, f"fewer than {policy.review_patients_below} patients on one side"))
     if len(holdout) < policy.min_null_tiles:
-        problems.append((Status.INVALID, f"{len(holdout)} holdout tiles, fewer than {policy.min_null_tiles}"))
+        problems.append((Status.INVALID, f"fewer than {policy.min_null_tiles} holdout tiles"))
     if len(synthetic) < policy.min_synthetic_tiles:
         problems.append(
             (Status.INVALID, f"{len(synthetic)} released tiles, fewer than {policy.min_synthetic_tiles}")
         )
-    certified = 1.0 - 0.05 ** (1.0 / max(len(holdout), 1))
+    # From the lower edge of the band: never better than the exact count allows, and it tells no more than the band.
+    certified = 1.0 - 0.05 ** (1.0 / max(band_floor(len(holdout)), 1))
     status = worst([problem[0] for problem in problems] or [Status.PASS])
     words = "; ".join(problem[1] for problem in problems)
     return TestResult(
         name=SIZES,
         section="preconditions",
         claim="The sample is large enough to decide.",
-        statistic="patients on the smaller side",
-        value=float(patients) if patients >= policy.min_count_shown else None,
+        statistic="patients on the smaller side, at least",
+        value=_at_least(patients, policy) if patients >= policy.min_count_shown else None,
         threshold=float(policy.review_patients_below),
         direction="higher is safer",
         status=status,
         why=(words[0].upper() + words[1:] + "." if words else "Patients and tiles reach the policy's minima.")
-        + f" {len(holdout)} holdout tiles can certify a false flag rate of at most {certified:.2%} (95 %, no false flag).",
+        + f" {band(len(holdout))} holdout tiles can certify a false flag rate of at most {certified:.2%} "
+        "(95 %, no false flag).",
         cannot_show="Leaks rarer than the sample can show.",
         details={
-            "train_patients": shown(len(train.patient_names), policy.min_count_shown),
-            "holdout_patients": shown(len(holdout.patient_names), policy.min_count_shown),
-            "train_tiles": len(train),
-            "holdout_tiles": len(holdout),
+            "train_patients": band(len(train.patient_names), policy.min_count_shown),
+            "holdout_patients": band(len(holdout.patient_names), policy.min_count_shown),
+            "train_tiles": band(len(train)),
+            "holdout_tiles": band(len(holdout)),
             "released_tiles": len(synthetic),
             "certified_false_flag_rate": round(certified, 6),
         },
     )
 
 
-def shown(count: int, minimum: int) -> int | str:
-    """A count of patients, or the words that replace a small one."""
-    return count if count >= minimum else f"fewer than {minimum}"
+def _at_least(patients: int, policy: PreconditionPolicy) -> float:
+    """The highest public edge a count of patients reaches: of its band, or of the policy."""
+    edges = (policy.invalid_patients_below, policy.review_patients_below)
+    return float(max([band_floor(patients), *(edge for edge in edges if edge <= patients)]))
 
 
 @dataclass(frozen=True)

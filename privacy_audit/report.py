@@ -12,11 +12,12 @@ from pixcell_core import __version__
 from privacy_audit.result import Flag, Status, TestResult
 
 REPORT, PAGE = "report.json", "report.html"
-SITE_FOLDER, SITE_PAGE, EVIDENCE, NEIGHBOURS = (
+SITE_FOLDER, SITE_PAGE, EVIDENCE, NEIGHBOURS, TIMINGS = (
     "site",
     "site/report.html",
     "site/evidence.npz",
     "site/neighbours.json",
+    "site/timings.json",
 )
 CACHE_FOLDER = "site/cache"  # embeddings and thumbnails of real tiles: under the folder that never leaves
 MAX_REPORT_BYTES = 256 * 1024 * 1024
@@ -65,10 +66,13 @@ class Released(_Document):
 
 
 class Reference(_Document):
-    """Training or holdout tiles: counts, and the root over the digests of their pixels. No names."""
+    """Training or holdout tiles: bands of their counts, and the root over their blinded digests. No names.
 
-    tiles: int
-    patients: int | str
+    See `contracts.bands` and `privacy_audit.blinding`: neither tells an outsider who holds a tile anything about it.
+    """
+
+    tiles: str
+    patients: str
     root: str
 
 
@@ -96,7 +100,6 @@ class AuditReport(_Document):
     proven_kinds: tuple[str, ...]
     not_tested: tuple[str, ...]
     evidence_digest: str
-    seconds: dict[str, float]
 
     def test(self, name: str) -> TestResult | None:
         """A test by its name."""

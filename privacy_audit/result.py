@@ -98,7 +98,8 @@ class TestResult(_Frozen):
 class Flag(_Frozen):
     """One synthetic tile that lies nearer to a training tile than the holdout explains.
 
-    `nearest` is the digest of the training tile's pixels: it names the tile inside the hospital and nobody outside.
+    `nearest` is the blinded digest of the training tile's pixels (`privacy_audit.blinding`): it names the tile inside
+    the hospital and nobody outside, not even somebody who holds that tile.
     """
 
     synthetic: str

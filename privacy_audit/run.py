@@ -19,8 +19,10 @@ import numpy.typing as npt
 import torch
 
 from pixcell_core.contracts import digest, parse_document, read_bounded
+from pixcell_core.contracts.bands import band
 from pixcell_core.contracts.release import tiles_root
 from pixcell_core.errors import BadInputError, PixcellError
+from privacy_audit.blinding import Blinding
 from privacy_audit.copies import exact_matches
 from privacy_audit.evidence import Evidence, as_stored
 from privacy_audit.eye import Eye, SecondEye
@@ -30,7 +32,7 @@ from privacy_audit.gallery import write_site_page
 from privacy_audit.judge import NOT_TESTED, judge
 from privacy_audit.neighbours import Standardiser, patient_minima
 from privacy_audit.policy import Policy
-from privacy_audit.preconditions import disjoint, drawn_before, find_split, shown, sizes
+from privacy_audit.preconditions import disjoint, drawn_before, find_split, sizes
 from privacy_audit.render import render_page
 from privacy_audit.report import (
     CACHE_FOLDER,
@@ -40,6 +42,7 @@ from privacy_audit.report import (
     PAGE,
     REPORT,
     SITE_FOLDER,
+    TIMINGS,
     AuditReport,
     PolicyStatement,
     Reference,
@@ -107,14 +110,17 @@ def run_audit(request: AuditRequest, eye: Eye | None = None) -> AuditReport:
     clock = _Clock()
     with clock.stage("looking"):
         train, holdout, synthetic = (_group(source, eye, out / CACHE_FOLDER) for source in sources)
-    subjects = _subjects(sources[2], train, holdout, synthetic, request.policy)
+    blinding = Blinding.make(out, request.filtered_from)
+    subjects = _subjects(sources[2], train, holdout, synthetic, request.policy, blinding)
     filtering: tuple[TestResult, ...] = ()
     if first is not None:
         files = [file.sha256 for file in subjects.synthetic.files]
         filtering = (
             filtered_release(*first, files, (subjects.train.root, subjects.holdout.root), request.policy),
         )
-    evidence, scores = _gather(sources, (train, holdout, synthetic), eye, request.policy, seed, clock)
+    evidence, scores = _gather(
+        sources, (train, holdout, synthetic), eye, request.policy, seed, clock, blinding
+    )
     evidence = replace(evidence, preconditions=evidence.preconditions + filtering)
     with clock.stage("judging"):
         judged = judge(evidence, request.policy, seed)
@@ -137,10 +143,10 @@ def run_audit(request: AuditRequest, eye: Eye | None = None) -> AuditReport:
         proven_kinds=judged.proven_kinds,
         not_tested=NOT_TESTED,
         evidence_digest=digest(packed),
-        seconds=clock.seconds,
     )
     _write(out / EVIDENCE, packed)
-    _write(out / NEIGHBOURS, json.dumps(_neighbours(report, train), indent=1).encode())
+    _write(out / NEIGHBOURS, json.dumps(_neighbours(report, train, blinding), indent=1).encode())
+    _write(out / TIMINGS, json.dumps(clock.seconds, indent=1).encode())
     write_site_page(out, report, sources[0], sources[2], scores, evidence)
     write_report(out, report)
     return report
@@ -159,6 +165,7 @@ def _gather(
     policy: Policy,
     seed: int,
     clock: _Clock,
+    blinding: Blinding,
 ) -> tuple[Evidence, ScreenScores]:
     train, holdout, synthetic = groups
     rng = np.random.default_rng([seed, 0])
@@ -194,7 +201,8 @@ def _gather(
         released_ids=synthetic.ids,
         released_scores=released.score,
         released_nearest=tuple(
-            train.features.digests[exact.get(row, int(match))] for row, match in enumerate(released.match)
+            blinding.name(train.features.digests[exact.get(row, int(match))])
+            for row, match in enumerate(released.match)
         ),
         released_exact=np.array([row in exact for row in range(len(synthetic))], dtype=bool),
         released_distances=distances[0],
@@ -263,15 +271,17 @@ def _group(source: TileSource, eye: Eye, cache: Path) -> Group:
     return Group(source.name, tuple(source.ids), tuple(source.patients), tuple(source.strata), features)
 
 
-def _subjects(source: TileSource, train: Group, holdout: Group, synthetic: Group, policy: Policy) -> Subjects:
+def _subjects(
+    source: TileSource, train: Group, holdout: Group, synthetic: Group, policy: Policy, blinding: Blinding
+) -> Subjects:
     files = source.file_digests()
     minimum = policy.preconditions.min_count_shown
 
     def reference(group: Group) -> Reference:
         return Reference(
-            tiles=len(group),
-            patients=shown(len(group.patient_names), minimum),
-            root=tiles_root(group.features.digests),
+            tiles=band(len(group)),
+            patients=band(len(group.patient_names), minimum),
+            root=blinding.root(group.features.digests),
         )
 
     return Subjects(
@@ -289,9 +299,9 @@ def _subjects(source: TileSource, train: Group, holdout: Group, synthetic: Group
     )
 
 
-def _neighbours(report: AuditReport, train: Group) -> dict[str, object]:
-    """For the site alone: which training tile stands behind each digest of the flagged list."""
-    names = dict(zip(train.features.digests, train.ids, strict=True))
+def _neighbours(report: AuditReport, train: Group, blinding: Blinding) -> dict[str, object]:
+    """For the site alone: which training tile stands behind each blinded name of the flagged list."""
+    names = dict(zip(map(blinding.name, train.features.digests), train.ids, strict=True))
     return {
         "mark": "SITE ONLY - do not export",
         "flagged": [{**flag.model_dump(), "training_tile": names[flag.nearest]} for flag in report.flagged],
@@ -355,7 +365,7 @@ def _prepare(out: Path) -> Path:
         (out / SITE_FOLDER).mkdir(parents=True, exist_ok=True)
         (out / CACHE_FOLDER).mkdir(exist_ok=True)
         # An old report must not stand beside new evidence if this run is interrupted.
-        for stale in (REPORT, PAGE, EVIDENCE, NEIGHBOURS):
+        for stale in (REPORT, PAGE, EVIDENCE, NEIGHBOURS, TIMINGS):
             (out / stale).unlink(missing_ok=True)
         free = shutil.disk_usage(out).free
     except OSError as error:

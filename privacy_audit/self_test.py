@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 
 from pixcell_core.cli.progress import progress
+from pixcell_core.contracts.bands import band
 from privacy_audit.copies import Conformal
 from privacy_audit.eye import Eye
 from privacy_audit.features import TileFeatures, describe, join
@@ -195,8 +196,8 @@ def specificity(
         direction="lower is safer",
         status=Status.INVALID if short else Status.PASS,
         why=(
-            f"{flags} of {len(null_scores)} holdout tiles and {colour_flags} of {len(recoloured)} recoloured ones were "
-            f"flagged: at most {upper:.2%} and {colour_upper:.2%} of innocent tiles"
+            f"{flags} of {band(len(null_scores))} holdout tiles and {colour_flags} of {len(recoloured)} recoloured ones "
+            f"were flagged: at most {upper:.2%} and {colour_upper:.2%} of innocent tiles"
             + (", more than the policy allows." if short else ".")
         ),
         cannot_show="Differences between the hospital's pool and other hospitals.",

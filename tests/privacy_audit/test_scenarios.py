@@ -53,7 +53,7 @@ def test_every_run_proves_what_it_can_see(honest: Audited) -> None:
 
 
 def test_a_run_repeats_with_its_seed(honest: Audited, world: World, tmp_path: Path) -> None:
-    shutil.copytree(honest.out / "site" / "cache", tmp_path / "again" / "site" / "cache")
+    shutil.copytree(honest.out / "site", tmp_path / "again" / "site")
     again = audit(world, world.honest, tmp_path / "again")
     assert again.tests == honest.report.tests
     assert again.evidence_digest == honest.report.evidence_digest

@@ -71,7 +71,7 @@ def audit_report(manifest: ReleaseManifest) -> dict[str, Any]:
         {"name": tile.name, "sha256": tile.file_digest, "pixel_sha256": tile.pixel_digest}
         for tile in manifest.tiles
     ]
-    reference = {"tiles": 300, "patients": 60, "root": "sha256:" + "5" * 64}
+    reference = {"tiles": "200 to 499", "patients": "50 to 99", "root": "sha256:" + "5" * 64}
     return {
         "verdict": "PASS",
         "summary": "These tiles may be put before the signer.",
@@ -97,7 +97,6 @@ def audit_report(manifest: ReleaseManifest) -> dict[str, Any]:
         "proven_kinds": ["exact copy", "near copy"],
         "not_tested": ["membership by weights"],
         "evidence_digest": "sha256:" + "6" * 64,
-        "seconds": {"looking": 1.0},
     }
 
 
