@@ -1,4 +1,4 @@
-"""`pixcell site generate`: draw surrogate tiles from this site's conditions and a federated adapter."""
+"""`pixcell site generate` draws surrogate tiles; `pixcell site candidates make` embeds public tiles to be voted for."""
 
 from __future__ import annotations
 
@@ -30,14 +30,29 @@ def generate(
         Path | None, typer.Option("--study", help="The study the adapter was trained under.")
     ] = None,
     policy: Annotated[
-        str | None, typer.Option("--policy", help="blend or own; the study's if absent.")
+        str | None, typer.Option("--policy", help="own, blend or private; the study's if absent, else blend.")
     ] = None,
     blend_k: Annotated[
         int | None, typer.Option("--blend-k", help="Patients behind each blend; the study's.")
     ] = None,
-    guidance_scale: Annotated[float, typer.Option("--guidance-scale", min=1.0)] = 2.0,
+    candidates: Annotated[
+        Path | None,
+        typer.Option("--candidates", help="Policy private: the public embeddings the study names."),
+    ] = None,
+    variation: Annotated[
+        str,
+        typer.Option(
+            "--variation", help="Policy private: how winners become new candidates: interpolation or model."
+        ),
+    ] = "interpolation",
+    encoder: Annotated[
+        str, typer.Option("--encoder", help="Encoder of --variation model: a name, or name:/path.")
+    ] = "starter",
+    guidance_scale: Annotated[
+        float, typer.Option("--guidance-scale", min=1.0, help="How strictly a tile follows its condition.")
+    ] = 2.0,
     steps: Annotated[int, typer.Option("--steps", min=1, max=1000, help="Sampler steps.")] = 20,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 32,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Tiles drawn at once.")] = 32,
     seed: Annotated[
         int | None, typer.Option("--seed", help="Draw the same tiles again; random if absent.")
     ] = None,
@@ -45,8 +60,14 @@ def generate(
     threads: Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0 lets torch choose.")] = 0,
     format: FormatOption = OutputFormat.TEXT,
 ) -> GenerationRecord:
-    """Draw surrogate tiles. Run it again after an interruption: tiles already drawn are kept."""
-    from site_client.generate.session import GenerationRequest, run_generation
+    """Draw surrogate tiles. Run it again after an interruption: tiles already drawn are kept.
+
+    The policy says what steers a tile: own (one private tile) and blend (the mean of k patients' tiles) make no
+    differential-privacy claim for the conditions; private asks the patients to vote on public candidates, under the
+    study's approval and the site's budget, and uses the same answer again whenever the command is repeated.
+    """
+    from site_client.generate.request import GenerationRequest
+    from site_client.generate.session import run_generation
 
     request = GenerationRequest(
         site_dir=site_dir,
@@ -63,11 +84,17 @@ def generate(
         seed=seed,
         device=device,
         threads=threads,
+        candidates=candidates,
+        variation=variation,
+        encoder=encoder,
     )
     with progress("drawing surrogates", total=count, unit="tiles") as bar:
         return run_generation(request, bar.advance)
 
 
 def register(root: typer.Typer) -> None:
-    """Add `pixcell site generate`."""
+    """Add `pixcell site generate` and `pixcell site candidates`."""
+    from site_client.generate import candidate_commands
+
     group(root, "site").command("generate")(generate)
+    candidate_commands.register(root)

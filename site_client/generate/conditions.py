@@ -1,16 +1,17 @@
 """Which embeddings steer the surrogates, and what each policy promises.
 
-`own`    each surrogate follows one private tile. No differential-privacy claim for the release.
-`blend`  each surrogate follows the mean of k similar tiles of k different patients. No differential-privacy claim;
-         the link to any one patient is weaker, nothing more.
-A policy with a differential-privacy claim needs a charge in the ledger and has its own mechanism and its own name.
+`own`      each surrogate follows one private tile. No differential-privacy claim for the release.
+`blend`    each surrogate follows the mean of k similar tiles of k different patients. No differential-privacy claim;
+           the link to any one patient is weaker, nothing more.
+`private`  conditions come from patients' votes on public candidates, charged in the ledger before they are asked.
+A policy is built around what it may look at: `own` and `blend` around the private tiles, `private` around the noisy
+histograms alone, so that it could not reach a patient if it tried.
 Legend: m tiles, n tokens, d embedding width.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,7 +19,9 @@ import numpy as np
 import torch
 
 from pixcell_core.errors import BadInputError, RefusedError
+from pixcell_core.private.condition_search import VotedConditions
 from pixcell_core.training.feature_store import FeatureStore
+from site_client.generate.policy_names import BLEND, OWN, POLICIES, PRIVATE
 
 SMALLEST_BLEND = 3
 
@@ -61,13 +64,13 @@ class Condition:
 
 
 class ConditionPolicy(Protocol):
-    """Chooses conditions; named in every release."""
+    """Chooses conditions; `name` and `promise` stand in the record of every surrogate and in every release."""
 
     name: str
     promise: str
 
-    def draw(self, pool: TileEmbeddings, count: int, rng: np.random.Generator) -> list[Condition]:
-        """Choose `count` conditions from the private pool."""
+    def draw(self, count: int, rng: np.random.Generator) -> list[Condition]:
+        """Choose `count` conditions."""
 
 
 def _anchors(pool: TileEmbeddings, count: int, rng: np.random.Generator) -> list[int]:
@@ -85,14 +88,19 @@ def _anchors(pool: TileEmbeddings, count: int, rng: np.random.Generator) -> list
 class OwnTile:
     """Each surrogate is conditioned on one private tile, as in PixCell's own experiment."""
 
-    name = "own"
+    name = OWN
     promise = (
-        "Each surrogate follows the embedding of one private tile. No differential-privacy claim covers the release; "
+        "Each surrogate follows the embedding of one private tile. No differential-privacy claim covers the "
+        "conditions: a surrogate may resemble its tile, its patient and its label, however the model was trained; "
         "the audit alone decides."
     )
 
-    def draw(self, pool: TileEmbeddings, count: int, rng: np.random.Generator) -> list[Condition]:
+    def __init__(self, pool: TileEmbeddings) -> None:
+        self._pool = pool
+
+    def draw(self, count: int, rng: np.random.Generator) -> list[Condition]:
         """One private tile per condition."""
+        pool = self._pool
         return [
             Condition(pool.vectors[r], pool.labels[r], (pool.tiles[r],)) for r in _anchors(pool, count, rng)
         ]
@@ -101,23 +109,30 @@ class OwnTile:
 class Blend:
     """Each surrogate is conditioned on the mean of k similar tiles of k different patients."""
 
-    name = "blend"
+    name = BLEND
 
-    def __init__(self, k: int = SMALLEST_BLEND) -> None:
+    def __init__(self, pool: TileEmbeddings, k: int = SMALLEST_BLEND) -> None:
         if k < SMALLEST_BLEND:
             raise RefusedError(
                 f"A blend of {k} patients is below the smallest allowed, {SMALLEST_BLEND}.",
                 hint=f"Ask for k of at least {SMALLEST_BLEND}, or state the policy `own` openly.",
                 code="blend-too-small",
             )
-        self.k = k
+        self.k, self._pool = k, pool
         self.promise = (
-            f"Each surrogate follows the mean embedding of tiles of {k} different patients. No differential-privacy "
-            "claim covers the conditions; the link to any one patient is weaker, not removed."
+            f"Each surrogate follows the mean embedding of tiles of {k} different patients, all of equal weight. No "
+            "differential-privacy claim covers the conditions: the link to any one patient is weaker, not removed. "
+            f"Whoever knows the other {k - 1} patients' tiles can compute the last one's, one patient may stand "
+            "behind many surrogates, and labels are those of private tiles."
         )
 
-    def draw(self, pool: TileEmbeddings, count: int, rng: np.random.Generator) -> list[Condition]:
-        """Blend each anchor with its nearest tiles, one per further patient, of the anchor's label where it has one."""
+    def draw(self, count: int, rng: np.random.Generator) -> list[Condition]:
+        """Blend each anchor with its nearest tiles, one per further patient, of the anchor's label where it has one.
+
+        Raises:
+            RefusedError: fewer patients than k; a smaller blend is never taken instead.
+        """
+        pool = self._pool
         if len(set(pool.patients)) < self.k:
             raise RefusedError(
                 f"Blending needs {self.k} patients, this site has {len(set(pool.patients))} in training.",
@@ -149,20 +164,67 @@ class Blend:
         return Condition(mean, label, tuple(pool.tiles[row] for row in chosen))
 
 
-def policy_named(name: str, k: int) -> ConditionPolicy:
-    """The policy of that name.
+class PrivateConditions:
+    """Conditions drawn from what the patients' votes released: a public candidate and a public label each."""
+
+    name = PRIVATE
+
+    def __init__(self, voted: VotedConditions) -> None:
+        self._voted = voted
+        votes, winners = voted.votes, voted.winners
+        nothing = (
+            " No bin of the last histogram passed the threshold: conditions are uniform over candidates and labels."
+            if winners.uniform
+            else ""
+        )
+        self.promise = (
+            "Conditions and labels come from votes of this site's training patients on public embeddings (unit "
+            "patient, neighbouring cohorts by add-or-remove-one: all tiles of one patient together move the "
+            f"histogram by an L2 norm of 1 at most), seen through Gaussian noise of noise multiplier "
+            f"{votes.noise_multiplier:g} in {votes.iterations} iterations, each charged in the site's ledger before it "
+            "was drawn; sampling and variations are post-processing. They promise nothing without the epsilon and "
+            f"delta of the privacy statement beside them.{nothing}"
+        )
+
+    def draw(self, count: int, rng: np.random.Generator) -> list[Condition]:
+        """Draw bins in proportion to the winning shares; no private tile stands behind any condition."""
+        shares, labels = self._voted.winners.shares, self._voted.labels
+        bins = rng.choice(shares.size, size=count, p=shares.ravel() / shares.sum())
+        rows, columns = np.unravel_index(bins, shares.shape)
+        return [
+            Condition(self._voted.candidates[int(column)], labels[int(row)], ())
+            for row, column in zip(rows, columns, strict=True)
+        ]
+
+
+def check_policy_name(name: str) -> str:
+    """Return `name` where there is such a policy.
 
     Raises:
-        BadInputError: an unknown name.
-        RefusedError: a policy this site cannot carry out.
+        BadInputError: an unknown name; no policy is ever taken in place of another.
     """
-    if name == "own":
-        return OwnTile()
-    if name == "blend":
-        return Blend(k)
-    known: Sequence[str] = ("own", "blend")
+    if name not in POLICIES:
+        raise BadInputError(
+            f"There is no conditioning policy {name!r} at this site.",
+            hint=f"Choose one of: {', '.join(POLICIES)}.",
+            code="unknown-policy",
+        )
+    return name
+
+
+def pool_policy(name: str, k: int, pool: TileEmbeddings) -> ConditionPolicy:
+    """The policy `own` or `blend` around the private tiles.
+
+    Raises:
+        BadInputError: another name; `private` is never built around private tiles.
+        RefusedError: a blend of too few patients.
+    """
+    if name == OwnTile.name:
+        return OwnTile(pool)
+    if name == Blend.name:
+        return Blend(pool, k)
     raise BadInputError(
-        f"There is no conditioning policy {name!r} at this site.",
-        hint=f"Choose one of: {', '.join(known)}.",
+        f"The policy {name!r} does not look at private tiles.",
+        hint="Only own and blend do.",
         code="unknown-policy",
     )

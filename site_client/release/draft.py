@@ -17,22 +17,39 @@ import numpy as np
 
 from pixcell_core.contracts.canonical import canonical_bytes, digest
 from pixcell_core.contracts.release import (
+    GenerationRecord,
     PrivacyStatement,
     ReleasedTile,
     ReleaseManifest,
     tile_name,
     tiles_root,
 )
-from pixcell_core.errors import PixcellError
+from pixcell_core.errors import PixcellError, RefusedError
 from pixcell_core.trust.bundle_files import MANIFEST, README, SHEET
 from pixcell_core.trust.durable import sync_folder, write_whole
 from pixcell_core.trust.tile_png import decode_tile, encode_tile, pixel_digest
+from site_client.generate.policy_names import PRIVATE, VOTE_PURPOSE
 from site_client.release.sheet import SHEET_TILES, Terms, readme, sample_sheet
-from site_client.release.source_tiles import TABLE, SourceTile, read_source
+from site_client.release.source_tiles import TABLE, SourceTile, SourceTiles, read_source
 from site_client.release.workspace import ORIGINS, ReleaseFolder, ReleaseWorkspace, release_id_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+COVERS_MODEL = "the weights released by training on this site's patients, over every recorded round and study"
+COVERS_CONDITIONS = (
+    "the conditions and labels of these tiles, composed with the weights and with every other vote recorded as one "
+    "number:"
+)
+NOT_COVERED_WHEN_VOTED = (
+    "other tiles of this site whose conditions are not private (policies own and blend)",
+    "statistics released without noise, and patients who are also at another site",
+    "patients of other sites whose training is in the adapter: each site's own ledger bounds that",
+    "what the site chose in public: how many tiles were drawn, their size, the sampler's settings, which of them were "
+    "left out after an audit",
+)
+"""What the one number for model and conditions says nothing about."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +89,8 @@ def seal_draft(
     source = read_source(tiles, record_file)
     site_name = workspace.site_name(site)
     generator = source.record.generator()
-    facts = ledger_facts(workspace.site_dir, generator.conditioning.promise)
+    require_voted_labels(source)
+    facts = ledger_facts(workspace.site_dir, source.record)
     terms = terms or Terms()
     site_key = workspace.site_key()
     workspace.releases.mkdir(parents=True, exist_ok=True)
@@ -141,32 +159,75 @@ def seal_draft(
     return release
 
 
-def ledger_facts(site_dir: Path, conditioning_promise: str) -> LedgerFacts:
+def ledger_facts(site_dir: Path, record: GenerationRecord) -> LedgerFacts:
     """The privacy statement and head of the site's ledger; a broken ledger refuses the draft.
 
-    The statement counts everything the ledger charged, so it bounds this study's part from above.
+    The statement counts everything the ledger charged, training and votes alike, composed as one number, so it bounds
+    this study's part from above. It covers the conditions only where the policy is `private` and this very study
+    charged for them.
+
+    Raises:
+        RefusedError: the tiles say `private`, and the ledger never charged this study for conditions.
     """
+    from site_client.ledger.record import ReserveRecord
     from site_client.ledger.site import ledger_folder, ledger_public_key
     from site_client.ledger.view import read_ledger
 
     view = read_ledger(ledger_folder(site_dir), ledger_public_key(site_dir)).require_whole()
+    charges = [r for r in view.records if isinstance(r, ReserveRecord)]
+    voted = record.conditioning_policy == PRIVATE
+    if voted and not any(r.purpose == VOTE_PURPOSE and r.study == record.study_digest for r in charges):
+        raise RefusedError(
+            "These tiles name the policy private, but this site's ledger holds no charge for the conditions of their "
+            "study.",
+            hint="Draw them with `pixcell site generate --study STUDY.json` at the site that asked its patients.",
+            code="conditions-not-charged",
+        )
     head = view.head.hash if view.head else None
     cap = view.cap
-    if cap is None or not view.totals():
+    if cap is None or not charges:
         return LedgerFacts(None, head)
     spent = view.epsilon(cap.delta)
     if not np.isfinite(spent.value):
         return LedgerFacts(None, head)
+    mechanisms = ["patients' votes"] * any(r.purpose == VOTE_PURPOSE for r in charges)
+    mechanisms = ["DP-SGD"] * any(r.purpose != VOTE_PURPOSE for r in charges) + mechanisms
+    conditions = record.conditioning_promise
     statement = PrivacyStatement(
         epsilon=spent.value,
         delta=spent.delta,
         unit="patient",
-        mechanism=f"DP-SGD with Gaussian noise, neighbouring cohorts by {spent.adjacency}"[:200],
+        mechanism=f"{' and '.join(mechanisms)} with Gaussian noise, neighbouring cohorts by {spent.adjacency}"[
+            :200
+        ],
         accountant=spent.accountant,
-        covers=(spent.covers,),
-        does_not_cover=(spent.does_not_cover, conditioning_promise),
+        covers=(COVERS_MODEL, f"{COVERS_CONDITIONS} {conditions}") if voted else (spent.covers,),
+        does_not_cover=NOT_COVERED_WHEN_VOTED
+        if voted
+        else (
+            spent.does_not_cover,
+            f"the conditions and labels of these tiles (policy {record.conditioning_policy}): {conditions}",
+        ),
     )
     return LedgerFacts(statement, head)
+
+
+def require_voted_labels(source: SourceTiles) -> None:
+    """Where the policy is `private`, refuse a tile or a label that the votes did not give.
+
+    A label typed into a table beside the tiles would leave under a promise that does not hold for it.
+    """
+    if source.record.conditioning_policy != PRIVATE:
+        return
+    known = source.record.labels
+    odd = [t.path.name for t in source.tiles if t.path.name not in known or t.label != known[t.path.name]]
+    if odd:
+        raise RefusedError(
+            f"{len(odd)} tiles (first: {odd[0]}) are not, or not with this label, among those drawn from private "
+            "conditions.",
+            hint="Draft from the folder as `pixcell site generate` wrote it, without a table of labels.",
+            code="labels-not-voted",
+        )
 
 
 T = TypeVar("T")

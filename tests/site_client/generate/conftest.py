@@ -12,7 +12,7 @@ import torch
 
 from pixcell_core.models import PixCellTransformer2DModel
 from pixcell_core.training.feature_store import FeatureStoreWriter
-from site_client.generate.session import GenerationRequest
+from site_client.generate.request import GenerationRequest
 
 PATIENTS = tuple(f"secret-patient-{name}" for name in ("ada", "bea", "cleo", "dora", "eve"))
 LABELS = ("stroma", "tumour")

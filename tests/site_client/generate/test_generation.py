@@ -24,7 +24,8 @@ from pixcell_core.errors import BadInputError, PixcellError, RefusedError
 from pixcell_core.models import PixCellTransformer2DModel
 from pixcell_core.training.adapters import adapter_state, attach_ffa_lora
 from site_client.generate import commands
-from site_client.generate.session import GenerationRequest, run_generation
+from site_client.generate.request import GenerationRequest
+from site_client.generate.session import run_generation
 
 from .conftest import PATIENTS, fill_store, tiny_base
 
@@ -239,9 +240,11 @@ def test_the_studys_policy_model_and_tile_size_are_enforced(ask: Ask, tmp_path: 
     write_study(path, base, tile_size=128)
     assert refusal(ask(count=1, study=path, out=elsewhere)).code == "tile-size-differs"
     write_study(path, base, conditioning=VOTED)
-    assert refusal(ask(count=1, study=path, out=elsewhere)).code == "unknown-policy", (
+    assert refusal(ask(count=1, study=path, out=elsewhere)).code == "candidates-missing", (
         "never a weaker one instead"
     )
+    for policy in ("own", "blend"):
+        assert refusal(ask(count=1, study=path, out=elsewhere, policy=policy)).code == "policy-not-approved"
     assert not elsewhere.exists()
 
 
