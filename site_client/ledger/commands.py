@@ -1,9 +1,9 @@
-"""`pixcell site budget show|verify|export`: what this site's patients have been used for."""
+"""`pixcell site budget show|verify|export|correct-clock`: what this site's patients have been used for."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from pydantic import BaseModel, ConfigDict
@@ -12,86 +12,32 @@ from pixcell_core.cli.contract import FormatOption, OutputFormat, command
 from pixcell_core.cli.main import group
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
+    from pixcell_core.trust.keys import VerifyKey
+    from site_client.ledger.export import BudgetExport
+    from site_client.ledger.statement import BudgetStatement
     from site_client.ledger.view import LedgerView
 
 SiteDirOption = Annotated[Path, typer.Option("--site-dir", help="The site's folder.")]
 
-_BAR_WIDTH = 30
 
+class BudgetVerification(BaseModel):
+    """Whether every record is whole, chained and signed; names the first one that is not.
 
-class _Result(BaseModel):
+    `remembered` counts the heads kept outside of the ledger that it was held against, `compared` says whether it was
+    held against an earlier export.
+    """
+
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class RoundSpending(_Result):
-    """What one round of a study charged."""
-
-    study: str
-    round: int
-    purpose: str
-    sample_rate: float
-    noise_multiplier: float
-    max_grad_norm: float
-    steps_charged: int
-
-
-class BudgetStatement(_Result):
-    """What is spent, with everything that has to be read beside it."""
-
-    site: str | None
-    unit: str
-    adjacency: str
-    accountant: str
-    epsilon_spent: float
-    epsilon_cap: float | None
-    delta: float
-    covers: str
-    does_not_cover: str
-    rounds: list[RoundSpending]
-    records: int
-    head: str | None
-    verified: bool
-
-    def render(self) -> RenderableType:
-        """A table of rounds under the statement and a bar of spent against cap."""
-        from rich.console import Group
-        from rich.table import Table
-
-        spent = _rounded_up(self.epsilon_spent)
-        lines = [f"Privacy budget of {self.site or 'this site'}"]
-        if self.epsilon_cap is None:
-            lines.append(
-                f"epsilon {spent} per {self.unit} at delta {self.delta:g}; no ledger yet, nothing was charged"
-            )
-        else:
-            lines.append(
-                f"{_bar(self.epsilon_spent / self.epsilon_cap)} epsilon {spent} of {self.epsilon_cap:g}"
-            )
-            lines.append(f"per {self.unit}: all slides and tiles of one {self.unit}, at delta {self.delta:g}")
-        lines.append(f"neighbouring cohorts: {self.adjacency}; accountant: {self.accountant}")
-        lines.append(f"covers {self.covers}")
-        lines.append(f"does not cover {self.does_not_cover}")
-        if not self.rounds:
-            return Group(*lines)
-        table = Table("study", "round", "purpose", "sample rate", "noise multiplier", "C", "steps charged")
-        for r in self.rounds:
-            cells = (r.round, r.purpose, r.sample_rate, r.noise_multiplier, r.max_grad_norm, r.steps_charged)
-            table.add_row(r.study, *(f"{c:g}" if isinstance(c, float) else str(c) for c in cells))
-        return Group(*lines, table, f"{self.records} records, head {self.head}")
-
-
-class BudgetVerification(_Result):
-    """Whether every record is whole, chained and signed; names the first one that is not."""
 
     ok: bool
     records: int
     first_bad: int | None
     reason: str
     key_id: str | None
-    key_source: Literal["site", "ledger"]
+    key_source: Literal["site", "ledger", "given"]
     head: str | None
+    remembered: int
+    compared: bool
 
     @property
     def exit_code(self) -> int:
@@ -101,58 +47,135 @@ class BudgetVerification(_Result):
     def __str__(self) -> str:
         if not self.ok:
             return (
-                f"BROKEN at record {self.first_bad}: {self.reason}\n{self.records} records before it verify. "
-                "Restore the ledger folder from a backup; do not delete it."
+                f"BROKEN at record {self.first_bad}: {self.reason}\n{self.records} records verify by themselves. "
+                "Restore the newest backup of the ledger folder; do not delete it."
             )
         if not self.records:
             return "ok: no ledger yet, nothing was charged"
         said = f"ok: {self.records} records, all chained and signed by {self.key_id}\nhead {self.head}"
+        if self.remembered:
+            said += f"\nIt holds all {self.remembered} heads that were remembered outside of it."
+        if self.compared:
+            said += "\nIt holds every record of the earlier export, unchanged."
         if self.key_source == "ledger":
-            said += "\nThe key is the one the ledger names itself: keys/ledger.key.pub is missing. Compare its id."
+            said += (
+                "\nThe key is the one the ledger names itself: no other was given (keys/ledger.key.pub of the site). "
+                "Compare its id with the site's."
+            )
         return said
 
 
-class BudgetExport(_Result):
-    """The ledger in a form for others: every signed line, and their sum. It never held a patient.
+class ClockCorrection(BaseModel):
+    """What was recorded about the clock."""
 
-    Each of `lines` is ``{"hash", "key_id", "record", "signature"}``; its canonical JSON is the line of the ledger,
-    so that anyone with the public key can verify the chain.
-    """
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
-    schema_version: Literal["budget-export/v1"] = "budget-export/v1"
-    statement: BudgetStatement
-    public_key: str | None
-    lines: list[dict[str, Any]]
+    corrected: bool
+    last_record_at: str
+    head: str
+
+    def __str__(self) -> str:
+        if not self.corrected:
+            return f"The clock is not behind the ledger (its last record is of {self.last_record_at}); nothing was recorded."
+        return f"Recorded: the clock was wrong before. The ledger goes on from {self.last_record_at}.\nhead {self.head}"
 
 
 def register(root: typer.Typer) -> None:
-    """Add `site budget show|verify|export`."""
+    """Add `site budget show|verify|export|correct-clock`."""
     budget = group(root, "site", "budget")
     budget.command("show")(show)
     budget.command("verify")(verify)
     budget.command("export")(export)
+    budget.command("correct-clock")(correct_clock)
 
 
 @command
-def show(site_dir: SiteDirOption, format: FormatOption = OutputFormat.TEXT) -> BudgetStatement:
+def show(
+    site_dir: SiteDirOption,
+    study: Annotated[
+        Path | None,
+        typer.Option("--study", help="A study file: what its next round would cost here, and the answer."),
+    ] = None,
+    format: FormatOption = OutputFormat.TEXT,
+) -> BudgetStatement:
     """Show what was spent: epsilon with its unit, delta, cap, and what it does not cover."""
-    return _statement(_read(site_dir).require_whole())
+    from site_client.ledger.forecast import forecast_of
+    from site_client.ledger.statement import statement_of
+
+    view = _read(site_dir).require_whole()
+    if study is None:
+        return statement_of(view)
+    from pixcell_core.contracts.canonical import load_document
+    from pixcell_core.contracts.study import Study
+
+    return statement_of(view, forecast_of(view, load_document(Study, study, max_bytes=1 << 20)))
 
 
 @command
-def verify(site_dir: SiteDirOption, format: FormatOption = OutputFormat.TEXT) -> BudgetVerification:
-    """Check every record's hash, chain and signature; exit 1 and name the first bad one."""
-    from site_client.ledger.site import ledger_public_key
+def verify(
+    site_dir: Annotated[Path | None, typer.Option("--site-dir", help="The site's folder.")] = None,
+    export: Annotated[
+        Path | None,
+        typer.Option(
+            "--export", help="Verify this export instead of a site's folder; works anywhere, offline."
+        ),
+    ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            "--against", help="An earlier export: every record of it must still be there, unchanged."
+        ),
+    ] = None,
+    key: Annotated[
+        Path | None,
+        typer.Option("--key", help="The site's public ledger key, got from the site by another way."),
+    ] = None,
+    format: FormatOption = OutputFormat.TEXT,
+) -> BudgetVerification:
+    """Check every record's hash, chain and signature; exit 1 and name the first bad one.
 
-    view = _read(site_dir)
+    A site's ledger is also held against the heads that were remembered outside of its folder, so that a ledger put
+    back to an earlier day is found.
+    """
+    from pixcell_core.errors import BadInputError
+    from pixcell_core.trust.keys import VerifyKey
+    from site_client.ledger.export import BudgetExport, first_forgotten, first_rewritten, verify_export
+    from site_client.ledger.site import ledger_public_key, remembered_heads
+
+    if (site_dir is None) == (export is None):
+        raise BadInputError(
+            "Give either a site's folder or an export to verify.",
+            hint="pixcell site budget verify --site-dir SITE, or --export EXPORT.json",
+            code="one-of-two",
+        )
+    given = VerifyKey.load(key) if key is not None else None
+    if site_dir is not None:
+        view = _read(site_dir, given)
+        heads = remembered_heads(site_dir)
+        known = given or ledger_public_key(site_dir)
+    else:
+        assert export is not None
+        view, heads, known = verify_export(BudgetExport.load(export), given), (), given
+    problem = (view.check.first_bad, view.check.reason) if not view.check.ok else first_forgotten(view, heads)
+    if problem is None and against is not None:
+        earlier = verify_export(BudgetExport.load(against), given)
+        if not earlier.check.ok:
+            raise BadInputError(
+                f"{against.name} is itself broken at record {earlier.check.first_bad}: {earlier.check.reason}.",
+                hint="Hold the ledger against an export that verifies.",
+                code="export-broken",
+            )
+        problem = first_rewritten(view, earlier)
     return BudgetVerification(
-        ok=view.check.ok,
+        ok=problem is None,
         records=view.check.records,
-        first_bad=view.check.first_bad,
-        reason=view.check.reason,
+        first_bad=problem[0] if problem else None,
+        reason=problem[1] if problem else "",
         key_id=view.key.key_id if view.key else None,
-        key_source="site" if ledger_public_key(site_dir) else "ledger",
-        head=_head_text(view),
+        key_source="given" if given else "site" if known else "ledger",
+        head=f"{view.head.sequence} {view.head.hash}" if view.head else None,
+        remembered=len(heads),
+        compared=against is not None,
     )
 
 
@@ -163,18 +186,10 @@ def export(
     format: FormatOption = OutputFormat.TEXT,
 ) -> BudgetExport | str:
     """Export the records and their sum for a coordinator, an auditor or a regulator."""
-    import json
-
-    from site_client.ledger.journal import read_lines
+    from site_client.ledger.export import export_of
     from site_client.ledger.site import ledger_folder
 
-    view = _read(site_dir).require_whole()
-    lines, _ = read_lines(ledger_folder(site_dir))
-    exported = BudgetExport(
-        statement=_statement(view),
-        public_key=view.key.to_pem().decode("ascii") if view.key else None,
-        lines=[json.loads(line) for line in lines[: len(view.records)]],
-    )
+    exported = export_of(ledger_folder(site_dir), _read(site_dir).require_whole())
     text = exported.model_dump_json(indent=2)
     if out is not None:
         _write_new(out, text + "\n")
@@ -183,7 +198,41 @@ def export(
     return text if out is None else f"Exported {len(exported.lines)} records to {out}."
 
 
-def _read(site_dir: Path) -> LedgerView:
+@command
+def correct_clock(
+    site_dir: SiteDirOption,
+    yes: Annotated[bool, typer.Option("--yes", help="Answer the question with yes.")] = False,
+    format: FormatOption = OutputFormat.TEXT,
+) -> ClockCorrection:
+    """Record that the clock was wrong when the last record was written, and is right now.
+
+    A ledger refuses charges while the clock is behind its last record. Where that record's time was the mistake, this
+    goes on from now; the correction itself stands in the ledger for everybody to see.
+    """
+    from pixcell_core.errors import BadInputError
+    from site_client.ledger.site import open_site_ledger
+
+    before = _read(site_dir).require_whole()
+    if before.head is None:
+        raise BadInputError(
+            "This site has no privacy ledger yet, so there is no time to correct.",
+            hint="Nothing has to be done.",
+            code="no-ledger",
+        )
+    question = "Is the clock of this machine right now? The correction cannot be taken back."
+    if not yes and not _asked(question):
+        raise BadInputError("Not confirmed; nothing was recorded.", hint="Give --yes.", code="not-confirmed")
+    with open_site_ledger(site_dir, correct_clock=True) as ledger:
+        records, head = ledger.records, ledger.head
+    new = records[len(before.records) :]
+    return ClockCorrection(
+        corrected=any(getattr(record, "reason", "") == "clock-corrected" for record in new),
+        last_record_at=records[-1].time,
+        head=f"{head.sequence} {head.hash}",
+    )
+
+
+def _read(site_dir: Path, key: VerifyKey | None = None) -> LedgerView:
     from pixcell_core.errors import BadInputError
     from site_client.ledger.site import ledger_folder, ledger_public_key
     from site_client.ledger.view import read_ledger
@@ -194,56 +243,13 @@ def _read(site_dir: Path) -> LedgerView:
             hint="Give the folder that `pixcell site enroll` made.",
             code="no-site-folder",
         )
-    return read_ledger(ledger_folder(site_dir), ledger_public_key(site_dir))
+    return read_ledger(ledger_folder(site_dir), key or ledger_public_key(site_dir))
 
 
-def _statement(view: LedgerView) -> BudgetStatement:
-    from pixcell_core.private.accounting import LARGEST_DELTA
+def _asked(question: str) -> bool:
+    import sys
 
-    cap = view.cap
-    spent = view.epsilon(cap.delta if cap else LARGEST_DELTA)
-    return BudgetStatement(
-        site=view.site,
-        unit=spent.unit,
-        adjacency=spent.adjacency,
-        accountant=spent.accountant,
-        epsilon_spent=spent.value,
-        epsilon_cap=cap.epsilon if cap else None,
-        delta=spent.delta,
-        covers=spent.covers,
-        does_not_cover=spent.does_not_cover,
-        rounds=_rounds(view),
-        records=len(view.records),
-        head=_head_text(view),
-        verified=view.check.ok,
-    )
-
-
-def _rounds(view: LedgerView) -> list[RoundSpending]:
-    from site_client.ledger.record import ReserveRecord
-
-    steps: dict[tuple[Any, ...], int] = {}
-    for r in view.records:
-        if isinstance(r, ReserveRecord):
-            key = (r.study, r.round, r.purpose, r.sample_rate, r.noise_multiplier, r.max_grad_norm)
-            steps[key] = steps.get(key, 0) + r.steps
-    names = ("study", "round", "purpose", "sample_rate", "noise_multiplier", "max_grad_norm")
-    return [RoundSpending(**dict(zip(names, key, strict=True)), steps_charged=n) for key, n in steps.items()]
-
-
-def _head_text(view: LedgerView) -> str | None:
-    return f"{view.head.sequence} {view.head.hash}" if view.head else None
-
-
-def _rounded_up(value: float) -> str:
-    import math
-
-    return f"{math.ceil(value * 100.0) / 100.0:.2f}"
-
-
-def _bar(share: float) -> str:
-    filled = min(_BAR_WIDTH, max(0, round(share * _BAR_WIDTH)))
-    return "█" * filled + "░" * (_BAR_WIDTH - filled)
+    return sys.stdin.isatty() and typer.confirm(question)
 
 
 def _write_new(path: Path, text: str) -> None:

@@ -10,7 +10,8 @@ Files of a ledger folder::
 therefore leaves one of three states, told apart by `head.json`: nothing happened; a torn last line that the
 head does not know (its `append` never returned, so nothing was drawn on it, and it may be dropped); a whole
 last line that the head does not know yet (kept: it charges). Anything else is damage, and the ledger
-refuses to go on.
+refuses to go on. Mending what a crash left is itself a sequence of such steps, each of which may be cut short:
+the tail is cut or completed before the head is written, and a second attempt finds one of the same three states.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ import errno
 import fcntl
 import os
 import time
-from collections.abc import Callable
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 from pixcell_core.contracts.canonical import DocumentError, canonical_bytes, parse_json
@@ -34,10 +36,6 @@ MAX_LEDGER_BYTES = 256 * 1024 * 1024
 _POLL_SECONDS = 0.05
 
 
-def no_observer(point: str) -> None:
-    """The default observer of write points: does nothing."""
-
-
 class LedgerBusyError(RefusedError):
     """Another process of this site holds the ledger."""
 
@@ -45,7 +43,7 @@ class LedgerBusyError(RefusedError):
 
 
 class LedgerWriteError(PixcellError):
-    """The disk did not take the record; nothing may be drawn on it."""
+    """The disk did not take the record, or another process wrote in between; nothing may be drawn on it."""
 
     default_code = "ledger-write"
 
@@ -53,25 +51,26 @@ class LedgerWriteError(PixcellError):
 class Journal:
     """Exclusive append access to a ledger folder, from `Journal.lock` to `close` or the process's end."""
 
-    def __init__(self, folder: Path, lock_descriptor: int, on_point: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, lock_descriptor: int) -> None:
         self.folder = folder
         self._lock = lock_descriptor
-        self._on_point = on_point
         self._owner = os.getpid()
         self._failed = False
+        self._size = _size_of(folder / LEDGER_FILE)
+        _HELD.add(self)
 
     @classmethod
-    def lock(
-        cls, folder: Path, *, wait_seconds: float = 0.0, on_point: Callable[[str], None] = no_observer
-    ) -> Journal:
+    def lock(cls, folder: Path, *, wait_seconds: float = 0.0) -> Journal:
         """Take the writer's lock, waiting at most `wait_seconds`.
 
         Args:
             folder: made when missing, for the owner alone.
-            on_point: told the name of each point between two effects on the disk, for tests that stop there.
+            wait_seconds: how long another process may still hold it.
 
         Raises:
-            LedgerBusyError: another living process has it. A lock file left by a dead one is no obstacle.
+            LedgerBusyError: another living process has it. A lock file left by a dead one is no obstacle, and a
+                forked child never keeps its parent's lock.
+            BadInputError: the folder cannot be made, read or written.
         """
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -95,9 +94,15 @@ class Journal:
                         hint="Two trainings must not charge it at once. Wait for the other one, or stop it.",
                     ) from None
                 time.sleep(_POLL_SECONDS)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-        return cls(folder, descriptor, on_point)
+        try:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+            return cls(folder, descriptor)
+        except BaseException as error:
+            os.close(descriptor)
+            if isinstance(error, OSError):
+                raise _cannot("lock", folder, error) from error
+            raise
 
     def close(self) -> None:
         """Free the lock. Harmless when done twice."""
@@ -117,34 +122,31 @@ class Journal:
                 hint="Open the ledger again; it will check itself first.",
             )
         self._failed = True  # until everything below is done
-        try:
+        with _write_errors():
             self._append_line(line)
-            self._on_point("line on disk")
             self._write_head(head)
-        except OSError as error:
-            raise LedgerWriteError(
-                f"The privacy ledger could not be written: {error.strerror or error}.",
-                hint="Training stopped before this step's noise was drawn. Free some space, then run again.",
-            ) from error
         self._failed = False
-        self._on_point("head on disk")
 
     def drop_torn_tail(self, whole_bytes: int) -> None:
         """Cut a torn last line off; only for one that no head ever named."""
-        descriptor = os.open(self.folder / LEDGER_FILE, os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.ftruncate(descriptor, whole_bytes)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        with _write_errors():
+            descriptor = os.open(self.folder / LEDGER_FILE, os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.ftruncate(descriptor, whole_bytes)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            self._size = whole_bytes
 
     def complete_tail(self) -> None:
         """Give a whole last line the newline it lacks."""
-        self._append_line(b"\n")
+        with _write_errors():
+            self._append_line(b"\n")
 
     def restore_head(self, head: LedgerHead) -> None:
         """Write the head that a crash left one record behind."""
-        self._write_head(head)
+        with _write_errors():
+            self._write_head(head)
 
     def _append_line(self, line: bytes) -> None:
         path = self.folder / LEDGER_FILE
@@ -152,7 +154,13 @@ class Journal:
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             before = os.fstat(descriptor).st_size
-            self._on_point("before line")
+            if before != self._size:
+                raise LedgerWriteError(
+                    "Another process wrote to the privacy ledger although this one holds its lock.",
+                    hint="Nothing was drawn. Was the lock file deleted? Stop the other trainer, then run "
+                    "`pixcell site budget verify`.",
+                    code="ledger-changed",
+                )
             try:
                 _write_all(descriptor, line)
             except OSError:
@@ -160,8 +168,8 @@ class Journal:
                     os.ftruncate(descriptor, before)
                     os.fsync(descriptor)
                 raise
-            self._on_point("line written")
             os.fsync(descriptor)
+            self._size = before + len(line)
         finally:
             os.close(descriptor)
         if is_new:
@@ -173,12 +181,10 @@ class Journal:
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             _write_all(descriptor, canonical_bytes({"hash": head.hash, "sequence": head.sequence}) + b"\n")
-            self._on_point("head written")
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        partial.replace(self.folder / HEAD_FILE)
-        self._on_point("head replaced")
+        os.replace(partial, self.folder / HEAD_FILE)
         _sync_folder(self.folder)
 
 
@@ -211,6 +217,40 @@ def read_head(folder: Path) -> LedgerHead | None:
     if not isinstance(value, dict) or not isinstance(value.get("sequence"), int):
         return None
     return LedgerHead(value["sequence"], str(value.get("hash")))
+
+
+_HELD: weakref.WeakSet[Journal] = weakref.WeakSet()
+
+
+def _let_go_in_child() -> None:
+    """Close inherited locks: a worker that outlives its trainer would otherwise hold the ledger for ever."""
+    for journal in list(_HELD):
+        journal.close()
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)
+
+
+@contextlib.contextmanager
+def _write_errors() -> Iterator[None]:
+    """Turn what the disk answers into the ledger's own error."""
+    try:
+        yield
+    except OSError as error:
+        raise LedgerWriteError(
+            f"The privacy ledger could not be written: {error.strerror or error}.",
+            hint="Nothing was drawn on a charge that is not on disk. Free some space or mend the folder's "
+            "permissions, then run again.",
+        ) from error
+
+
+def _size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+    except OSError as error:
+        raise _cannot("read", path, error) from error
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

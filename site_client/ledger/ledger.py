@@ -7,11 +7,14 @@
 `reserve` checks the whole round against the cap before anything is drawn. Calling the result with a step's
 index writes the charge and returns when it is on disk. A step that is taken again after a crash is a new
 charge.
+
+The cap holds per patient. A charge to the cohort `all` uses every patient; a charge to another cohort uses that
+cohort alone (`site_client.ledger.cohorts` keeps cohorts disjoint), and every patient's own sequence of charges has
+to stay under the cap.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,14 +23,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypedDict
 
-import pixcell_core.private
-from pixcell_core.contracts.canonical import canonical_bytes
 from pixcell_core.errors import BadInputError, RefusedError
-from pixcell_core.private.accounting import Epsilon, GaussianEvent, check_delta, epsilon
-from site_client.ledger.journal import LEDGER_FILE, Journal, no_observer, read_lines
+from pixcell_core.private.accounting import Epsilon, GaussianEvent, check_delta
+from pixcell_core.private.filters import BudgetExceededError, BudgetFilter
+from site_client.ledger.clock import LedgerClock
+from site_client.ledger.journal import Journal
+from site_client.ledger.mending import mend
 from site_client.ledger.record import (
+    EVERY_PATIENT,
     FIRST_HASH,
-    BaseRecord,
+    PURPOSES,
+    AnyRecord,
     LedgerHead,
     OpenedRecord,
     ReserveRecord,
@@ -37,7 +43,12 @@ from site_client.ledger.record import (
     encode_public_key,
     head_of,
 )
-from site_client.ledger.view import AnyRecord, BudgetCap, LedgerCheck, LedgerView, read_ledger
+from site_client.ledger.reserved_steps import ReservedSteps
+from site_client.ledger.spending import Spending
+from site_client.ledger.view import BudgetCap, LedgerCheck, LedgerView, read_ledger
+from site_client.ledger.witness import WitnessedHeads
+
+__all__ = ["BudgetExceededError", "ForeignLedgerError", "Ledger", "RoundCharge"]
 
 
 @dataclass(frozen=True)
@@ -51,8 +62,9 @@ class RoundCharge:
         noise_multiplier: sigma.
         steps: T of this round.
         max_grad_norm: C.
-        code_digest: digest of the code that trains, see `private_code_digest`.
-        purpose: what the mechanism releases: ``training``, or another use of the Gaussian mechanism.
+        code_digest: digest of the code that uses the patients.
+        purpose: what the mechanism releases: the weights of ``training``, or private ``conditions``.
+        cohort: whose patients; ``all`` is every patient of the site.
     """
 
     study: str
@@ -63,6 +75,7 @@ class RoundCharge:
     max_grad_norm: float
     code_digest: str
     purpose: str = "training"
+    cohort: str = EVERY_PATIENT
 
     @property
     def event(self) -> GaussianEvent:
@@ -70,77 +83,31 @@ class RoundCharge:
         return GaussianEvent(self.sample_rate, self.noise_multiplier, self.steps)
 
 
-class BudgetExceededError(RefusedError):
-    """The round would pass the site's cap; nothing was drawn and nothing was charged."""
+class ForeignLedgerError(RefusedError):
+    """The ledger was made by another site."""
 
-    default_code = "budget-exceeded"
-
-
-class StepNotReservedError(RefusedError):
-    """A step was asked for that the round does not have, or a second time."""
-
-    default_code = "step-not-reserved"
-
-
-class ReservedSteps:
-    """The steps of one round. Called with each step's index, from 0; returns when it is charged on disk."""
-
-    def __init__(self, ledger: Ledger, charge: RoundCharge, at_a_time: int) -> None:
-        self.charge = charge
-        self._ledger = ledger
-        self._at_a_time = at_a_time
-        self._taken = 0
-        self._reserved = 0
-        self._first: int | None = None
-        self._closed = False
-
-    @property
-    def steps_reserved(self) -> int:
-        """Steps of this round charged so far."""
-        return self._reserved
-
-    def __call__(self, step_index: int) -> None:
-        """Charge step `step_index`, waiting for the disk where it is the first of a block."""
-        if self._closed or step_index != self._taken or step_index >= self.charge.steps:
-            raise StepNotReservedError(
-                f"Step {step_index} was not reserved: step {self._taken} of {self.charge.steps} is next, "
-                "each step is charged once, and a finished round gives no more.",
-                hint="Reserve a new round for further steps; a repeated step is a new charge.",
-            )
-        if self._taken == self._reserved:
-            block = min(self._at_a_time, self.charge.steps - self._reserved)
-            sequence = self._ledger._charge(self.charge, block)
-            self._first = sequence if self._first is None else self._first
-            self._reserved += block
-        self._taken += 1
-
-    def close(self) -> None:
-        """Record how many reserved steps were taken. Gives nothing back; harmless when done twice."""
-        if self._closed:
-            return
-        self._closed = True
-        if self._first is not None:
-            self._ledger._note_spent(self.charge, self._first, self._reserved, self._taken)
-
-    def __enter__(self) -> ReservedSteps:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    default_code = "ledger-of-another-site"
 
 
 class Ledger:
     """A site's ledger, open for charging, by one process at a time. `read_ledger` looks without charging."""
 
     def __init__(
-        self, journal: Journal, signer: Signer, view: LedgerView, clock: Callable[[], datetime]
+        self,
+        journal: Journal,
+        signer: Signer,
+        view: LedgerView,
+        clock: Callable[[], datetime],
+        witness: WitnessedHeads | None,
     ) -> None:
         self._journal = journal
         self._signer = signer
-        self._view = view
-        self._clock = clock
+        self._records = list(view.records)
+        self._check = view.check
+        self._head = view.head
+        self._cap = view.cap
+        self._clock = LedgerClock(clock)
+        self._witness = witness
         self._site = view.site or ""
         self._plan: ReservedSteps | None = None
 
@@ -151,10 +118,12 @@ class Ledger:
         signer: Signer,
         cap: BudgetCap | None = None,
         *,
-        site: str = "site",
+        site: str | None = None,
+        patients: int | None = None,
         wait_seconds: float = 0.0,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
-        on_point: Callable[[str], None] = no_observer,
+        correct_clock: bool = False,
+        witness: WitnessedHeads | None = None,
     ) -> Ledger:
         """Take the writer's lock, verify everything, mend what a crash left, make the ledger when it is new.
 
@@ -162,35 +131,54 @@ class Ledger:
             folder: the ledger's folder.
             signer: the site's ledger key.
             cap: the site owner's cap. A change is recorded. None keeps the recorded one.
-            site: the site's name, recorded when the ledger is made.
+            site: the site's name, recorded when the ledger is made; a ledger of another name is refused.
+            patients: N, where it is known: the cap's delta has to be at most 1 / (10 N).
             wait_seconds: how long to wait for another process to finish.
             clock: the time written into records.
-            on_point: see `Journal.lock`.
+            correct_clock: the owner says that the clock is right and the last record's time was wrong.
+            witness: heads kept in another folder; all must stand in the ledger, and new ones are noted there.
 
         Raises:
             LedgerBusyError: another process has it.
             LedgerBrokenError: it does not verify; names the first bad record.
-            BadInputError: a new ledger needs a cap.
+            LedgerRewoundError: a head that `witness` remembers is gone.
+            ForeignLedgerError: it is another site's.
+            ClockBackwardsError: the clock is behind the last record.
+            LedgerWriteError: the disk refused to mend what a crash left, or to take the opening record.
+            BadInputError: a new ledger needs a cap; the cap or its delta is none that can be promised.
         """
         if cap is not None:
-            check_delta(cap.delta)
+            check_delta(cap.delta, patients)
             if not (math.isfinite(cap.epsilon) and cap.epsilon > 0.0):
                 raise _bad_cap(f"A cap of epsilon {cap.epsilon:g} is not a finite number above 0.")
         folder = Path(folder)
-        journal = Journal.lock(folder, wait_seconds=wait_seconds, on_point=on_point)
+        journal = Journal.lock(folder, wait_seconds=wait_seconds)
         try:
             view = read_ledger(folder, signer.verify_key).require_whole()
-            recovered = _mend(journal, view)
-            ledger = cls(journal, signer, view, clock)
+            if witness is not None:
+                witness.require_contains(view)
+            if site is not None and view.site not in (None, site):
+                raise _foreign(str(view.site), site)
+            if cap is None and view.cap is not None:
+                check_delta(view.cap.delta, patients)
+            ledger = cls(journal, signer, view, clock, witness)
+            went_back = correct_clock and ledger._clock.is_behind(ledger._last)
+            if not correct_clock:
+                # Before anything is mended: a refusal changes nothing.
+                ledger._clock.require_after(ledger._last)
+            recovered = mend(journal, view)
             if not view.records:
                 if cap is None:
                     raise _bad_cap("This site has no privacy ledger yet, and no cap was given to make one.")
-                ledger._site = site
+                ledger._site = site or "site"
                 ledger._record_opening("created", cap)
-            elif cap is not None and cap != view.cap:
+            if went_back:
+                ledger._record_opening("clock-corrected", ledger.cap)
+            if cap is not None and cap != ledger.cap:
                 ledger._record_opening("cap-changed", cap)
             elif recovered:
                 ledger._record_opening("recovered", ledger.cap)
+            ledger._note_witness()
         except BaseException:
             journal.close()
             raise
@@ -199,31 +187,34 @@ class Ledger:
     @property
     def cap(self) -> BudgetCap:
         """The cap in force."""
-        cap = self._view.cap
-        if cap is None:
+        if self._cap is None:
             raise _bad_cap("This ledger records no cap.")
-        return cap
+        return self._cap
 
     @property
     def head(self) -> LedgerHead:
         """The last record; exchange it with others, so that the past cannot be rewritten unseen."""
-        head = self._view.head
-        if head is None:
+        if self._head is None:
             raise _bad_cap("This ledger has no record yet.")
-        return head
+        return self._head
 
     @property
     def records(self) -> tuple[AnyRecord, ...]:
         """All records, oldest first."""
-        return self._view.records
+        return tuple(self._records)
 
-    def totals(self) -> tuple[GaussianEvent, ...]:
-        """Return what was charged so far, grouped by (q, sigma)."""
-        return self._view.totals()
+    @property
+    def view(self) -> LedgerView:
+        """What a reader would see now, without reading the file again."""
+        return LedgerView(self.records, self._check, self._signer.verify_key, self._head)
 
-    def epsilon(self, delta: float) -> Epsilon:
-        """Return the epsilon of everything charged so far, per patient."""
-        return self._view.epsilon(delta)
+    def totals(self, cohort: str | None = None) -> tuple[GaussianEvent, ...]:
+        """Return what was charged so far, grouped by (q, sigma); see `LedgerView.totals`."""
+        return self.view.totals(cohort)
+
+    def epsilon(self, delta: float, cohort: str | None = None) -> Epsilon:
+        """Return the epsilon so far, per patient of `cohort`, or of the cohort that paid most (None)."""
+        return self.view.epsilon(delta, cohort)
 
     def verify(self) -> LedgerCheck:
         """Read the file again and verify every record."""
@@ -238,6 +229,8 @@ class Ledger:
 
         Raises:
             BudgetExceededError: before anything is drawn or charged.
+            ClockBackwardsError: the clock was set back since the last record.
+            BadInputError: settings that no record can hold.
         """
         if at_a_time < 1:
             raise BadInputError(
@@ -245,19 +238,37 @@ class Ledger:
                 hint="Give 1 or more.",
                 code="privacy-setting",
             )
+        if charge.purpose not in PURPOSES:
+            raise BadInputError(
+                f"Patients cannot be charged for {charge.purpose!r}.",
+                hint=f"A charge is for one of: {', '.join(PURPOSES)}.",
+                code="privacy-setting",
+            )
         if self._plan is not None:
             self._plan.close()
-        self._require_room(charge.event)
+        self._clock.require_after(self._last)
+        self._require_room(charge)
         # Whatever the records would refuse (a name, a digest) is refused here, before the round begins.
         self._reserve_record(charge, charge.steps)
-        self._plan = ReservedSteps(self, charge, at_a_time)
+
+        def charged(steps: int) -> int:
+            self._clock.require_after(self._last)
+            record = self._reserve_record(charge, steps)
+            self._append(record)
+            return record.sequence
+
+        self._plan = ReservedSteps(
+            charge.steps, at_a_time, charged, lambda *counts: self._note_spent(charge, *counts)
+        )
         return self._plan
 
     def close(self) -> None:
-        """Finish the round in hand and free the lock."""
-        if self._plan is not None:
-            self._plan.close()
-        self._journal.close()
+        """Finish the round in hand and free the lock. Harmless when done twice."""
+        try:
+            if self._plan is not None:
+                self._plan.close()
+        finally:
+            self._journal.close()
 
     def __enter__(self) -> Ledger:
         return self
@@ -267,24 +278,13 @@ class Ledger:
     ) -> None:
         self.close()
 
-    def _require_room(self, event: GaussianEvent) -> None:
-        cap = self.cap
-        after = epsilon([*self.totals(), event], cap.delta)
-        if after.value > cap.epsilon:
-            before = self.epsilon(cap.delta)
-            raise BudgetExceededError(
-                f"This round would bring the site to {_short(after)}, over its cap of {cap.epsilon:g}; "
-                f"{_short(before)} is spent already. Nothing was drawn and nothing was charged.",
-                hint="Plan fewer steps or more noise. Only the site's owner can raise the cap.",
-            )
-
-    def _charge(self, charge: RoundCharge, steps: int) -> int:
-        """Append a reserve record; return its sequence number once it is on disk."""
-        record = self._reserve_record(charge, steps)
-        self._append(record)
-        return record.sequence
+    def _require_room(self, charge: RoundCharge) -> None:
+        allowed = BudgetFilter(self.cap.epsilon, self.cap.delta)
+        for events in Spending.of(self._records).sequences_after([charge.event], charge.cohort):
+            allowed.require(events, spent=events[:-1])
 
     def _note_spent(self, charge: RoundCharge, first: int, reserved: int, taken: int) -> None:
+        """Note for the reader how many steps were taken. Charges nothing, so a clock that ran back cannot stop it."""
         self._append(
             SpentRecord(
                 **self._place(),
@@ -296,6 +296,7 @@ class Ledger:
                 steps_taken=taken,
             )
         )
+        self._note_witness()
 
     def _reserve_record(self, charge: RoundCharge, steps: int) -> ReserveRecord:
         try:
@@ -309,6 +310,7 @@ class Ledger:
                 steps=steps,
                 max_grad_norm=charge.max_grad_norm,
                 code_digest=charge.code_digest,
+                cohort=charge.cohort,
             )
         except ValueError as error:
             first = str(error).splitlines()[1:2]
@@ -319,10 +321,12 @@ class Ledger:
             ) from error
 
     def _record_opening(self, reason: str, cap: BudgetCap) -> None:
+        corrects = reason == "clock-corrected"
         self._append(
             OpenedRecord.model_validate(
                 {
                     **self._place(),
+                    **({"time": self._clock.corrected_time()} if corrects else {}),
                     "reason": reason,
                     "cap_epsilon": cap.epsilon,
                     "cap_delta": cap.delta,
@@ -331,21 +335,30 @@ class Ledger:
             )
         )
 
+    @property
+    def _last(self) -> AnyRecord | None:
+        return self._records[-1] if self._records else None
+
     def _place(self) -> _Place:
-        head = self._view.head
+        head = self._head
         return {
             "sequence": 0 if head is None else head.sequence + 1,
             "previous_hash": FIRST_HASH if head is None else head.hash,
             "site": self._site,
-            "time": self._clock().astimezone(UTC).isoformat(timespec="seconds"),
+            "time": self._clock.time_after(self._last),
         }
 
-    def _append(self, record: BaseRecord) -> None:
-        assert isinstance(record, OpenedRecord | ReserveRecord | SpentRecord)
+    def _append(self, record: AnyRecord) -> None:
         head = head_of(record)
         self._journal.append(encode_line(record, self._signer), head)
-        records = (*self._view.records, record)
-        self._view = LedgerView(records, self._view.check, self._signer.verify_key, head)
+        self._records.append(record)
+        self._head = head
+        if isinstance(record, OpenedRecord):
+            self._cap = BudgetCap(record.cap_epsilon, record.cap_delta)
+
+    def _note_witness(self) -> None:
+        if self._witness is not None and self._head is not None:
+            self._witness.note(self._head)
 
 
 class _Place(TypedDict):
@@ -357,29 +370,11 @@ class _Place(TypedDict):
     time: str
 
 
-def private_code_digest() -> str:
-    """Return the digest of the installed code that computes, clips, noises and accounts private gradients."""
-    folder = Path(pixcell_core.private.__file__).parent
-    files = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.glob("*.py"))}
-    return "sha256:" + hashlib.sha256(canonical_bytes(files)).hexdigest()
-
-
-def _mend(journal: Journal, view: LedgerView) -> bool:
-    """Set right what a crash may leave; True when a torn last line was dropped."""
-    lines, tail = read_lines(journal.folder)
-    dropped = False
-    if tail and len(view.records) > len(lines):
-        journal.complete_tail()
-    elif tail:
-        journal.drop_torn_tail((journal.folder / LEDGER_FILE).stat().st_size - len(tail))
-        dropped = bool(view.records)
-    if view.head is not None and view.head != view.recorded_head:
-        journal.restore_head(view.head)
-    return dropped
-
-
-def _short(spent: Epsilon) -> str:
-    return f"epsilon {math.ceil(spent.value * 100.0) / 100.0:.2f} per {spent.unit} at delta {spent.delta:g}"
+def _foreign(recorded: str, site: str) -> ForeignLedgerError:
+    return ForeignLedgerError(
+        f"This privacy ledger was made by the site {recorded!r}; this is {site!r}.",
+        hint="Put this site's own ledger back. A ledger that was copied does not say what these patients paid.",
+    )
 
 
 def _bad_cap(message: str) -> BadInputError:

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import Field, StringConstraints, TypeAdapter, ValidationError
@@ -20,7 +22,6 @@ from pixcell_core.contracts.canonical import (
     Digest,
     Document,
     DocumentError,
-    canonical_bytes,
     digest,
     parse_json,
 )
@@ -32,6 +33,12 @@ FIRST_HASH = "sha256:" + "0" * 64
 """What the first record names as its predecessor."""
 
 MAX_LINE_BYTES = 16 * 1024
+
+EVERY_PATIENT = "all"
+"""The cohort of a charge that used every patient of the site; it counts for each of the other cohorts too."""
+
+PURPOSES = ("training", "conditions")
+"""What a charge is for: the weights released by training, or the private conditions drawn by votes."""
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$")]
 Time = Annotated[str, StringConstraints(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(Z|\+00:00)$")]
@@ -68,10 +75,10 @@ class BaseRecord(Document):
 
 
 class OpenedRecord(BaseRecord):
-    """The ledger was made, its cap was changed by the site's owner, or a torn last line was set aside."""
+    """The ledger was made, its owner changed the cap or set the clock back, or a torn last line was set aside."""
 
     kind: Literal["opened"] = "opened"
-    reason: Literal["created", "cap-changed", "recovered"]
+    reason: Literal["created", "cap-changed", "recovered", "clock-corrected"]
     unit: Literal["patient"] = UNIT
     adjacency: Literal["add-or-remove-one"] = ADJACENCY
     cap_epsilon: Positive
@@ -93,6 +100,8 @@ class ReserveRecord(BaseRecord):
     steps: Steps
     max_grad_norm: Positive
     code_digest: Digest
+    # Written only where it is not every patient, so that records made before there were cohorts keep their hash.
+    cohort: Annotated[Name, Field(exclude_if=lambda name: name == EVERY_PATIENT)] = EVERY_PATIENT
 
 
 class SpentRecord(BaseRecord):
@@ -107,8 +116,10 @@ class SpentRecord(BaseRecord):
     steps_taken: Annotated[int, Field(ge=0)]
 
 
-LedgerRecord = Annotated[OpenedRecord | ReserveRecord | SpentRecord, Field(discriminator="kind")]
-_RECORD: TypeAdapter[OpenedRecord | ReserveRecord | SpentRecord] = TypeAdapter(LedgerRecord)
+AnyRecord = OpenedRecord | ReserveRecord | SpentRecord
+LedgerRecord = Annotated[AnyRecord, Field(discriminator="kind")]
+_RECORD: TypeAdapter[AnyRecord] = TypeAdapter(LedgerRecord)
+_PLAIN = re.compile(r"[A-Za-z0-9:+/=_-]{0,200}")
 
 
 class BrokenLineError(DocumentError):
@@ -125,29 +136,38 @@ class LedgerHead:
     hash: str
 
 
+@dataclass(frozen=True)
+class ChainedRecord:
+    """A record whose form, chain and signature hold, and the head of the chain that ends with it."""
+
+    record: AnyRecord
+    head: LedgerHead
+
+
 def head_of(record: BaseRecord) -> LedgerHead:
     """Return the head of a chain that ends with `record`."""
     return LedgerHead(record.sequence, digest(record))
 
 
+def time_of(record: BaseRecord) -> datetime:
+    """Return when a record was written, as its site's clock said."""
+    return datetime.fromisoformat(record.time)
+
+
 def encode_line(record: BaseRecord, signer: Signer) -> bytes:
     """Return the signed line of a record, with its newline."""
     body = record.to_bytes()
-    line = canonical_bytes(
-        {
-            "hash": digest(body),
-            "key_id": signer.key_id,
-            "record": record.model_dump(mode="json"),
-            "signature": base64.b64encode(signer.sign(SIGNATURE_PREFIX + body)).decode("ascii"),
-        }
-    )
-    return line + b"\n"
+    signature = base64.b64encode(signer.sign(SIGNATURE_PREFIX + body)).decode("ascii")
+    return _assemble(digest(body), signer.key_id, body, signature) + b"\n"
 
 
-def decode_line(
-    line: bytes, expected: LedgerHead | None, key: VerifyKey | None
-) -> OpenedRecord | ReserveRecord | SpentRecord:
-    """Parse one line (without newline) and check its form, chain, key and signature.
+def decode_line(line: bytes, expected: LedgerHead | None, key: VerifyKey | None) -> AnyRecord:
+    """Parse one line (without newline) and check its form, chain, key and signature; see `decode_chained`."""
+    return decode_chained(line, expected, key).record
+
+
+def decode_chained(line: bytes, expected: LedgerHead | None, key: VerifyKey | None) -> ChainedRecord:
+    """Parse one line (without newline), check it, and return it with the head it makes.
 
     Args:
         line: the bytes of the line.
@@ -164,8 +184,6 @@ def decode_line(
         outer = parse_json(line, name="line")
         if not isinstance(outer, dict) or set(outer) != {"hash", "key_id", "record", "signature"}:
             raise _broken("it does not have the four parts of a ledger line")
-        if canonical_bytes(outer) != line:
-            raise _broken("it is not in canonical form, so it was edited")
         record = _RECORD.validate_python(outer["record"])
     except BrokenLineError:
         raise
@@ -177,6 +195,8 @@ def decode_line(
             f"its record is malformed at {'.'.join(map(str, first['loc'])) or 'the top'}"
         ) from error
     body = record.to_bytes()
+    if _assemble(outer["hash"], outer["key_id"], body, outer["signature"]) != line:
+        raise _broken("it is not in canonical form, so it was edited")
     if digest(body) != outer["hash"]:
         raise _broken("its content does not have the hash it states")
     if record.sequence != (0 if expected is None else expected.sequence + 1):
@@ -188,7 +208,7 @@ def decode_line(
     if expected is None and not isinstance(record, OpenedRecord):
         raise _broken("a ledger begins with the record that opened it")
     _check_signature(outer, record, body, key if key is not None else _own_key(record))
-    return record
+    return ChainedRecord(record, LedgerHead(record.sequence, outer["hash"]))
 
 
 def public_key_of(record: OpenedRecord) -> VerifyKey:
@@ -202,6 +222,15 @@ def public_key_of(record: OpenedRecord) -> VerifyKey:
 def encode_public_key(key: VerifyKey) -> str:
     """Return the text form of a public key in an opening record."""
     return base64.b64encode(key.raw).decode("ascii")
+
+
+def _assemble(hash: object, key_id: object, body: bytes, signature: object) -> bytes:
+    """The canonical line around a canonical record: one pass over the record, for writing and for checking."""
+    texts = (hash, key_id, signature)
+    if not all(isinstance(text, str) and _PLAIN.fullmatch(text) for text in texts):
+        raise _broken("its hash, key or signature is not plain text")
+    head = f'{{"hash":"{hash}","key_id":"{key_id}","record":'.encode("ascii")
+    return head + body + f',"signature":"{signature}"}}'.encode("ascii")
 
 
 def _own_key(record: BaseRecord) -> VerifyKey:

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from pixcell_core.errors import RefusedError
-from pixcell_core.private.accounting import Epsilon, GaussianEvent, epsilon, group_events
+from pixcell_core.private.accounting import Epsilon, GaussianEvent
 from pixcell_core.trust.keys import VerifyKey
+from site_client.ledger.chain import verify_chain
 from site_client.ledger.journal import read_head, read_lines
-from site_client.ledger.record import (
-    BrokenLineError,
-    LedgerHead,
-    OpenedRecord,
-    ReserveRecord,
-    SpentRecord,
-    decode_line,
-    head_of,
-    public_key_of,
-)
-
-AnyRecord = OpenedRecord | ReserveRecord | SpentRecord
+from site_client.ledger.record import AnyRecord, LedgerHead, OpenedRecord, head_of
+from site_client.ledger.spending import Spending
 
 
 class LedgerBrokenError(RefusedError):
@@ -101,21 +93,25 @@ class LedgerView:
             )
         return self
 
-    def totals(self) -> tuple[GaussianEvent, ...]:
-        """Return what was charged, grouped by (q, sigma): every reserved step, taken or not."""
-        return tuple(
-            group_events(
-                [
-                    GaussianEvent(r.sample_rate, r.noise_multiplier, r.steps)
-                    for r in self.records
-                    if isinstance(r, ReserveRecord)
-                ]
-            )
-        )
+    @cached_property
+    def spending(self) -> Spending:
+        """What was charged, in order, per cohort and per study."""
+        return Spending.of(self.records)
 
-    def epsilon(self, delta: float) -> Epsilon:
-        """Return the epsilon of everything charged, per patient, at `delta`."""
-        return epsilon(self.totals(), delta)
+    def cohorts(self) -> tuple[str, ...]:
+        """Return the cohorts that were ever charged; `all` stands for every patient of the site."""
+        return self.spending.cohorts
+
+    def totals(self, cohort: str | None = None) -> tuple[GaussianEvent, ...]:
+        """Return what was charged, grouped by (q, sigma): every reserved step, taken or not.
+
+        With a cohort: what its patients were used for, the charges to `all` among it. None: everything to anybody.
+        """
+        return self.spending.totals(cohort)
+
+    def epsilon(self, delta: float, cohort: str | None = None) -> Epsilon:
+        """Return the epsilon per patient of everything charged to `cohort`; None: to the cohort that paid most."""
+        return self.spending.epsilon(delta, cohort)
 
     def contains(self, head: LedgerHead) -> bool:
         """Whether an earlier exchanged head stands in this chain; False means that the past was rewritten."""
@@ -132,22 +128,13 @@ def read_ledger(folder: Path, key: VerifyKey | None = None) -> LedgerView:
     # The head first: a writer at work may append between the two reads, never take away.
     recorded = read_head(folder)
     lines, tail = read_lines(folder)
-    records: list[AnyRecord] = []
-    head: LedgerHead | None = None
-    problem: tuple[int, str] | None = None
-    known = key
-    for index, line in enumerate([*lines, tail] if tail and _is_whole(tail, lines, key) else lines):
-        try:
-            record = decode_line(line, head, known)
-            if index == 0 and isinstance(record, OpenedRecord):
-                known = public_key_of(record)
-        except BrokenLineError as error:
-            problem = (index, error.message)
-            break
-        records.append(record)
-        head = head_of(record)
-    if problem is None:
-        problem = _compare_with_recorded(records, recorded, bool(tail))
+    chain = verify_chain(lines, key)
+    if tail and chain.problem is None:
+        # A last line that lacks nothing but its newline counts.
+        longer = verify_chain([tail], key, after=chain)
+        chain = longer if longer.problem is None else chain
+    records = chain.records
+    problem = chain.problem or _compare_with_recorded(records, recorded, bool(tail))
     whole_tail = len(records) > len(lines)
     check = LedgerCheck(
         ok=problem is None,
@@ -156,26 +143,11 @@ def read_ledger(folder: Path, key: VerifyKey | None = None) -> LedgerView:
         reason="" if problem is None else problem[1],
         torn_tail=0 if whole_tail else len(tail),
     )
-    return LedgerView(tuple(records), check, known if records else key, recorded)
-
-
-def _is_whole(tail: bytes, lines: list[bytes], key: VerifyKey | None) -> bool:
-    """Whether a last line lacks nothing but its newline; then it counts."""
-    head: LedgerHead | None = None
-    known = key
-    try:
-        for index, line in enumerate([*lines, tail]):
-            record = decode_line(line, head, known)
-            if index == 0 and isinstance(record, OpenedRecord):
-                known = public_key_of(record)
-            head = head_of(record)
-    except BrokenLineError:
-        return False
-    return True
+    return LedgerView(records, check, chain.key if records else key, recorded)
 
 
 def _compare_with_recorded(
-    records: list[AnyRecord], recorded: LedgerHead | None, has_tail: bool
+    records: tuple[AnyRecord, ...], recorded: LedgerHead | None, has_tail: bool
 ) -> tuple[int, str] | None:
     """Compare the chain with the head last known to be on disk; a crash leaves it one behind at most."""
     if recorded is None:

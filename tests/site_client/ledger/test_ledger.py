@@ -19,11 +19,11 @@ from site_client.ledger.ledger import (
     BudgetExceededError,
     Ledger,
     RoundCharge,
-    StepNotReservedError,
-    private_code_digest,
 )
 from site_client.ledger.record import LedgerHead, OpenedRecord, ReserveRecord, SpentRecord
+from site_client.ledger.reserved_steps import StepNotReservedError
 from site_client.ledger.view import BudgetCap, LedgerBrokenError, read_ledger
+from tests.site_client.ledger.disk_calls import REAL, watched_disk
 
 Opener = Callable[..., Ledger]
 Charger = Callable[..., RoundCharge]
@@ -92,26 +92,26 @@ def test_file_and_folder_are_synced_before_the_charge_returns(
     seen: list[str] = []
     real = os.fsync
 
-    def watched(descriptor: int) -> None:
+    def synced(descriptor: int) -> None:
         seen.append("sync " + Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
         real(descriptor)
 
-    monkeypatch.setattr(os, "fsync", watched)
-    with open_ledger(on_point=seen.append) as ledger:
+    monkeypatch.setitem(REAL, "fsync", synced)
+    with open_ledger() as ledger:
         steps = ledger.reserve(charge(1))
-        seen.clear()
-        steps(0)
+        with watched_disk(lambda point: seen.append(point) if point.startswith("after") else None):
+            steps(0)
         seen.append("noise")
-        assert seen == [
-            "before line",
-            "line written",
+        assert [point for point in seen if point != "after open"] == [
+            "after write",
             "sync ledger.jsonl",
-            "line on disk",
-            "head written",
+            "after fsync",
+            "after write",
             "sync head.json.partial",
-            "head replaced",
+            "after fsync",
+            "after replace",
             "sync ledger",
-            "head on disk",
+            "after fsync",
             "noise",
         ]
 
@@ -273,8 +273,3 @@ def test_an_exchanged_head_must_stand_in_the_chain(filled: Path) -> None:
     assert view.head is not None and view.contains(view.head)
     assert not view.contains(LedgerHead(view.head.sequence, "sha256:" + "0" * 64))
     assert not view.contains(LedgerHead(view.head.sequence + 1, view.head.hash))
-
-
-def test_the_code_digest_covers_the_private_code() -> None:
-    assert private_code_digest() == private_code_digest()
-    assert private_code_digest().startswith("sha256:")
