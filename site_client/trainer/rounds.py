@@ -2,16 +2,12 @@
 
 The update is the difference of the adapter's trained matrices. It is a function of the noised sums and of public settings
 alone; nothing else of the round leaves this module except to the site's own trace.
-Legend: k tiles, n condition tokens, d embedding width, h w latent pixels.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,59 +21,13 @@ from pixcell_core.private.engine import run_private_steps
 from pixcell_core.private.noise import SystemNoiseSource
 from pixcell_core.private.parameters import LocalStepTrace, PrivacyParameters
 from pixcell_core.private.sampling import sampler_for
-from pixcell_core.starter import STARTER
 from pixcell_core.training.adapters import adapter_state, attach_lora, load_adapter_state
+from pixcell_core.training.ema import Ema
 from pixcell_core.training.feature_store import FeatureStore
+from site_client.trainer.patient_rows import LatentScaling, PatientRows
 
 CONDITION_DROP = 0.1
 """Share of rows trained without their condition, so that guidance keeps working (as in pretraining)."""
-
-TIMESTEPS = 1000
-
-
-@dataclass(frozen=True)
-class LatentScaling:
-    """Scaled latents are (z - shift) * scale."""
-
-    shift: float
-    scale: float
-
-
-def latent_scaling(meta: dict[str, Any], autoencoder: Path | None = None) -> LatentScaling:
-    """The scaling of the autoencoder that made the features: from the store, the given folder, or the starter."""
-    if "scaling_factor" in meta and "shift_factor" in meta:
-        return LatentScaling(float(meta["shift_factor"]), float(meta["scaling_factor"]))
-    config = (autoencoder or STARTER / "autoencoder") / "config.json"
-    if not config.is_file():
-        return LatentScaling(0.0, 1.0)
-    values = json.loads(config.read_text())
-    return LatentScaling(float(values.get("shift_factor", 0.0)), float(values.get("scaling_factor", 1.0)))
-
-
-class FeaturePatients:
-    """The training patients of a feature store, as the private engine asks for them: one patient at a time.
-
-    Features are read once and kept, in half precision: a round visits every patient at every step.
-    """
-
-    def __init__(self, store: FeatureStore, scaling: LatentScaling) -> None:
-        self._store, self._scaling = store, scaling
-        self._kept: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-
-    @property
-    def patients(self) -> Sequence[str]:
-        """Patients of the store, each once."""
-        return self._store.patients
-
-    def rows(self, patient: str, k: int, rng: torch.Generator) -> tuple[torch.Tensor, ...]:
-        """At most k tiles without replacement: a draw of their scaled latents (k,16,h,w), embeddings (k,n,d)."""
-        if patient not in self._kept:
-            self._kept[patient] = (self._store.latents(patient), self._store.embeddings(patient))
-        latents, embeddings = self._kept[patient]
-        chosen = torch.randperm(len(latents), generator=rng)[:k]
-        mean, deviation = latents[chosen].float().chunk(2, dim=1)
-        drawn = mean + deviation * torch.randn(mean.shape, generator=rng)
-        return (drawn - self._scaling.shift) * self._scaling.scale, embeddings[chosen].float()
 
 
 class RoundTrainer:
@@ -88,7 +38,7 @@ class RoundTrainer:
 
     def __init__(self, base: Path, store: FeatureStore, scaling: LatentScaling, device: str = "cpu") -> None:
         self._base, self._store, self._device = base, store, device
-        self._source = FeaturePatients(store, scaling)
+        self._source = PatientRows(store, scaling)
         self._model: torch.nn.Module | None = None
         self._adapted: str | None = None
 
@@ -127,8 +77,19 @@ class RoundTrainer:
         model = self._adapted_model(study)
         load_adapter_state(model, {name: torch.from_numpy(np.array(value)) for name, value in start.items()})
         model.eval()
+        set_checkpointing(model, study.gradient_checkpointing)
         trainable = [p for p in model.parameters() if p.requires_grad]
         noise_source = SystemNoiseSource()
+        self._source.noise_draws = study.noise_draws
+        average = Ema(model, study.ema_decay) if study.ema_decay else None
+
+        def after_step(trace: LocalStepTrace) -> None:
+            # What was released may be averaged at will: it costs no privacy.
+            if average is not None:
+                average.update(model)
+            if on_step is not None:
+                on_step(trace)
+
         run_private_steps(
             model,
             self._loss,
@@ -138,8 +99,11 @@ class RoundTrainer:
             noise_source=noise_source,
             sampler=sampler_for(study.sample_rate, noise_source),
             reserve=reserve,
-            on_step=on_step,
+            on_step=after_step,
+            precision=study.precision,
         )
+        if average is not None:
+            average.copy_to(model)
         after = adapter_state(model)
         return {
             name: after[name].cpu().numpy().astype(np.float32) - value.astype(np.float32)
@@ -147,9 +111,8 @@ class RoundTrainer:
         }
 
     def _loss(self, model: torch.nn.Module, rows: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        latents, condition = (tensor.to(self._device) for tensor in rows)
+        latents, condition, timestep = (tensor.to(self._device) for tensor in rows)
         null = model.unconditional(1)  # type: ignore[operator]
-        timestep = torch.randint(0, TIMESTEPS, (len(latents),), device=latents.device)
         return training_loss(
             model,
             latents,
@@ -170,16 +133,24 @@ class RoundTrainer:
                 )
 
 
+def set_checkpointing(model: torch.nn.Module, wanted: bool) -> None:
+    """Recompute activations in the backward pass, or keep them; the gradients are the same."""
+    if wanted:
+        model.enable_gradient_checkpointing()  # type: ignore[operator]
+    else:
+        model.disable_gradient_checkpointing()  # type: ignore[operator]
+
+
 def parameters_of(study: Study) -> PrivacyParameters:
-    """The engine's settings of one round of a study."""
+    """The engine's settings of one round of a study. `PatientRows` has spread the noise draws into rows already."""
     return PrivacyParameters(
         noise_multiplier=study.noise_multiplier,
         max_grad_norm=study.max_grad_norm,
         sample_rate=study.sample_rate,
         steps=study.steps_per_round,
         expected_patients=float(study.expected_patients),
-        tiles_per_patient=study.tiles_per_patient,
-        noise_draws=study.noise_draws,
+        tiles_per_patient=study.tiles_per_patient * study.noise_draws,
+        noise_draws=1,
     )
 
 

@@ -32,7 +32,8 @@ from site_client.ledger.ledger import Ledger, RoundCharge
 from site_client.ledger.record import ReserveRecord, head_of
 from site_client.ledger.site import open_site_ledger
 from site_client.ledger.view import BudgetCap
-from site_client.trainer.rounds import RoundTrainer, latent_scaling
+from site_client.trainer.patient_rows import latent_scaling
+from site_client.trainer.rounds import RoundTrainer
 from site_client.trainer.spool import Spool
 
 BEAT_S = 1.0

@@ -9,13 +9,17 @@ import sys
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from pixcell_core.contracts.round import KnownHead, TrainRequest
 from pixcell_core.contracts.spool import Arrays, TrainJob, TrainResult, arrays_digest, l2_norm
-from pixcell_core.contracts.study import Study
+from pixcell_core.contracts.study import AdapterSettings, Study
+from pixcell_core.private.noise import UnsafeFixedKeySource
+from pixcell_core.training.ema import Ema
 from site_client.agent.handlers import job_id_of
 from site_client.approvals.book import ApprovalBook
 from site_client.ledger.record import ReserveRecord
@@ -23,7 +27,7 @@ from site_client.ledger.site import ledger_folder
 from site_client.ledger.view import read_ledger
 from site_client.trainer.service import PUBLIC_REASONS, Trainer, TrainerSettings
 from site_client.trainer.spool import Spool
-from tests.site_client.trainer.site_fixture import TinySite, layout_of, make_study, start_of
+from tests.site_client.trainer.site_fixture import TARGETS, TinySite, layout_of, make_study, start_of
 
 
 def job_of(study: Study, start: Arrays, number: int = 1) -> TrainJob:
@@ -250,5 +254,62 @@ def test_a_ledger_put_back_to_an_earlier_day_is_not_charged_again(
     refused, _ = ask(tiny_site, trainer, study, later, 2, (second.ledger_head,))
     assert (refused.status, refused.code) == ("refused", "ledger-rewound")
     assert steps_charged(tiny_site) == charged
-    ignored, _ = ask(tiny_site, trainer, study, later, 2)
-    assert ignored.status == "ok", "without the outside witness nobody could have told"
+    alone, _ = ask(tiny_site, trainer, study, later, 2)
+    assert alone.status == "refused", "the site remembers its heads in another folder too"
+    (tiny_site.folder.root / "private" / "ledger-heads.txt").unlink()
+    told, _ = ask(tiny_site, trainer, study, later, 2, (second.ledger_head,))
+    assert (told.status, told.code) == ("refused", "ledger-rewound")
+    fooled, _ = ask(tiny_site, trainer, study, later, 2)
+    assert fooled.status == "ok", "without a witness nobody could have told"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"adapter": AdapterSettings(kind="lora", rank=2, targets=TARGETS, seed=7)},
+        {"gradient_checkpointing": True},
+        {"ema_decay": 0.9, "noise_draws": 3},
+        {"sample_rate": 0.5},
+        {"precision": "bfloat16"},
+    ],
+)
+def test_a_study_trains_with_each_of_its_settings(
+    tiny_site: TinySite, trainer: Trainer, changes: dict[str, Any]
+) -> None:
+    study = make_study(tiny_site.base, **changes)
+    start = start_of(tiny_site.base, study)
+    ApprovalBook(tiny_site.folder).decide(study, "approve")
+    result, update = ask(tiny_site, trainer, study, start)
+    assert result.status == "ok" and update.keys() == start.keys()
+    moved = {name for name, value in update.items() if value.any()}
+    assert moved == set(start), "everything that is trained is noised, so everything moves"
+    assert any("lora_A" in name for name in moved) == (study.adapter.kind == "lora")
+
+
+def test_averaging_sends_the_average_of_the_rounds_steps(
+    tiny_site: TinySite, trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("site_client.trainer.rounds.SystemNoiseSource", lambda: UnsafeFixedKeySource())
+    monkeypatch.setattr(
+        "pixcell_core.private.engine._system_seeded", lambda: torch.Generator().manual_seed(1)
+    )
+    steps: list[Arrays] = []
+    real = Ema.update
+
+    def watched(self: Ema, model: torch.nn.Module) -> None:
+        steps.append({k: p.detach().numpy().copy() for k, p in model.named_parameters() if p.requires_grad})
+        real(self, model)
+
+    monkeypatch.setattr(Ema, "update", watched)
+    study = make_study(tiny_site.base, ema_decay=0.99, steps_per_round=3)
+    start = start_of(tiny_site.base, study)
+    ApprovalBook(tiny_site.folder).decide(study, "approve")
+    _, update = ask(tiny_site, trainer, study, start)
+    assert len(steps) == 3
+    for name, value in update.items():
+        average = start[name].astype(np.float64)
+        for number, step in enumerate(steps, start=1):
+            decay = min(0.99, (1 + number) / (10 + number))
+            average = decay * average + (1 - decay) * step[name]
+        np.testing.assert_allclose(value, average - start[name], atol=1e-7)
+        assert not np.allclose(value, steps[-1][name] - start[name])
