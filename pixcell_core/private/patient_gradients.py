@@ -27,6 +27,9 @@ Precision = Literal["float32", "bfloat16"]
 ROWS_PER_JOINT_PASS = 16
 """Rows that share a pass unless the caller bounds them: past this many a processor gains little."""
 
+ROWS_ENOUGH_ALONE = 8
+"""A patient with so many rows goes alone: taking gradients apart then costs more than the fuller pass saves."""
+
 _OPENS_A_GROUP = 16
 """Of 256 values of the first byte of the hash of a patient's name, those that open a new group."""
 
@@ -118,7 +121,7 @@ class PatientGradientEngine:
 
     def joint_unit_gradients(self, group: Sequence[tuple[Tensor, ...]]) -> list[UnitGradient]:
         """Return what `unit_gradient` returns for each patient of a group, from passes that they share."""
-        if self._joint is None:
+        if self._joint is None or len(group) == 1:
             return [self.unit_gradient(rows) for rows in group]
         each = [self._repeated(rows) for rows in group]
         counts = torch.tensor([rows[0].shape[0] for rows in each])
@@ -203,9 +206,11 @@ class PatientGradientEngine:
                     code="row-count",
                 )
             size = rows[0].shape[0] * self.parameters.noise_draws
+            if self._joint is None or size >= ROWS_ENOUGH_ALONE:
+                yield [rows]
+                continue
             if group and (
-                self._joint is None
-                or filled + size > self._rows_per_pass
+                filled + size > self._rows_per_pass
                 or hashlib.sha256(patient.encode()).digest()[0] < _OPENS_A_GROUP
                 or [t.shape[1:] for t in rows] != [t.shape[1:] for t in group[0]]
             ):
