@@ -80,19 +80,7 @@ def patient_vote(
     Raises:
         BadInputError: the tiles' embeddings have another shape than the candidates'.
     """
-    rows: dict[str | None, int] = {label: row for row, label in enumerate(labels)}
-    vote = np.zeros((max(1, len(labels)), len(candidates)), np.int64)
-    if not len(tiles.embeddings):
-        return vote
-    counts: Counter[tuple[int, int]] = Counter()
-    for nearest, label in zip(_nearest(tiles.embeddings, candidates), tiles.labels, strict=True):
-        row = rows.get(label, -1) if labels else 0
-        if nearest >= 0 and row >= 0:
-            counts[row, nearest] += 1
-    square = sum(count * count for count in counts.values())
-    for place, count in counts.items():
-        vote[place] = math.isqrt((count * count << 2 * VOTE_UNIT_BITS) // square)
-    return vote
+    return _vote(tiles, _directions(candidates), labels)
 
 
 def exact_votes(cohort: VotingCohort, candidates: torch.Tensor, labels: Sequence[str]) -> Histogram:
@@ -105,9 +93,10 @@ def exact_votes(cohort: VotingCohort, candidates: torch.Tensor, labels: Sequence
     patients = list(cohort.patients)
     if len(set(patients)) != len(patients):
         raise ValueError("a patient is listed twice: one patient has one vote")
+    directions = _directions(candidates)
     total = np.zeros((max(1, len(labels)), len(candidates)), np.int64)
     for patient in patients:
-        total += patient_vote(cohort.tiles(patient), candidates, labels)
+        total += _vote(cohort.tiles(patient), directions, labels)
     return total.astype(np.float64) * 2.0**-VOTE_UNIT_BITS
 
 
@@ -153,18 +142,39 @@ class NoisyVotes:
         return exact + self._deviation * noise
 
 
-def _nearest(embeddings: torch.Tensor, candidates: torch.Tensor) -> list[int]:
+def _directions(candidates: torch.Tensor) -> torch.Tensor:
+    """Candidates (c, n, d) at length 1, float64."""
+    flat = torch.nn.functional.normalize(candidates.flatten(1).double(), dim=1)
+    return flat.reshape(candidates.shape)
+
+
+def _vote(tiles: PatientTiles, directions: torch.Tensor, labels: Sequence[str]) -> npt.NDArray[np.int64]:
+    rows: dict[str | None, int] = {label: row for row, label in enumerate(labels)}
+    vote = np.zeros((max(1, len(labels)), len(directions)), np.int64)
+    if not len(tiles.embeddings):
+        return vote
+    counts: Counter[tuple[int, int]] = Counter()
+    for nearest, label in zip(_nearest(tiles.embeddings, directions), tiles.labels, strict=True):
+        row = rows.get(label, -1) if labels else 0
+        if nearest >= 0 and row >= 0:
+            counts[row, nearest] += 1
+    square = sum(count * count for count in counts.values())
+    for place, count in counts.items():
+        vote[place] = math.isqrt((count * count << 2 * VOTE_UNIT_BITS) // square)
+    return vote
+
+
+def _nearest(embeddings: torch.Tensor, directions: torch.Tensor) -> list[int]:
     """Per tile the candidate of the largest cosine, or -1 for an embedding without direction."""
-    if embeddings.shape[1:] != candidates.shape[1:]:
+    if embeddings.shape[1:] != directions.shape[1:]:
         raise BadInputError(
             f"The features have {tuple(embeddings.shape[1:])} numbers per tile (tokens, width), the candidates "
-            f"{tuple(candidates.shape[1:])}.",
+            f"{tuple(directions.shape[1:])}.",
             hint="Make the candidates with the encoder that made this site's features.",
             code="features-do-not-fit",
         )
-    directions = torch.nn.functional.normalize(candidates.flatten(1).double(), dim=1)
     flat = embeddings.flatten(1).double()
     # Where a tile itself is not finite the product is worthless, and the tile counts nowhere.
     usable = torch.isfinite(flat).all(dim=1) & (flat != 0).any(dim=1)
-    nearest = (torch.where(usable[:, None], flat, 0.0) @ directions.T).argmax(dim=1)
+    nearest = (torch.where(usable[:, None], flat, 0.0) @ directions.flatten(1).T).argmax(dim=1)
     return [int(index) for index in torch.where(usable, nearest, -1)]

@@ -115,7 +115,10 @@ def run_generation(
         labels={name: c.label for name, c in zip(names, conditions, strict=True)},
     )
     write_record(request.out / "generation.json", record.model_dump())
-    behind = {name: list(c.sources) for name, c in zip(names, conditions, strict=True)}
+    behind = {
+        name: {"policy": policy.name, "sources": list(c.sources)}
+        for name, c in zip(names, conditions, strict=True)
+    }
     write_record(folder.private / f"conditions-{request.out.name}.json", behind)
     shown = [np.asarray(Image.open(request.out / name)) for name in names[:48]]
     contact_sheet(shown).save(request.site_dir / f"sheet-{request.out.name}.png")

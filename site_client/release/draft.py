@@ -89,13 +89,14 @@ def seal_draft(
     source = read_source(tiles, record_file)
     site_name = workspace.site_name(site)
     generator = source.record.generator()
-    require_voted_labels(source)
     facts = ledger_facts(workspace.site_dir, source.record)
     terms = terms or Terms()
     site_key = workspace.site_key()
     workspace.releases.mkdir(parents=True, exist_ok=True)
     with drafting_folder(workspace.releases) as scratch:
         encoded, (height, width) = _encode_all(source.decode(), scratch, on_tile)
+        # After decoding: a picture that shows real tiles is refused by that name first.
+        require_recorded(source)
         encoded.sort(key=lambda tile: (tile.pixel_digest, tile.file.name))
         folder = scratch / "sealed"
         (folder / "tiles").mkdir(parents=True)
@@ -212,19 +213,25 @@ def ledger_facts(site_dir: Path, record: GenerationRecord) -> LedgerFacts:
     return LedgerFacts(statement, head)
 
 
-def require_voted_labels(source: SourceTiles) -> None:
-    """Where the policy is `private`, refuse a tile or a label that the votes did not give.
+def require_recorded(source: SourceTiles) -> None:
+    """Refuse tiles that the generator's record does not name: nobody could say which policy steered them.
 
-    A label typed into a table beside the tiles would leave under a promise that does not hold for it.
+    Where the policy is `private` the labels must be the record's too: one typed into a table beside the tiles would
+    leave under a promise that does not hold for it.
     """
-    if source.record.conditioning_policy != PRIVATE:
-        return
-    known = source.record.labels
-    odd = [t.path.name for t in source.tiles if t.path.name not in known or t.label != known[t.path.name]]
+    known, voted = source.record.labels, source.record.conditioning_policy == PRIVATE
+    unnamed = [tile.path.name for tile in source.tiles if tile.path.name not in known]
+    if unnamed:
+        raise RefusedError(
+            f"{len(unnamed)} tiles (first: {unnamed[0]}) are not named in the record of this folder, so no conditioning "
+            "policy can be stated for them.",
+            hint="Draft from the folder as `pixcell site generate` wrote it; other tiles are another release.",
+            code="tile-not-in-record",
+        )
+    odd = [tile.path.name for tile in source.tiles if voted and tile.label != known[tile.path.name]]
     if odd:
         raise RefusedError(
-            f"{len(odd)} tiles (first: {odd[0]}) are not, or not with this label, among those drawn from private "
-            "conditions.",
+            f"{len(odd)} tiles (first: {odd[0]}) have another label than the private votes gave them.",
             hint="Draft from the folder as `pixcell site generate` wrote it, without a table of labels.",
             code="labels-not-voted",
         )

@@ -116,7 +116,7 @@ def test_a_run_writes_tiles_a_public_and_a_private_record(ask: Ask, site: Path) 
     assert stat.S_IMODE(private.stat().st_mode) == 0o700
     behind = json.loads((private / "conditions-surrogates.json").read_text())
     assert behind.keys() == drawn.keys()
-    assert all(len(sources) == 3 for sources in behind.values())
+    assert all((b["policy"], len(b["sources"])) == ("blend", 3) for b in behind.values())
     assert (site / "sheet-surrogates.png").exists()
     for path in request.out.glob("*.png"):
         assert Image.open(path).info == {}, "pixels only"
@@ -215,8 +215,8 @@ def test_policies_at_a_site(ask: Ask, tmp_path: Path, site: Path) -> None:
     assert (
         record.conditioning_policy == "own" and "No differential-privacy claim" in record.conditioning_promise
     )
-    (sources,) = json.loads((site / "private" / "conditions-surrogates.json").read_text()).values()
-    assert len(sources) == 1
+    (behind,) = json.loads((site / "private" / "conditions-surrogates.json").read_text()).values()
+    assert behind["policy"] == "own" and len(behind["sources"]) == 1
     for k in (0, 1, 2):
         assert refusal(ask(out=tmp_path / "k", blend_k=k)).code == "blend-too-small", k
     assert refusal(ask(out=tmp_path / "k", blend_k=6)).code == "too-few-patients"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ class VotingSite:
     candidates: Path
     study_file: Path
     bank: torch.Tensor = field(default_factory=bank_of)
+    now: datetime = field(default_factory=lambda: datetime.now(UTC).replace(microsecond=0))
 
     def study(self, *, approve: bool = True, votes: dict[str, Any] | None = None, **changes: Any) -> Study:
         """Write the study, and sign it."""
@@ -58,6 +60,8 @@ class VotingSite:
                     mode="private", votes=PatientVotes.model_validate(settings)
                 ),
                 "code_digest": installed_code_digest(),
+                "created_at": self.now,
+                "expires_at": self.now + timedelta(days=1),
                 **changes,
             },
         )

@@ -113,21 +113,22 @@ def test_charged_votes_do_not_lend_their_cover_to_blended_tiles(room: Room) -> N
     assert any("these tiles (policy blend)" in line for line in statement.does_not_cover)
 
 
-def add_table(room: Room) -> None:
-    (room.source / "tiles.csv").write_text("file,label\nsurrogate-000001.png,secret-diagnosis\n")
-
-
-def add_tile(room: Room) -> None:
-    (room.source / "real-tile.png").write_bytes((room.source / "surrogate-000001.png").read_bytes())
-
-
-@pytest.mark.parametrize("change", [add_table, add_tile])
-def test_what_the_votes_did_not_give_does_not_leave_under_their_promise(room: Room, change: Any) -> None:
+def test_a_label_the_votes_did_not_give_does_not_leave_under_their_promise(room: Room) -> None:
     charge(room, VOTES, "conditions")
     say_private(room)
     assert room.draft().manifest().tile_count == 6
-    change(room)
+    (room.source / "tiles.csv").write_text("file,label\nsurrogate-000001.png,secret-diagnosis\n")
     assert _refusal(room).code == "labels-not-voted"
+
+
+@pytest.mark.parametrize("policy", ["own", "blend", "private"])
+def test_every_tile_of_a_release_has_a_policy_or_there_is_no_release(room: Room, policy: str) -> None:
+    """A tile from elsewhere in the folder would leave under a policy that did not make it."""
+    charge(room, VOTES, "conditions")
+    say_private(room, conditioning_policy=policy)
+    assert room.draft().manifest().generator.conditioning.policy == policy
+    (room.source / "surrogate-000007.png").write_bytes((room.source / "surrogate-000001.png").read_bytes())
+    assert _refusal(room).code == "tile-not-in-record"
 
 
 def _refusal(room: Room) -> PixcellError:
