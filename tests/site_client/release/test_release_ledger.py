@@ -37,7 +37,9 @@ def test_the_statement_is_the_ledgers_and_names_what_it_does_not_cover(room: Roo
     assert statement is not None
     assert (statement.epsilon, statement.unit, statement.delta) == (spent, "patient", 1e-5)
     assert manifest.ledger_head is not None
-    assert statement.does_not_cover[-1].startswith("the conditions and labels of these tiles (policy blend): Each")
+    assert statement.does_not_cover[-1].startswith(
+        "the conditions and labels of these tiles (policy blend): Each"
+    )
     assert "DP-SGD with" in statement.mechanism and "votes" not in statement.mechanism
     room.signed()
     out = export_release(room.workspace, tmp_path / "out", now=room.now).path
