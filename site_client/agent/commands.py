@@ -29,6 +29,9 @@ def register(root: typer.Typer) -> None:
         base: Annotated[
             Path | None, typer.Option(help="Folder of the base transformer, for --with-trainer.")
         ] = None,
+        cohort: Annotated[
+            str, typer.Option(help="Whose budget the trainer charges; 'all' is every patient of the site.")
+        ] = "all",
         threads: Annotated[int, typer.Option(help="CPU threads of the trainer.", min=1)] = 1,
         device: Annotated[str, typer.Option(help="Torch device of the trainer.")] = "cpu",
         poll: Annotated[
@@ -54,7 +57,7 @@ def register(root: typer.Typer) -> None:
                 raise BadInputError(
                     "A trainer needs the base model.", hint="Give --base FOLDER.", code="no-base"
                 )
-            extra = ("--threads", str(threads), "--device", device)
+            extra = ("--threads", str(threads), "--device", device, "--cohort", cohort)
             trainer = trainer_command(folder, base.absolute(), extra)
         Supervisor(
             SupervisorSettings(

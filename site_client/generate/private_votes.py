@@ -31,8 +31,8 @@ from site_client.generate.policy_names import VOTE_PURPOSE
 from site_client.generate.vote_record import VoteRecord
 from site_client.ledger.ledger import Ledger, RoundCharge
 from site_client.ledger.site import open_site_ledger
+from site_client.ledger.study_room import require_study_room
 from site_client.ledger.view import BudgetCap
-from site_client.trainer.service import require_study_room
 
 LEDGER_WAIT_S = 20.0
 
@@ -126,7 +126,7 @@ class PatientVote:
             # Asked under the lock: of two runs at the same time the second finds what the first has paid for.
             if (stored := self.stored()) is not None:
                 return stored
-            require_study_room(ledger, self._study, charge.event)
+            require_study_room(ledger.records, self._study, charge.event)
             with ledger.reserve(charge) as reserve:
                 noisy = NoisyVotes(
                     self._cohort,

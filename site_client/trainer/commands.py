@@ -24,6 +24,9 @@ def register(root: typer.Typer) -> None:
         features: Annotated[
             Path | None, typer.Option(help="Feature store to train on; SITE_DIR/features/train when absent.")
         ] = None,
+        cohort: Annotated[
+            str, typer.Option(help="Whose budget the ledger charges; 'all' is every patient of the site.")
+        ] = "all",
         device: Annotated[str, typer.Option(help="Torch device: cpu, cuda.")] = "cpu",
         threads: Annotated[int, typer.Option(help="CPU threads.", min=1)] = 1,
         poll: Annotated[float, typer.Option(help="Seconds between looks at the spool.")] = 0.1,
@@ -41,5 +44,5 @@ def register(root: typer.Typer) -> None:
         from site_client.trainer.service import TrainerSettings, serve_trainer
 
         serve_trainer(
-            TrainerSettings(SiteFolder(site_dir.absolute()), base, device, poll, features), emit_note
+            TrainerSettings(SiteFolder(site_dir.absolute()), base, device, poll, features, cohort), emit_note
         )

@@ -23,15 +23,16 @@ from pixcell_core.contracts.round import KnownHead
 from pixcell_core.contracts.spool import Arrays, TrainerBeat, TrainJob, TrainResult, arrays_digest
 from pixcell_core.contracts.study import Study
 from pixcell_core.errors import BadInputError, PixcellError, RefusedError
-from pixcell_core.private.accounting import GaussianEvent, epsilon
 from pixcell_core.private.parameters import LocalStepTrace
 from pixcell_core.training.feature_store import FeatureStore
 from site_client.approvals.book import ApprovalBook
 from site_client.approvals.site_folder import SiteFolder
+from site_client.ledger.cohorts import CohortBook
 from site_client.ledger.ledger import Ledger, RoundCharge
-from site_client.ledger.record import ReserveRecord, head_of
-from site_client.ledger.site import open_site_ledger
-from site_client.ledger.view import BudgetCap
+from site_client.ledger.record import EVERY_PATIENT, head_of
+from site_client.ledger.site import ledger_folder, ledger_public_key, open_site_ledger
+from site_client.ledger.study_room import require_study_room
+from site_client.ledger.view import BudgetCap, read_ledger
 from site_client.trainer.patient_rows import latent_scaling
 from site_client.trainer.rounds import RoundTrainer
 from site_client.trainer.spool import Spool
@@ -42,13 +43,17 @@ LEDGER_WAIT_S = 20.0
 
 @dataclass(frozen=True)
 class TrainerSettings:
-    """Where the site and the base model are, the device, seconds between looks at the spool."""
+    """Where the site and the base model are, the device, seconds between looks at the spool, and who is charged.
+
+    `cohort` names the patients of `features` in the ledger; `all` is every patient of the site.
+    """
 
     folder: SiteFolder
     base: Path
     device: str = "cpu"
     poll_s: float = 0.1
     features: Path | None = None
+    cohort: str = EVERY_PATIENT
 
 
 class Trainer:
@@ -66,6 +71,7 @@ class Trainer:
         self._ready = False
         self._head: KnownHead | None = None
         store = FeatureStore.open(settings.features or settings.folder.train_features)
+        self._patients = tuple(store.patients)
         self._rounds = RoundTrainer(settings.base, store, latent_scaling(store.meta), settings.device)
 
     def stop(self) -> None:
@@ -74,6 +80,7 @@ class Trainer:
 
     def run(self) -> None:
         """Serve until `stop`."""
+        self._require_cohort()
         self._spool.open()
         pulse = threading.Thread(target=self._pulse, daemon=True)
         pulse.start()
@@ -112,7 +119,7 @@ class Trainer:
             self._spool.answer(_result(job, update_digest=arrays_digest(update), head=head), update)
         except PixcellError as error:
             self._say(f"round {job.round} refused [{error.code}]: {error.message}")
-            self._spool.answer(_result(job, code=error.code, reason=public_reason(error)))
+            self._spool.answer(_result(job, code=public_code(error), reason=public_reason(error)))
         except _Stopped:
             raise
         except Exception as error:
@@ -126,6 +133,7 @@ class Trainer:
         # The agent asked the same questions. The trainer asks again: its ledger and its patients are at stake.
         self._book.require(study)
         self._check_fit(study)
+        self._require_cohort()
         cap = BudgetCap(study.epsilon_cap, study.delta)
         with self._ledger(cap) as ledger:
             require_known_heads(ledger, job.known_heads)
@@ -137,8 +145,9 @@ class Trainer:
                 study.steps_per_round,
                 study.max_grad_norm,
                 self._code_digest,
+                cohort=self._settings.cohort,
             )
-            require_study_room(ledger, study, charge.event)
+            require_study_room(ledger.records, study, charge.event, cohort=charge.cohort)
             began = time.monotonic()
             with ledger.reserve(charge) as steps:
                 update = self._rounds.train(study, start, self._stoppable(steps), self._trace)
@@ -147,16 +156,29 @@ class Trainer:
         self._say(f"round {job.round} of {study.id} trained in {time.monotonic() - began:.1f} s{again_text}")
         return update
 
+    def _require_cohort(self) -> None:
+        """These patients may be charged as the cohort: enough of them, and none in another cohort."""
+        root = self._settings.folder.root
+        charged = read_ledger(ledger_folder(root), ledger_public_key(root)).cohorts()
+        CohortBook.open(root, charged=charged).require(self._settings.cohort, self._patients)
+
     def _ledger(self, cap: BudgetCap) -> Ledger:
         """The site's ledger; a new one takes the study's cap, an existing one keeps its owner's."""
         try:
-            return open_site_ledger(self._settings.folder.root, site=self._site, wait_seconds=LEDGER_WAIT_S)
+            return self._open_ledger(None)
         except BadInputError as error:
             if error.code != "budget-cap":
                 raise
-            return open_site_ledger(
-                self._settings.folder.root, site=self._site, cap=cap, wait_seconds=LEDGER_WAIT_S
-            )
+            return self._open_ledger(cap)
+
+    def _open_ledger(self, cap: BudgetCap | None) -> Ledger:
+        return open_site_ledger(
+            self._settings.folder.root,
+            site=self._site,
+            cap=cap,
+            patients=len(self._patients),
+            wait_seconds=LEDGER_WAIT_S,
+        )
 
     def _stoppable(self, reserve: Callable[[int], None]) -> Callable[[int], None]:
         def before_step(step: int) -> None:
@@ -218,23 +240,6 @@ def read_study_of(job: TrainJob) -> Study:
     return study
 
 
-def require_study_room(ledger: Ledger, study: Study, event: GaussianEvent) -> None:
-    """Refuse a round that would pass the study's own cap, which may be narrower than the site's."""
-    spent = [
-        GaussianEvent(r.sample_rate, r.noise_multiplier, r.steps)
-        for r in ledger.records
-        if isinstance(r, ReserveRecord) and r.study == study.digest
-    ]
-    after = epsilon([*spent, event], study.delta)
-    if after.value > study.epsilon_cap:
-        raise RefusedError(
-            f"This round would pass the study's cap of epsilon {study.epsilon_cap:g} per patient at delta "
-            f"{study.delta:g}. Nothing was drawn and nothing was charged.",
-            hint="The study is over for this site, or it needs another plan.",
-            code="study-budget-exceeded",
-        )
-
-
 def require_known_heads(ledger: Ledger, heads: Sequence[KnownHead]) -> None:
     """Refuse to charge a ledger that lacks a record somebody outside has seen: it was put back or written anew."""
     records = ledger.records
@@ -261,6 +266,11 @@ PUBLIC_REASONS = {
     "budget-exceeded": "the round would pass the site's privacy budget",
     "study-budget-exceeded": "the round would pass the study's privacy budget",
 }
+
+
+def public_code(error: PixcellError) -> str:
+    """The code the hub is told: only those that stand for public settings; others could tell about the patients."""
+    return error.code if error.code in PUBLIC_REASONS else "site-refused"
 
 
 def public_reason(error: PixcellError) -> str:

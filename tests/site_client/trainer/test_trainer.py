@@ -18,6 +18,7 @@ import torch
 from pixcell_core.contracts.round import KnownHead, TrainRequest
 from pixcell_core.contracts.spool import Arrays, TrainJob, TrainResult, arrays_digest, l2_norm
 from pixcell_core.contracts.study import AdapterSettings, Study
+from pixcell_core.errors import RefusedError
 from pixcell_core.private.noise import UnsafeFixedKeySource
 from pixcell_core.training.ema import Ema
 from site_client.agent.handlers import job_id_of
@@ -25,9 +26,16 @@ from site_client.approvals.book import ApprovalBook
 from site_client.ledger.record import ReserveRecord
 from site_client.ledger.site import ledger_folder
 from site_client.ledger.view import read_ledger
-from site_client.trainer.service import PUBLIC_REASONS, Trainer, TrainerSettings
+from site_client.trainer.service import PUBLIC_REASONS, Trainer, TrainerSettings, public_code
 from site_client.trainer.spool import Spool
-from tests.site_client.trainer.site_fixture import TARGETS, TinySite, layout_of, make_study, start_of
+from tests.site_client.trainer.site_fixture import (
+    TARGETS,
+    TinySite,
+    layout_of,
+    make_features,
+    make_study,
+    start_of,
+)
 
 
 def job_of(study: Study, start: Arrays, number: int = 1) -> TrainJob:
@@ -313,3 +321,41 @@ def test_averaging_sends_the_average_of_the_rounds_steps(
             average = decay * average + (1 - decay) * step[name]
         np.testing.assert_allclose(value, average - start[name], atol=1e-7)
         assert not np.allclose(value, steps[-1][name] - start[name])
+
+
+def test_a_cohort_is_charged_by_its_name_and_no_patient_stands_in_two(
+    tiny_site: TinySite, said: list[str]
+) -> None:
+    study = make_study(tiny_site.base)
+    start = start_of(tiny_site.base, study)
+    ApprovalBook(tiny_site.folder).decide(study, "approve")
+    liver = Trainer(TrainerSettings(tiny_site.folder, tiny_site.base, cohort="liver"), said.append)
+    assert ask(tiny_site, liver, study, start)[0].status == "ok"
+    records = read_ledger(ledger_folder(tiny_site.folder.root)).records
+    assert {r.cohort for r in records if isinstance(r, ReserveRecord)} == {"liver"}
+    kidney = Trainer(TrainerSettings(tiny_site.folder, tiny_site.base, cohort="kidney"), said.append)
+    charged = steps_charged(tiny_site)
+    moved = {name: value + np.float32(0.01) for name, value in start.items()}
+    refused, _ = ask(tiny_site, kidney, study, moved, 2)
+    # The site's own log says why; the hub is told nothing that depends on who the patients are.
+    assert (refused.status, refused.code) == ("refused", "site-refused")
+    assert "own log" in refused.reason and any("cohorts-overlap" in line for line in said)
+    assert steps_charged(tiny_site) == charged
+
+
+def test_a_cohort_of_one_is_refused_before_the_trainer_says_that_it_is_ready(
+    tmp_path: Path, tiny_site: TinySite, said: list[str]
+) -> None:
+    make_features(tmp_path / "one", "east", patients=1)
+    settings = TrainerSettings(tiny_site.folder, tiny_site.base, features=tmp_path / "one")
+    with pytest.raises(RefusedError, match="at least 2 patients") as refused:
+        Trainer(settings, said.append).run()
+    assert refused.value.code == "cohort-too-small"
+    assert Spool(tiny_site.folder.spool).beat() is None
+
+
+def test_codes_that_could_tell_about_patients_stay_at_the_site() -> None:
+    for code in ("cohort-too-small", "no-tiles", "running-statistics", "delta", "ledger-broken"):
+        assert public_code(RefusedError("x", hint="", code=code)) == "site-refused"
+    for code in PUBLIC_REASONS:
+        assert public_code(RefusedError("x", hint="", code=code)) == code
