@@ -29,7 +29,9 @@ from site_client.approvals.book import ApprovalBook
 from site_client.approvals.site_folder import SiteFolder
 from site_client.generate.policy_names import VOTE_PURPOSE
 from site_client.generate.vote_record import VoteRecord
+from site_client.ledger.cohorts import CohortBook
 from site_client.ledger.ledger import Ledger, RoundCharge
+from site_client.ledger.record import EVERY_PATIENT
 from site_client.ledger.site import open_site_ledger
 from site_client.ledger.study_room import require_study_room
 from site_client.ledger.view import BudgetCap
@@ -87,8 +89,8 @@ class PatientVote:
 
         Raises:
             ApprovalError: the site has not approved exactly this study.
-            RefusedError: other code than approved, or no room under the study's or the site's cap; nothing was drawn
-                and nothing was charged.
+            RefusedError: other code than approved, a cohort of one, or no room under the study's or the site's cap;
+                nothing was drawn and nothing was charged.
             BadInputError: the features do not fit the candidates, or a stored result is damaged.
         """
         votes = self._study.conditioning.votes
@@ -110,7 +112,9 @@ class PatientVote:
                 hint="Install the release that the study was written for. Nothing was charged.",
                 code="code-differs",
             )
-        self._require_fit()
+        store = FeatureStore.open(self._site.train_features)
+        CohortBook.open(self._site.root).require(EVERY_PATIENT, store.patients)
+        self._require_fit(store)
         charge = RoundCharge(
             study=self._study.digest,
             round=0,
@@ -122,7 +126,7 @@ class PatientVote:
             purpose=VOTE_PURPOSE,
         )
         self._record.prepare()
-        with self._ledger() as ledger:
+        with self._ledger(len(store.patients)) as ledger:
             # Asked under the lock: of two runs at the same time the second finds what the first has paid for.
             if (stored := self.stored()) is not None:
                 return stored
@@ -147,20 +151,22 @@ class PatientVote:
         self._on_point("charged")
         return StoreCohort(FeatureStore.open(self._site.train_features))
 
-    def _ledger(self) -> Ledger:
-        """The site's ledger; a new one takes the study's cap, an existing one keeps its owner's."""
+    def _ledger(self, patients: int) -> Ledger:
+        """The site's ledger; a new one takes the study's cap, an existing one keeps its owner's.
+
+        `patients` only bounds delta (1 / 10 N) and is written nowhere.
+        """
         root, site = self._site.root, self._site.identity().site
         try:
-            return open_site_ledger(root, site=site, wait_seconds=LEDGER_WAIT_S)
+            return open_site_ledger(root, site=site, patients=patients, wait_seconds=LEDGER_WAIT_S)
         except BadInputError as error:
             if error.code != "budget-cap":
                 raise
             cap = BudgetCap(self._study.epsilon_cap, self._study.delta)
-            return open_site_ledger(root, site=site, cap=cap, wait_seconds=LEDGER_WAIT_S)
+            return open_site_ledger(root, site=site, cap=cap, patients=patients, wait_seconds=LEDGER_WAIT_S)
 
-    def _require_fit(self) -> None:
+    def _require_fit(self, store: FeatureStore) -> None:
         """Compare the shape of the first patient's embeddings, read off the file's header, before anything is charged."""
-        store = FeatureStore.open(self._site.train_features)
         found = [_shape(store, patient) for patient in store.patients[:1]]
         if found and found[0] != tuple(self._bank.shape[1:]):
             raise BadInputError(

@@ -128,15 +128,17 @@ def test_a_fixed_key_gives_the_same_votes_and_the_system_never_does(
     assert not np.array_equal(place.ask(free).histograms[0], place.ask(place.study(title="b")).histograms[0])
 
 
-def test_an_empty_cohort_answers_noise_and_pays(site: Path, base: Path) -> None:
-    fill_store(site / "features" / "train", ())
-    for shard in (site / "features" / "train" / "shards").iterdir():
-        shard.unlink()
-    fill_store(site / "features" / "train", ())
-    empty = voting_site(site, base)
-    voted = empty.vote(empty.study(votes={"threshold": 50.0}), UnsafeFixedKeySource()).result()
-    assert voted.histograms.std() > 1.0 and empty.steps_charged() == 2
-    assert voted.winners.uniform, "nobody passed the threshold, so the candidates count alike"
+@pytest.mark.parametrize("patients", [(), PATIENTS[:1]])
+def test_a_cohort_of_nobody_or_of_one_is_refused_uncharged(
+    tmp_path: Path, base: Path, patients: tuple[str, ...]
+) -> None:
+    """A promise to one patient alone is a promise about that patient's presence; the refusal stays at the site."""
+    root = tmp_path / "lone" / "site"
+    fill_store(root / "features" / "train", patients)
+    lone = voting_site(root, base)
+    study = lone.study()
+    assert refusal(lambda: lone.ask(study)).code == "cohort-too-small"
+    assert not lone.folder.ledger.exists()
 
 
 def spent_before(place: VotingSite, steps: int, study: str = "another-study", cap: float = 20.0) -> None:
