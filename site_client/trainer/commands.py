@@ -4,17 +4,32 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pixcell_core.cli.contract import FormatOption, OutputFormat, command, emit_note
 from pixcell_core.cli.main import group
 
+if TYPE_CHECKING:
+    from site_client.trainer.traces import TracesShown
+
 
 def register(root: typer.Typer) -> None:
     """Add the command to `root`."""
     site = group(root, "site")
+
+    @site.command("traces")
+    @command
+    def traces(
+        site_dir: Annotated[Path, typer.Option("--site-dir", help="The site's folder.")],
+        study: Annotated[str | None, typer.Option(help="Only the steps of this study.")] = None,
+        format: FormatOption = OutputFormat.TEXT,
+    ) -> TracesShown:
+        """Show losses, gradient norms and clipped fractions of this site's own training; for its eyes alone."""
+        from site_client.trainer.traces import TraceBook, TracesShown
+
+        return TracesShown(steps=TraceBook(site_dir).steps(study))
 
     @site.command("trainer")
     @command

@@ -36,6 +36,7 @@ from site_client.ledger.view import BudgetCap, read_ledger
 from site_client.trainer.patient_rows import latent_scaling
 from site_client.trainer.rounds import RoundTrainer
 from site_client.trainer.spool import Spool
+from site_client.trainer.traces import TraceBook
 
 BEAT_S = 1.0
 LEDGER_WAIT_S = 20.0
@@ -67,6 +68,7 @@ class Trainer:
         self._instance = secrets.token_hex(8)
         self._base_digest = base_digest(settings.base)
         self._code_digest = installed_code_digest()
+        self._traces = TraceBook(settings.folder.root)
         self._stop = threading.Event()
         self._ready = False
         self._head: KnownHead | None = None
@@ -149,8 +151,12 @@ class Trainer:
             )
             require_study_room(ledger.records, study, charge.event, cohort=charge.cohort)
             began = time.monotonic()
+
+            def traced(trace: LocalStepTrace) -> None:
+                self._traces.add(study.id, job.round, study.max_grad_norm, trace)
+
             with ledger.reserve(charge) as steps:
-                update = self._rounds.train(study, start, self._stoppable(steps), self._trace)
+                update = self._rounds.train(study, start, self._stoppable(steps), traced)
             self._head = KnownHead(sequence=ledger.head.sequence, hash=ledger.head.hash)
         again_text = ", a second charge for the same round" if again else ""
         self._say(f"round {job.round} of {study.id} trained in {time.monotonic() - began:.1f} s{again_text}")
@@ -187,9 +193,6 @@ class Trainer:
             reserve(step)
 
         return before_step
-
-    def _trace(self, trace: LocalStepTrace) -> None:
-        """Keep nothing by default: losses and norms are private, and a file is easily copied."""
 
     def _check_fit(self, study: Study) -> None:
         if study.base_digest != self._base_digest:

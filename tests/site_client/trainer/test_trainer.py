@@ -18,7 +18,7 @@ import torch
 from pixcell_core.contracts.round import KnownHead, TrainRequest
 from pixcell_core.contracts.spool import Arrays, TrainJob, TrainResult, arrays_digest, l2_norm
 from pixcell_core.contracts.study import AdapterSettings, Study
-from pixcell_core.errors import RefusedError
+from pixcell_core.errors import BadInputError, RefusedError
 from pixcell_core.private.noise import UnsafeFixedKeySource
 from pixcell_core.training.ema import Ema
 from site_client.agent.handlers import job_id_of
@@ -28,6 +28,7 @@ from site_client.ledger.site import ledger_folder
 from site_client.ledger.view import read_ledger
 from site_client.trainer.service import PUBLIC_REASONS, Trainer, TrainerSettings, public_code
 from site_client.trainer.spool import Spool
+from site_client.trainer.traces import TraceBook
 from tests.site_client.trainer.site_fixture import (
     TARGETS,
     TinySite,
@@ -359,3 +360,22 @@ def test_codes_that_could_tell_about_patients_stay_at_the_site() -> None:
         assert public_code(RefusedError("x", hint="", code=code)) == "site-refused"
     for code in PUBLIC_REASONS:
         assert public_code(RefusedError("x", hint="", code=code)) == code
+
+
+def test_losses_and_norms_stay_at_home(tiny_site: TinySite, trainer: Trainer, said: list[str]) -> None:
+    study = make_study(tiny_site.base)
+    start = start_of(tiny_site.base, study)
+    ApprovalBook(tiny_site.folder).decide(study, "approve")
+    result, _ = ask(tiny_site, trainer, study, start)
+    steps = TraceBook(tiny_site.folder.root).steps("tiny")
+    assert [(s.round, s.step) for s in steps] == [(1, 0), (1, 1)] and steps[0].mean_loss
+    path = tiny_site.folder.root / "private" / "training-traces.jsonl"
+    assert path.stat().st_mode & 0o077 == 0 and path.parent.stat().st_mode & 0o077 == 0
+    outside = [p for p in tiny_site.folder.root.rglob("*") if p.is_file() and "private" not in p.parts]
+    for value in (steps[0].mean_loss, steps[0].mean_gradient_norm):
+        for text in (*(p.read_bytes() for p in outside), *(line.encode() for line in said)):
+            assert repr(value)[:8].encode() not in text
+    assert "loss" not in result.model_dump_json() and "norm" not in result.model_dump_json()
+    path.write_bytes(b"{}\n")
+    with pytest.raises(BadInputError, match="training traces"):
+        TraceBook(tiny_site.folder.root).steps()
