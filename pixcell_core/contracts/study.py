@@ -122,7 +122,7 @@ class Study(Document):
     tiles_per_patient: Annotated[int, Field(ge=1, le=4096)]
     noise_draws: Annotated[int, Field(ge=1, le=1024)] = 1
     optimizer: Literal["sgd", "adam"] = "sgd"
-    learning_rate: Annotated[float, Field(gt=0, le=1e3)]
+    learning_rate: Annotated[float, Field(gt=0, le=1e6)]
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     gradient_checkpointing: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"

@@ -31,9 +31,20 @@ class StudyShown(BaseModel):
             f"{s['rounds']} rounds x {s['steps_per_round']} steps, q = {s['sample_rate']}, sigma = "
             f"{s['noise_multiplier']}, C = {s['max_grad_norm']}\n"
             f"cap per site: epsilon {s['epsilon_cap']} per patient at delta {s['delta']}, neighbouring cohorts: "
-            f"{s['adjacency']}; it covers the adapter, not surrogates' conditions ({s['conditioning']['mode']})\n"
+            f"{s['adjacency']}; {_covered(s['conditioning'])}\n"
             "Read the digest to every site: what they approve must show the same."
         )
+
+
+def _covered(conditioning: dict[str, Any]) -> str:
+    """What the study's cap says about conditions."""
+    if conditioning["mode"] != "private":
+        return f"it covers the adapter, not surrogates' conditions ({conditioning['mode']})"
+    votes = conditioning["votes"]
+    return (
+        f"it covers the adapter and the private conditions ({votes['iterations']} rounds of patients' votes, "
+        f"sigma = {votes['noise_multiplier']})"
+    )
 
 
 def register(root: typer.Typer) -> None:
@@ -84,6 +95,23 @@ def register(root: typer.Typer) -> None:
         targets: Annotated[
             str | None, typer.Option(help="Comma-separated modules that get an adapter.")
         ] = None,
+        conditioning: Annotated[
+            str | None,
+            typer.Option(help="What may steer surrogates: own, blend, or private (by patients' votes)."),
+        ] = None,
+        blend_k: Annotated[int | None, typer.Option(help="Patients behind each blend, at least 3.")] = None,
+        votes_noise: Annotated[
+            float | None, typer.Option(help="Private conditions: noise multiplier of the votes.")
+        ] = None,
+        votes_iterations: Annotated[
+            int | None, typer.Option(help="Private conditions: rounds of voting; each is charged.")
+        ] = None,
+        labels: Annotated[
+            str | None, typer.Option(help="Private conditions: comma-separated public names of the classes.")
+        ] = None,
+        candidates_digest: Annotated[
+            str | None, typer.Option(help="Private conditions: what `pixcell site candidates make` printed.")
+        ] = None,
         tile_size: Annotated[int | None, typer.Option(help="Tile edge in pixels.")] = None,
         mpp: Annotated[float | None, typer.Option(help="Microns per pixel.")] = None,
         quorum: Annotated[int | None, typer.Option(help="Fewest sites a round may count.")] = None,
@@ -122,7 +150,14 @@ def register(root: typer.Typer) -> None:
             "sites": [s.strip() for s in sites.split(",") if s.strip()] if sites else None,
         }
         adapted = {"kind": adapter, "rank": rank, "targets": targets.split(",") if targets else None}
-        return _create(folder, study_id, base, settings, given, adapted, days, out)
+        votes = {
+            "noise_multiplier": votes_noise,
+            "iterations": votes_iterations,
+            "labels": [name.strip() for name in labels.split(",") if name.strip()] if labels else None,
+            "candidates_digest": candidates_digest,
+        }
+        conditions = {"mode": conditioning, "k": blend_k, "votes": _given(votes) or None}
+        return _create(folder, study_id, base, settings, given, adapted, _given(conditions), days, out)
 
     @study.command("show")
     @command
@@ -142,6 +177,11 @@ def register(root: typer.Typer) -> None:
         )
 
 
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    """Those that were given."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def _create(
     folder: Path,
     study_id: str,
@@ -149,6 +189,7 @@ def _create(
     settings: Path | None,
     given: dict[str, Any],
     adapter: dict[str, Any],
+    conditions: dict[str, Any],
     days: int,
     out: Path | None,
 ) -> StudyShown:
@@ -163,9 +204,13 @@ def _create(
     now = datetime.now(UTC).replace(microsecond=0)
     values: dict[str, Any] = {"created_at": now, "expires_at": now + timedelta(days=days)}
     values |= read_settings(settings) if settings else {}
-    values |= {name: value for name, value in given.items() if value is not None} | {"id": study_id}
+    values |= _given(given) | {"id": study_id}
     chosen = {"targets": DEFAULT_TARGETS.split(",")} | dict(values.get("adapter", {}))
-    values["adapter"] = chosen | {name: value for name, value in adapter.items() if value is not None}
+    values["adapter"] = chosen | _given(adapter)
+    if conditions:
+        before = dict(values.get("conditioning", {}))
+        votes = {**dict(before.get("votes") or {}), **conditions.pop("votes", {})}
+        values["conditioning"] = before | conditions | ({"votes": votes} if votes else {})
     if base is not None:
         values["base_digest"] = base_digest(base)
     if "base_digest" not in values:
