@@ -22,8 +22,17 @@ from pixcell_core.contracts.study import PatientVotes
 from pixcell_core.errors import RefusedError
 from pixcell_core.private.votes import Histogram
 
-FIRST_STEP = 0.5
-"""How far the first variations go towards another embedding; every iteration halves it."""
+FIRST_STEP = 1.0
+"""How far the first variations go towards a neighbour; every iteration halves it.
+
+The first go all the way, since a mean of embeddings is less varied than embeddings are: half-way steps made the
+Frechet distance to the cohort larger in every setting that was measured.
+"""
+
+NEIGHBOURS = 8
+"""Among how many of the nearest public embeddings a variation finds its direction, so that tissue stays its kind."""
+
+_ROWS_AT_ONCE = 1024
 
 Ask = Callable[[torch.Tensor, int], Histogram]
 """Candidates (c, n, d) and the iteration's number to a noisy histogram (r, c)."""
@@ -40,27 +49,40 @@ class Variation(Protocol):
 
 
 class Interpolation:
-    """A step from each parent towards a public embedding drawn at random, at a length between the two."""
+    """A step from each parent towards one of its nearest public embeddings, at a length between the two."""
 
     name = "interpolation"
 
     def __init__(self, bank: torch.Tensor) -> None:
         self._bank = bank.float()
+        self._directions = torch.nn.functional.normalize(self._bank.flatten(1), dim=1)
 
     def __call__(self, parents: torch.Tensor, iteration: int, rng: np.random.Generator) -> torch.Tensor:
         """Parents (k, n, d) moved by `FIRST_STEP` / 2^iteration of the way."""
         step = FIRST_STEP / 2.0**iteration
-        towards = self._bank[torch.from_numpy(rng.integers(len(self._bank), size=len(parents)))]
+        towards = self._bank[self._neighbours(parents, rng)]
         moved = (1.0 - step) * parents + step * towards
         # A mean of two directions is shorter than both; give it their length so that it stays a likely embedding.
         length = (1.0 - step) * parents.flatten(1).norm(dim=1) + step * towards.flatten(1).norm(dim=1)
         scale = length / moved.flatten(1).norm(dim=1).clamp(min=1e-6)
         return moved * scale[:, None, None]
 
+    def _neighbours(self, parents: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+        """For each parent the row of one of its nearest public embeddings, itself left out."""
+        count = min(NEIGHBOURS, len(self._bank))
+        chosen = torch.from_numpy(rng.integers(count, size=len(parents)))
+        rows = [torch.empty(0, dtype=torch.int64)]
+        for part, drawn in zip(parents.split(_ROWS_AT_ONCE), chosen.split(_ROWS_AT_ONCE), strict=True):
+            if len(part):
+                cosine = torch.nn.functional.normalize(part.flatten(1), dim=1) @ self._directions.T
+                near = cosine.masked_fill(cosine > 1.0 - 1e-5, -2.0).topk(count, dim=1).indices
+                rows.append(near[torch.arange(len(part)), drawn])
+        return torch.cat(rows)
+
 
 @dataclass(frozen=True)
 class WinningShares:
-    """Which bins won: `shares` (r, c) that sum to 1; `uniform` where no bin passed and all count alike."""
+    """Which bins won: `shares`, as the histogram in shape, sum to 1; `uniform` where no bin passed and all count alike."""
 
     shares: npt.NDArray[np.float64]
     uniform: bool
@@ -85,7 +107,7 @@ class VotedConditions:
     """What a search released: all that follows is drawn from this and from nothing private.
 
     Attributes:
-        candidates: the last iteration's candidates, float32 (c, n, d).
+        candidates: each iteration's candidates, float32 (T, c, n, d).
         histograms: the noisy histograms of all iterations, float64 (T, r, c).
         votes: the public settings they were asked with.
         variation: name of what made the later candidates.
@@ -98,8 +120,8 @@ class VotedConditions:
 
     @property
     def winners(self) -> WinningShares:
-        """The bins that won the last iteration."""
-        return winning_shares(self.histograms[-1], self.votes)
+        """The bins (T, r, c) that won, all iterations together: every vote was paid for, and more of them say more."""
+        return winning_shares(self.histograms, self.votes)
 
     @property
     def labels(self) -> tuple[str | None, ...]:
@@ -148,11 +170,13 @@ def search_conditions(
     chosen = rng.permutation(len(bank))[: votes.candidates]
     candidates = bank[torch.from_numpy(np.sort(chosen))].float()
     histograms: list[Histogram] = []
+    asked: list[torch.Tensor] = []
     for iteration in range(votes.iterations):
         if iteration:
             candidates = _next_candidates(candidates, histograms[-1], votes, vary, iteration, rng)
+        asked.append(candidates)
         histograms.append(np.asarray(ask(candidates, iteration), np.float64))
-    return VotedConditions(candidates, np.stack(histograms), votes, vary.name)
+    return VotedConditions(torch.stack(asked), np.stack(histograms), votes, vary.name)
 
 
 def replayed(voted: VotedConditions, bank: torch.Tensor, vary: Variation, *, seed: int) -> VotedConditions:

@@ -173,7 +173,7 @@ class PrivateConditions:
         self._voted = voted
         votes, winners = voted.votes, voted.winners
         nothing = (
-            " No bin of the last histogram passed the threshold: conditions are uniform over candidates and labels."
+            " No bin of any histogram passed the threshold: conditions are uniform over candidates and labels."
             if winners.uniform
             else ""
         )
@@ -190,10 +190,10 @@ class PrivateConditions:
         """Draw bins in proportion to the winning shares; no private tile stands behind any condition."""
         shares, labels = self._voted.winners.shares, self._voted.labels
         bins = rng.choice(shares.size, size=count, p=shares.ravel() / shares.sum())
-        rows, columns = np.unravel_index(bins, shares.shape)
+        iterations, rows, columns = np.unravel_index(bins, shares.shape)
         return [
-            Condition(self._voted.candidates[int(column)], labels[int(row)], ())
-            for row, column in zip(rows, columns, strict=True)
+            Condition(self._voted.candidates[int(iteration), int(column)], labels[int(row)], ())
+            for iteration, row, column in zip(iterations, rows, columns, strict=True)
         ]
 
 

@@ -218,7 +218,7 @@ def _private_policy(
         )
     if voted.winners.uniform:
         emit_note(
-            "note: no bin of the noisy histogram passed the threshold; conditions are uniform over the candidates."
+            "note: no bin of the noisy histograms passed the threshold; conditions are uniform over the candidates."
         )
     return PrivateConditions(voted)
 

@@ -169,7 +169,7 @@ def voted_conditions(
         labels=labels,
         candidates_digest="sha256:" + "0" * 64,
     )
-    candidates = torch.arange(histogram.shape[1] * 8.0).reshape(-1, 1, 8)
+    candidates = torch.arange(histogram.shape[1] * 8.0).reshape(1, -1, 1, 8)
     return VotedConditions(candidates, histogram[None], votes, "interpolation")
 
 

@@ -213,7 +213,7 @@ def test_no_winner_is_said_aloud_and_in_the_record(
     place.study(votes={"threshold": 60.0})
     record = run_generation(wish(place, ask), silent)
     assert "uniform over candidates and labels" in record.conditioning_promise
-    assert "no bin of the noisy histogram passed" in capsys.readouterr().err
+    assert "no bin of the noisy histograms passed" in capsys.readouterr().err
 
 
 def test_the_public_model_makes_variations(place: VotingSite, ask: Ask, tmp_path: Path) -> None:

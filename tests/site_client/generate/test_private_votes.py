@@ -50,7 +50,7 @@ def refusal(act: Callable[[], Any]) -> PixcellError:
 def test_every_iteration_is_one_charge_of_all_patients_before_they_are_asked(place: VotingSite) -> None:
     study = place.study()
     voted = place.ask(study)
-    assert voted.histograms.shape == (2, 1, 8) and voted.candidates.shape == (8, 1, 8)
+    assert voted.histograms.shape == (2, 1, 8) and voted.candidates.shape == (2, 8, 1, 8)
     charges = place.charges()
     assert [(r.study, r.purpose, r.round, r.steps) for r in charges] == [
         (study.digest, "conditions", 0, 1)
