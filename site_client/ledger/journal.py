@@ -110,13 +110,18 @@ class Journal:
             os.close(self._lock)
             self._lock = -1
 
+    @property
+    def usable(self) -> bool:
+        """Whether `append` may be asked: the lock is held by this process, and no earlier write failed."""
+        return self._lock >= 0 and not self._failed and os.getpid() == self._owner
+
     def append(self, line: bytes, head: LedgerHead) -> None:
         """Append one line (newline included). Returns when it and its head are on disk.
 
         Raises:
             LedgerWriteError: the disk refused. The journal then accepts nothing more; open the ledger anew.
         """
-        if self._lock < 0 or self._failed or os.getpid() != self._owner:
+        if not self.usable:
             raise LedgerWriteError(
                 "This ledger is closed, belongs to another process, or failed to write before.",
                 hint="Open the ledger again; it will check itself first.",

@@ -285,6 +285,8 @@ class Ledger:
 
     def _note_spent(self, charge: RoundCharge, first: int, reserved: int, taken: int) -> None:
         """Note for the reader how many steps were taken. Charges nothing, so a clock that ran back cannot stop it."""
+        if not self._journal.usable:
+            return  # the error that stopped the journal is on its way to the caller; this must not hide it
         self._append(
             SpentRecord(
                 **self._place(),

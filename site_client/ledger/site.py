@@ -74,9 +74,17 @@ def open_site_ledger(
             hint=f"Restore {key_file.parent.name}/{key_file.name} from a backup. A new key could not go on with it.",
             code="ledger-key-missing",
         )
+    try:
+        key = SigningKey.load_or_create(key_file)
+    except OSError as error:
+        raise BadInputError(
+            f"Cannot make the ledger's key in {key_file.parent}: {error.strerror or error}.",
+            hint="Check the folder, its owner, its permissions and the room on its disk.",
+            code="ledger-unreadable",
+        ) from error
     return Ledger.open(
         folder,
-        SigningKey.load_or_create(key_file),
+        key,
         cap,
         site=site,
         patients=patients,

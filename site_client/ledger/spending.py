@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from pixcell_core.private.accounting import (
-    COVERS,
     DOES_NOT_COVER,
     Epsilon,
     GaussianEvent,
@@ -21,11 +20,7 @@ from pixcell_core.private.accounting import (
 )
 from site_client.ledger.record import EVERY_PATIENT, BaseRecord, ReserveRecord
 
-COVERS_BOTH = (
-    f"{COVERS}, and the private conditions drawn by the patients' votes, "
-    "composed with the training as one number"
-)
-DOES_NOT_COVER_BOTH = DOES_NOT_COVER.replace(
+DOES_NOT_COVER_BESIDE_VOTES = DOES_NOT_COVER.replace(
     "tiles conditioned on private embeddings",
     "tiles conditioned on private embeddings (policies own and blend)",
 )
@@ -86,14 +81,14 @@ class Spending:
     def epsilon(self, delta: float, cohort: str | None = None) -> Epsilon:
         """Return the epsilon of the patients of `cohort`, or of the cohort that paid most (None).
 
-        The statement's scope names private conditions where they were charged.
+        Where private conditions were charged, the statement says that tiles of the other policies are not covered.
         """
         names = [cohort] if cohort is not None else [*self._other_cohorts(), EVERY_PATIENT]
         # Cohorts with the same charges have the same number; it is computed once.
         sequences = {self.totals(name): None for name in names}
         worst = max((epsilon(list(totals), delta) for totals in sequences), key=lambda found: found.value)
         if any(r.purpose == "conditions" for r in self.charges):
-            return replace(worst, covers=COVERS_BOTH, does_not_cover=DOES_NOT_COVER_BOTH)
+            return replace(worst, does_not_cover=DOES_NOT_COVER_BESIDE_VOTES)
         return worst
 
     def _other_cohorts(self) -> tuple[str, ...]:

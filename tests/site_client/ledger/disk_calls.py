@@ -51,3 +51,23 @@ def watched_disk(observer: Observer) -> Iterator[None]:
     finally:
         for name, function in REAL.items():
             setattr(os, name, function)
+
+
+class RefusingCall:
+    """An observer with which the `number`-th call, from 0, does nothing and fails with `code` (an errno).
+
+    A write may also fail when half of it was done: it counts as two. `unlink` never fails: it only tidies up.
+    `refused` says whether there was such a call.
+    """
+
+    def __init__(self, number: int, code: int) -> None:
+        self.refused = False
+        self._left, self._code = number, code
+
+    def __call__(self, name: str) -> None:
+        if name.startswith("after") or name == "before unlink":
+            return
+        self._left -= 1
+        if self._left == -1:
+            self.refused = True
+            raise OSError(self._code, os.strerror(self._code))
