@@ -1,4 +1,4 @@
-"""Offline commands anyone may run: `log verify|show|head`, `release verify`, `key new|show`."""
+"""Offline commands anyone may run: `log verify|show|head`, `release verify`, `key new|show`, and `private`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from pixcell_core.cli import private_commands
 from pixcell_core.cli.contract import FormatOption, OutputFormat, command
 from pixcell_core.cli.main import group
 
@@ -16,7 +17,7 @@ FolderArgument = Annotated[
 
 
 def register(root: typer.Typer) -> None:
-    """Add the `log`, `release verify` and `key` commands to the root command."""
+    """Add the `log`, `release verify`, `key` and `private` commands to the root command."""
     app = group(root, "log")
     app.command("verify")(verify)
     app.command("show")(show)
@@ -25,6 +26,7 @@ def register(root: typer.Typer) -> None:
     keys = group(root, "key")
     keys.command("new")(new_key)
     keys.command("show")(show_key)
+    private_commands.register(root)
 
 
 @command
