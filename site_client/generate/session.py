@@ -232,6 +232,14 @@ def _variation(
         public = load_folder(PixCellTransformer2DModel, _base_folder(request))
         pipeline = PixCellPipeline(load_autoencoder(), public, default_scheduler()).to(request.device)
         encoder = load_tile_encoder(request.encoder, device=request.device, tile_size=8 * latent_size[0])
+        # Met here, before the patients are asked, and not when the first variation is made.
+        if candidates.embeddings.shape[1:] != (1, encoder.embedding_dim):
+            raise BadInputError(
+                f"The encoder {encoder.name} gives 1 token of {encoder.embedding_dim} numbers per tile, the candidates "
+                f"have {tuple(candidates.embeddings.shape[1:])}. Nothing was charged.",
+                hint="Give --encoder the one that made the candidates, or take --variation interpolation.",
+                code="features-do-not-fit",
+            )
         return ModelVariation(
             pipeline,
             encoder.encode,

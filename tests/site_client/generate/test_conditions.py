@@ -186,7 +186,7 @@ def test_private_conditions_follow_the_noisy_votes_and_stand_on_no_tile() -> Non
     for said in (
         "unit patient",
         "add-or-remove-one",
-        "noise multiplier 2 in 1 iterations",
+        "noise multiplier 2 in 1 iteration,",
         "privacy statement",
     ):
         assert said in promise

@@ -271,6 +271,25 @@ class SmallEncoder:
         ]
 
 
+def test_a_run_may_vary_by_the_public_model_whose_encoder_is_checked_first(
+    place: VotingSite, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = wish(place, ask, variation="model", num_inference_steps=1)
+    assert refusal(request).code == "features-do-not-fit", (
+        "the starter's encoder is wider than these candidates"
+    )
+    assert not place.folder.ledger.exists()
+
+    class Fitting:
+        name, embedding_dim, encode = "fitting", WIDTH, staticmethod(SmallEncoder())
+
+    monkeypatch.setattr("pixcell_core.encoders.registry.load_tile_encoder", lambda *_, **__: Fitting())
+    run_generation(request, silent)
+    assert place.steps_charged() == 2
+    run_generation(request, silent)
+    assert place.steps_charged() == 2, "kept like any other answer"
+
+
 def test_the_command_asks_votes_and_answers_by_contract(place: VotingSite, ask: Ask, tmp_path: Path) -> None:
     root = typer.Typer()
     commands.register(root)
