@@ -16,6 +16,7 @@ from site_client.ledger.ledger import RoundCharge
 from site_client.ledger.record import decode_line, head_of
 from site_client.ledger.site import ledger_folder, ledger_key_path, open_site_ledger
 from site_client.ledger.view import BudgetCap
+from tests.site_client.ledger.studies import make_study
 
 
 def run(*arguments: str) -> tuple[int, str, str]:
@@ -115,3 +116,171 @@ def test_a_site_that_never_trained_has_spent_nothing(tmp_path: Path) -> None:
 def test_a_missing_site_folder_is_bad_input(tmp_path: Path) -> None:
     code, _, err = run("show", "--site-dir", str(tmp_path / "absent"))
     assert code == 4 and "no site folder" in err and "→" in err
+
+
+def test_show_tells_cohorts_apart_and_names_the_purposes(site_dir: Path) -> None:
+    with open_site_ledger(site_dir) as ledger:
+        for cohort, purpose in (("east", "training"), ("west", "conditions")):
+            charge = RoundCharge("kidney", 1, 1.0, 9.0, 2, 0.1, "sha256:" + "c0de" * 16, purpose, cohort)
+            with ledger.reserve(charge, at_a_time=2) as steps:
+                steps(0)
+    code, out, _ = run("show", "--site-dir", str(site_dir))
+    text = " ".join(out.split())
+    assert code == 0
+    for part in (
+        "the cap holds for every cohort",
+        "cohort east",
+        "cohort west",
+        "conditions",
+        "own and blend",
+    ):
+        assert part in text, part
+    data = json.loads(run("show", "--site-dir", str(site_dir), "--format", "json")[1])["data"]
+    by_cohort = {c["cohort"]: c["epsilon_spent"] for c in data["cohorts"]}
+    assert by_cohort["all"] < by_cohort["east"] == by_cohort["west"] == data["epsilon_spent"]
+    studies = {s["study"]: s for s in data["studies"]}
+    assert studies["lung"]["epsilon_spent"] == pytest.approx(3.118, abs=1e-3)
+    assert (
+        studies["kidney"]["purposes"] == ["training", "conditions"]
+        and studies["kidney"]["steps_charged"] == 4
+    )
+
+
+def test_show_forecasts_a_study_and_charges_nothing(site_dir: Path, tmp_path: Path) -> None:
+    study = make_study(True, rounds=600, epsilon_cap=50.0)
+    (tmp_path / "study.json").write_bytes(study.to_bytes())
+    before = (ledger_folder(site_dir) / "ledger.jsonl").read_bytes()
+    code, out, _ = run(
+        "show", "--site-dir", str(site_dir), "--study", str(tmp_path / "study.json"), "--format", "json"
+    )
+    forecast = json.loads(out)["data"]["forecast"]
+    assert code == 0 and [c["what"] for c in forecast["charges"]] == [
+        "one round",
+        "private conditions",
+        "all that is left",
+    ]
+    assert [c["admitted"] for c in forecast["charges"]] == [True, True, False]
+    assert (
+        forecast["charges"][0]["epsilon_after"] > 3.118
+        and forecast["charges"][2]["reason"] == "over the site's cap"
+    )
+    narrow = study.model_copy(update={"epsilon_cap": 0.5})
+    (tmp_path / "narrow.json").write_bytes(narrow.to_bytes())
+    where = ("--site-dir", str(site_dir), "--study", str(tmp_path / "narrow.json"))
+    answers = json.loads(run("show", *where, "--format", "json")[1])["data"]["forecast"]["charges"]
+    assert {c["reason"] for c in answers[:2]} == {"over the study's cap", ""}
+    code, out, _ = run("show", *where)
+    assert code == 0 and "study lung" in out and "refused:" in out and "admitted" in out
+    assert (ledger_folder(site_dir) / "ledger.jsonl").read_bytes() == before
+    (tmp_path / "bad.json").write_text("{}")
+    assert run("show", "--site-dir", str(site_dir), "--study", str(tmp_path / "bad.json"))[0] == 4
+
+
+def test_a_forecast_is_what_the_ledger_then_answers(site_dir: Path) -> None:
+    """Round by round until the ledger refuses: the forecast said so each time, to the digit."""
+    from pixcell_core.private.study_charges import round_event
+    from site_client.ledger.forecast import forecast_of
+    from site_client.ledger.ledger import BudgetExceededError
+    from site_client.ledger.view import read_ledger
+
+    study = make_study(rounds=60, noise_multiplier=4.0, epsilon_cap=50.0)
+    for number in range(60):
+        found = forecast_of(read_ledger(ledger_folder(site_dir)), study).charges[0]
+        charge = RoundCharge(
+            study.digest,
+            number,
+            1.0,
+            study.noise_multiplier,
+            round_event(study).steps,
+            1.0,
+            study.code_digest,
+        )
+        with open_site_ledger(site_dir) as ledger:
+            if not found.admitted:
+                with pytest.raises(BudgetExceededError):
+                    ledger.reserve(charge)
+                break
+            with ledger.reserve(charge, at_a_time=charge.steps) as steps:
+                steps(0)
+            assert ledger.epsilon(1e-5).value == found.epsilon_after
+    assert 2 <= number < 59
+
+
+def test_a_stranger_verifies_an_export_without_the_sites_folder(site_dir: Path, tmp_path: Path) -> None:
+    first, later = str(tmp_path / "first.json"), str(tmp_path / "later.json")
+    assert run("export", "--site-dir", str(site_dir), "--out", first)[0] == 0
+    with open_site_ledger(site_dir, cap=BudgetCap(9.0, 1e-5)):
+        pass
+    assert run("export", "--site-dir", str(site_dir), "--out", later)[0] == 0
+    code, out, _ = run("verify", "--export", later, "--against", first)
+    assert code == 0 and "every record of the earlier export, unchanged" in out and "names itself" in out
+    key = ledger_key_path(site_dir)
+    code, out, _ = run("verify", "--export", later, "--key", str(key.with_name(key.name + ".pub")))
+    assert code == 0 and "names itself" not in out
+    code, out, _ = run("verify", "--export", first, "--against", later)
+    assert code == 1 and "missing now" in out
+    assert run("verify", "--site-dir", str(site_dir), "--against", first)[0] == 0
+    broken = json.loads(Path(first).read_text())
+    broken["lines"][1]["record"]["steps"] = 1
+    (tmp_path / "broken.json").write_text(json.dumps(broken))
+    assert run("verify", "--export", str(tmp_path / "broken.json"))[0] == 1
+    code, _, err = run("verify", "--export", later, "--against", str(tmp_path / "broken.json"))
+    assert code == 4 and "itself broken at record 1" in err
+
+
+def test_verify_wants_a_folder_or_an_export(site_dir: Path, tmp_path: Path) -> None:
+    assert run("verify")[0] == 4
+    code, _, err = run("verify", "--site-dir", str(site_dir), "--export", str(tmp_path / "x.json"))
+    assert code == 4 and "either a site's folder or an export" in err
+    assert run("verify", "--export", str(tmp_path / "absent.json"))[0] == 4
+    assert run("verify", "--site-dir", str(site_dir), "--key", str(ledger_key_path(site_dir)))[0] == 4
+
+
+def test_verify_finds_a_ledger_put_back_with_its_head(site_dir: Path) -> None:
+    code, out, _ = run("verify", "--site-dir", str(site_dir))
+    assert code == 0 and "remembered outside" in out
+    kept = {path: path.read_bytes() for path in ledger_folder(site_dir).iterdir()}
+    with open_site_ledger(site_dir) as ledger:
+        charge = RoundCharge("lung", 3, 1.0, 8.5, 1, 0.1, "sha256:" + "c0de" * 16)
+        with ledger.reserve(charge) as steps:
+            steps(0)
+    for path, content in kept.items():
+        path.write_bytes(content)
+    code, out, _ = run("verify", "--site-dir", str(site_dir))
+    assert code == 1 and "BROKEN at record 8: it is not the record that was remembered" in out
+
+
+def test_verify_knows_the_head_that_the_agent_passed_on(site_dir: Path) -> None:
+    (site_dir / "agent").mkdir()
+    head = {"sequence": 30, "hash": "sha256:" + "0" * 64}
+    (site_dir / "agent" / "ledger-head.json").write_text(json.dumps(head))
+    code, out, _ = run("verify", "--site-dir", str(site_dir))
+    assert code == 1 and "record 30" in out
+
+
+def test_correcting_the_clock_asks_and_records(site_dir: Path) -> None:
+    from datetime import UTC, datetime, timedelta
+
+    from pixcell_core.trust.keys import SigningKey
+    from site_client.ledger.ledger import Ledger
+
+    code, out, _ = run("correct-clock", "--site-dir", str(site_dir), "--yes")
+    assert code == 0 and "nothing was recorded" in out
+    key = SigningKey.load(ledger_key_path(site_dir))
+    later = datetime.now(UTC) + timedelta(days=400)
+    Ledger.open(ledger_folder(site_dir), key, BudgetCap(9.0, 1e-5), clock=lambda: later).close()
+    before = (ledger_folder(site_dir) / "ledger.jsonl").read_bytes()
+    code, _, err = run("correct-clock", "--site-dir", str(site_dir))
+    assert (
+        code == 4
+        and "Not confirmed" in err
+        and (ledger_folder(site_dir) / "ledger.jsonl").read_bytes() == before
+    )
+    code, out, _ = run("correct-clock", "--site-dir", str(site_dir), "--yes")
+    assert code == 0 and "Recorded: the clock was wrong" in out
+    assert run("verify", "--site-dir", str(site_dir))[0] == 0
+
+
+def test_there_is_no_time_to_correct_without_a_ledger(tmp_path: Path) -> None:
+    code, _, err = run("correct-clock", "--site-dir", str(tmp_path), "--yes")
+    assert code == 4 and "no privacy ledger yet" in err

@@ -109,7 +109,7 @@ def others_secret(folder: Path) -> None:
     (folder / "cohorts.secret").write_bytes(os.urandom(32))
 
 
-DAMAGE: dict[str, Callable[[Path], None]] = {
+DAMAGE: dict[str, Callable[[Path], object]] = {
     "a tag replaced": move_a_tag,
     "a cohort taken out": lambda f: (f / "cohorts.json").write_bytes(
         re.sub(rb'"east":\[[^]]*\],?', b"", (f / "cohorts.json").read_bytes())
@@ -125,7 +125,7 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
-def test_a_damaged_book_is_refused_and_left_alone(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+def test_a_damaged_book_is_refused_and_left_alone(tmp_path: Path, damage: Callable[[Path], object]) -> None:
     book = CohortBook.open(tmp_path)
     book.require("east", EAST)
     book.require("west", WEST)

@@ -13,7 +13,6 @@ import pytest
 from pixcell_core.errors import BadInputError
 from pixcell_core.private.accounting import GaussianEvent, epsilon
 from pixcell_core.trust.keys import SigningKey
-from site_client.ledger import journal
 from site_client.ledger.journal import LedgerBusyError, LedgerWriteError
 from site_client.ledger.ledger import (
     BudgetExceededError,
@@ -236,10 +235,10 @@ def test_a_full_disk_stops_before_noise_and_leaves_a_whole_ledger(
             raise OSError(28, "No space left on device")
         return 0
 
-    monkeypatch.setattr(journal.os, "write", full)
+    monkeypatch.setattr(os, "write", full)
     with pytest.raises(LedgerWriteError, match="No space left"):
         steps(1)
-    monkeypatch.setattr(journal.os, "write", real)
+    monkeypatch.setattr(os, "write", real)
     with pytest.raises(LedgerWriteError, match="failed to write before"):
         steps(1)
     ledger._journal.close()
