@@ -1,9 +1,10 @@
 """One private optimiser step against the non-private step over the same tiles and noise draws, time and peak memory.
 
 The non-private reference sees neither patients nor clipping: one Adam step on the mean loss over all tiles times noise
-draws, in micro-batches of 8, 16 or 32 rows, whichever is fastest here (for memory 16, as many as a shared pass of patients holds). The private step takes the engine that training
-takes: patients with few rows share passes, the rest go one by one, everything is clipped, summed and noised. Three other
-engines are timed beside it: the loop alone, torch.func's vectorised map over single rows, and Opacus' hooks.
+draws, in micro-batches of 8, 16 or 32 rows, whichever is fastest here (for memory 16, as many as a shared pass of
+patients holds). The private step takes the engine that training takes: patients with few rows share passes, the rest go
+one by one, everything is clipped, summed and noised. In some cases three other engines are timed beside it: the loop
+alone, torch.func's vectorised map over single rows, and Opacus' hooks.
 
 Peak memory is measured in a child process per way, above what it held before its first step.
 """
