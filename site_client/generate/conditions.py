@@ -183,8 +183,8 @@ class PrivateConditions:
             "patient, neighbouring cohorts by add-or-remove-one: all tiles of one patient together move the "
             f"histogram by an L2 norm of 1 at most), seen through Gaussian noise of noise multiplier "
             f"{votes.noise_multiplier:g} in {votes.iterations} iteration{plural}, each charged in the site's "
-            "ledger before it was drawn; sampling and variations are post-processing. They promise nothing without the epsilon and "
-            f"delta of the privacy statement beside them.{nothing}"
+            "ledger before it was drawn; sampling and variations are post-processing. They promise nothing without the "
+            f"epsilon and delta of the privacy statement beside them.{nothing}"
         )
 
     def draw(self, count: int, rng: np.random.Generator) -> list[Condition]:
