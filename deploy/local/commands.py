@@ -41,6 +41,13 @@ def demo(
     assume_mpp: Annotated[
         float | None, typer.Option("--assume-mpp", help="For slides that name none.")
     ] = None,
+    conditioning: Annotated[
+        str,
+        typer.Option(
+            "--conditioning",
+            help="What steers the surrogates: blend (no DP claim), own, or private (by votes).",
+        ),
+    ] = "blend",
     policy: Annotated[
         str | None, typer.Option("--policy", help="Audit policy: core or rehearsal, or a file.")
     ] = None,
@@ -72,6 +79,7 @@ def demo(
             slides=slides.absolute() if slides else None,
             slides_csv=slides_csv.absolute() if slides_csv else None,
             assume_mpp=assume_mpp,
+            conditioning=conditioning,
             policy=policy,
             seed=seed,
         )

@@ -17,12 +17,15 @@ from deploy.local.board import Board
 from deploy.local.dishonest import plant_real_tiles
 from deploy.local.plan import STUDY_ID, DemoPlan
 from deploy.local.processes import Processes
-from pixcell_core.private.accounting import calibrate_noise
+from pixcell_core.private.accounting import GaussianEvent, calibrate_noise
+from pixcell_core.procedural.tissue import TissueClass
 
 CORES = 2
 # Public settings of the demonstration's study, chosen once on drawn tissue that belongs to no site.
 MAX_GRAD_NORM = 0.1
 LEARNING_RATE = 0.2
+LABELS = tuple(sorted(kind.value for kind in TissueClass))
+"""Public names of the classes that drawn tissue is labelled with."""
 TARGETS = "attn1.to_v,attn1.to_out.0,attn2.to_v,attn2.to_out.0"
 
 
@@ -150,7 +153,10 @@ class LocalConsortium:
                 enrolled = self._call(name, "enroll", ["site", "enroll", "--site-dir", str(self.site(name)),
                     "--name", name, "--hub", hub_file.read_text(), "--ca", str(self.server / "pki" / "ca.crt")])  # fmt: skip
                 self._call("coordinator", f"kit-{name}", ["kit", "add", enrolled["data"]["request"], *folder])
-        sigma = calibrate_noise(1.0, plan.rounds * plan.steps_per_round, plan.epsilon, plan.delta)
+        conditions, votes = self._conditions()
+        sigma = calibrate_noise(
+            1.0, plan.rounds * plan.steps_per_round, plan.epsilon, plan.delta, already_spent=votes
+        )
         sigma = math.ceil(sigma * 1e4) / 1e4  # rounded up, so that the last round stays within the cap
         study = self.out / "study.json"
         quorum = max(1, len(plan.names) - 1)
@@ -161,7 +167,7 @@ class LocalConsortium:
                 "--epsilon-cap", str(plan.epsilon), "--expected-patients", str(plan.training_patients),
                 "--tiles-per-patient", "2", "--noise-draws", "1", "--learning-rate", str(LEARNING_RATE),
                 "--rank", "4", "--targets", TARGETS, "--tile-size", str(plan.tile_size), "--mpp", str(plan.mpp),
-                "--quorum", str(quorum), "--round-timeout", "180", "--out", str(study)])  # fmt: skip
+                "--quorum", str(quorum), "--round-timeout", "180", "--out", str(study), *conditions])  # fmt: skip
         for name in plan.names:
             with self._busy(name, "approving the study"):
                 self._call(
@@ -170,6 +176,33 @@ class LocalConsortium:
                     ["site", "approve", str(study), "--site-dir", str(self.site(name)), "--yes"],
                 )
         return study
+
+    @property
+    def _candidates(self) -> Path:
+        """Public embeddings that patients vote for, where the conditions are private."""
+        return self.out / "candidates.safetensors"
+
+    def _conditions(self) -> tuple[list[str], list[GaussianEvent]]:
+        """Settings of the study's conditioning, and what private conditions will charge every site's patients."""
+        plan = self.plan
+        if plan.conditioning != "private":
+            return ["--conditioning", plan.conditioning], []
+        with self._busy("coordinator", "drawing public candidates to vote for"):
+            made = self._call("coordinator", "candidates", ["site", "candidates", "make", "--draw",
+                str(2 * plan.candidates), "--out", str(self._candidates), "--tile-size", str(plan.tile_size),
+                "--mpp", str(plan.mpp), "--seed", str(plan.seed + 9000)])["data"]  # fmt: skip
+        # The votes get their share of the cap, the training what is left of it.
+        noise = calibrate_noise(1.0, plan.vote_iterations, plan.vote_share * plan.epsilon, plan.delta)
+        noise = math.ceil(noise * 1e4) / 1e4
+        votes = GaussianEvent(1.0, noise, plan.vote_iterations)
+        settings = {
+            "--conditioning": "private",
+            "--votes-noise": f"{noise:.4f}",
+            "--votes-iterations": str(plan.vote_iterations),
+            "--labels": ",".join(LABELS),
+            "--candidates-digest": str(made["digest"]),
+        }
+        return [word for pair in settings.items() for word in pair], [votes]
 
     def federate(self) -> Path:
         """Start hub, agents and trainers; run the rounds; stop them; returns the federated adapter."""
@@ -223,8 +256,9 @@ class LocalConsortium:
     def _release_site(self, name: str, study: Path, adapter: Path) -> None:
         plan, folder, outcome = self.plan, self.site(name), self.outcomes[name]
         where, drawn = ["--site-dir", str(folder)], folder / "surrogates"
+        voted = ["--candidates", str(self._candidates)] if plan.conditioning == "private" else []
         with self._busy(name, f"drawing {plan.surrogates} surrogates"):
-            self._call(name, "generate", ["site", "generate", *where, "--out", str(drawn),
+            self._call(name, "generate", ["site", "generate", *where, "--out", str(drawn), *voted,
                 "--count", str(plan.surrogates), "--adapter", str(adapter), "--base", str(self.base),
                 "--study", str(study), "--steps", str(plan.sampler_steps), "--threads", "1",
                 "--guidance-scale", str(plan.guidance_scale), "--seed", str(plan.seed)])  # fmt: skip

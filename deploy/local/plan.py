@@ -40,6 +40,10 @@ class DemoPlan:
     slides_csv: Path | None = None
     assume_mpp: float | None = None
     policy: str | None = None
+    conditioning: str = "blend"
+    vote_iterations: int = 2
+    vote_share: float = 0.6
+    candidates: int = 128
     seed: int = 7
 
     def __post_init__(self) -> None:
@@ -54,6 +58,12 @@ class DemoPlan:
                 f"{self.patients} patients per site are too few to hold half of them out and blend three.",
                 hint="Ask for at least 8; 120 is the size the audit's policy is made for.",
                 code="too-few-patients",
+            )
+        if self.conditioning not in ("own", "blend", "private"):
+            raise BadInputError(
+                f"There is no conditioning called '{self.conditioning}'.",
+                hint="Choose blend, own or private.",
+                code="bad-plan",
             )
         if self.planted > self.surrogates:
             raise BadInputError(

@@ -75,9 +75,13 @@ def honest_words(plan: DemoPlan, outcomes: list[SiteOutcome]) -> list[str]:
     spent = [o for o in outcomes if o.epsilon_value is not None and o.delta is not None]
     if spent:
         first = spent[0]
+        private = plan.conditioning == "private"
+        what = (
+            "on the adapter and on the conditions together" if private else "on the adapter's training alone"
+        )
         notes.append(
             f"* epsilon per patient (all slides and tiles of one patient) at delta {first.delta:g}, spent in this site's "
-            f"ledger on the adapter's training alone. Not covered: {first.not_covered}"
+            f"ledger {what}. Not covered: {first.not_covered}"
         )
         notes.append(
             f"  With about {plan.training_patients} training patients per site this is a weak promise: the noise on each "

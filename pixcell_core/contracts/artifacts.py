@@ -19,11 +19,13 @@ TRAINING_CODE = (
     "pixcell_core/models/transformer.py",
     "pixcell_core/private",
     "pixcell_core/training/adapters.py",
+    "pixcell_core/training/ema.py",
     "pixcell_core/training/feature_store.py",
+    "site_client/generate",
     "site_client/ledger",
     "site_client/trainer",
 )
-"""Source files and folders that decide what a training round computes and what it costs."""
+"""Source files and folders that decide what a training round or a patients' vote computes and what it costs."""
 
 
 def base_digest(folder: Path) -> str:

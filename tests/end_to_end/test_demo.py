@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pixcell_core.private.accounting import GaussianEvent, epsilon
 from pixcell_core.training.feature_store import FeatureStore
 from tests.end_to_end.demonstration import PIXCELL, Demonstration, run_demo, run_pixcell
 
@@ -73,8 +74,28 @@ def test_every_ledger_verifies_and_holds_every_round(demonstration: Demonstratio
         shown = json.loads(
             run_pixcell("site", "budget", "show", "--site-dir", where, "--format", "json").stdout
         )
-        assert {r["round"] for r in shown["data"]["rounds"]} == {1, 2}
+        charged = {(r["purpose"], r["round"], r["steps_charged"]) for r in shown["data"]["rounds"]}
+        assert charged == {("training", 1, 2), ("training", 2, 2), ("conditions", 0, 2)}
         assert 0 < shown["data"]["epsilon_spent"] <= shown["data"]["epsilon_cap"]
+
+
+def test_the_promise_of_a_bundle_covers_weights_and_conditions_as_one_number(
+    demonstration: Demonstration,
+) -> None:
+    for name in (n for n, s in demonstration.sites.items() if s["bundle"]):
+        with zipfile.ZipFile(demonstration.sites[name]["bundle"]) as bundle:
+            manifest = json.loads(bundle.read("manifest.json"))
+        said, policy = manifest["privacy"], manifest["generator"]["conditioning"]["policy"]
+        assert policy == "private" and (said["unit"], said["delta"]) == ("patient", 1e-5)
+        where = demonstration.out / name
+        shown = json.loads(
+            run_pixcell("site", "budget", "show", "--site-dir", where, "--format", "json").stdout
+        )["data"]
+        assert said["epsilon"] == pytest.approx(shown["epsilon_spent"], abs=1e-9)
+        spent = [GaussianEvent(1.0, r["noise_multiplier"], r["steps_charged"]) for r in shown["rounds"]]
+        together, training = epsilon(spent, 1e-5).value, epsilon(spent[:2], 1e-5).value
+        assert said["epsilon"] == pytest.approx(together, abs=1e-6) and together > training + 0.5
+        assert any("conditions and labels of these tiles" in words for words in said["covers"])
 
 
 def _private_words(site: Path) -> set[str]:
