@@ -46,8 +46,8 @@ NOT_COVERED_WHEN_VOTED = (
     "other tiles of this site whose conditions are not private (policies own and blend)",
     "statistics released without noise, and patients who are also at another site",
     "patients of other sites whose training is in the adapter: each site's own ledger bounds that",
-    "what the site chose in public: how many tiles were drawn, their size, the sampler's settings, which of them were "
-    "left out after an audit",
+    "which tiles were left out after an audit, and what the audit found: it looks at private tiles",
+    "what the site chose without looking at a patient: how many tiles, their size, the sampler's settings",
 )
 """What the one number for model and conditions says nothing about."""
 
