@@ -19,6 +19,7 @@ from pixcell_core.contracts.study import Study
 from pixcell_core.errors import BadInputError
 from pixcell_core.private.condition_search import VotedConditions
 from pixcell_core.trust.durable import write_whole
+from site_client.slides.storage import storage_errors
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,17 @@ class VoteRecord:
         return voted
 
     def prepare(self) -> None:
-        """Make the folder, closed to other accounts, so that a disk that cannot be written is met before a charge."""
-        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        """Make the folder, closed to other accounts, and write in it, so that a disk that refuses is met before a charge.
+
+        Raises:
+            PixcellError: the folder cannot be made or written, or the disk is full.
+        """
+        with storage_errors("keeping the patients' votes", self.path.parent):
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.path.parent.mkdir(mode=0o700, exist_ok=True)
+        probe = self.path.with_suffix(".probe")
+        write_whole(probe, b"", mode=0o600)
+        probe.unlink()
 
     def write(self, voted: VotedConditions) -> None:
         """Store a result, flushed to disk before anybody uses it."""

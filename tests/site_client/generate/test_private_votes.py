@@ -150,7 +150,7 @@ def spent_before(place: VotingSite, steps: int, study: str = "another-study", ca
 
 
 def test_the_sites_cap_refuses_before_anybody_is_asked(place: VotingSite) -> None:
-    cap = epsilon([GaussianEvent(1.0, 4.0, 5)], 1e-5).value
+    cap = 0.99 * epsilon([GaussianEvent(1.0, 4.0, 6)], 1e-5).value
     spent_before(place, 4, cap=cap)
     study = place.study()
     assert refusal(lambda: place.ask(study)).code == "budget-exceeded"
@@ -161,7 +161,7 @@ def test_the_sites_cap_refuses_before_anybody_is_asked(place: VotingSite) -> Non
 
 
 def test_the_studys_cap_counts_training_and_conditions_together(place: VotingSite) -> None:
-    cap = epsilon([GaussianEvent(1.0, 4.0, 5)], 1e-5).value
+    cap = 0.99 * epsilon([GaussianEvent(1.0, 4.0, 6)], 1e-5).value
     study = place.study(epsilon_cap=cap)
     spent_before(place, 4, study=study.digest)
     assert refusal(lambda: place.ask(study)).code == "study-budget-exceeded"
@@ -240,6 +240,27 @@ def test_a_damaged_answer_is_never_replaced_in_silence(place: VotingSite) -> Non
     kept.unlink()
     place.ask(study)
     assert place.steps_charged() == 6, "lost is asked again, and paid again"
+
+
+def test_a_place_that_cannot_keep_the_answer_is_met_before_the_charge(
+    place: VotingSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = place.study()
+    (place.folder.root / "private").mkdir(mode=0o700)
+    (place.folder.root / "private" / "votes").write_bytes(b"")
+    assert refusal(lambda: place.ask(study)).code == "not-a-folder"
+    (place.folder.root / "private" / "votes").unlink()
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert refusal(lambda: place.ask(study)).code == "write-failed"
+    monkeypatch.undo()
+    assert not place.folder.ledger.exists()
+    place.ask(study)
+    kept = [p.name for p in (place.folder.root / "private" / "votes").iterdir()]
+    assert len(kept) == 1 and kept[0].endswith(".safetensors"), "no probe stays"
 
 
 def test_of_two_runs_at_once_the_second_uses_what_the_first_paid_for(
