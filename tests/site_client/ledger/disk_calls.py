@@ -16,7 +16,10 @@ Observer = Callable[[str], None]
 _CHANGES = os.O_CREAT | os.O_WRONLY | os.O_RDWR | os.O_TRUNC
 REAL: dict[str, Callable[..., Any]] = {
     name: getattr(os, name)
-    for name in ("open", "write", "fsync", "ftruncate", "replace", "link", "mkdir", "unlink")
+    for name in (
+        *("open", "write", "pwrite", "fsync", "fdatasync"),
+        *("ftruncate", "replace", "link", "mkdir", "unlink"),
+    )
 }
 
 
@@ -44,9 +47,19 @@ def watched_disk(observer: Observer) -> Iterator[None]:
         observer("after write")
         return done
 
+    def pwrite(descriptor: int, data: Any, offset: int) -> int:
+        held = bytes(data)
+        observer("before pwrite")
+        done: int = REAL["pwrite"](descriptor, held[: len(held.rstrip()) // 2], offset)
+        observer("half a pwrite")
+        done += REAL["pwrite"](descriptor, held[done:], offset + done)
+        observer("after pwrite")
+        return done
+
+    halved = {"write": write, "pwrite": pwrite}
     try:
         for name in REAL:
-            setattr(os, name, write if name == "write" else around(name))
+            setattr(os, name, halved.get(name) or around(name))
         yield
     finally:
         for name, function in REAL.items():

@@ -59,9 +59,13 @@ def test_hundreds_of_deaths_cover_every_kind_of_point(cases: list[Case]) -> None
     points = {case["points"][0] for case in every} - {""}
     assert points == {
         "half a write",
+        "half a pwrite",
         *(
             f"after {call}"
-            for call in ("open", "write", "fsync", "ftruncate", "replace", "link", "mkdir", "unlink")
+            for call in (
+                *("open", "write", "pwrite", "fsync", "fdatasync"),
+                *("ftruncate", "replace", "link", "mkdir", "unlink"),
+            )
         ),
         "noise about to be drawn",
         "noise drawn",
@@ -96,7 +100,7 @@ def test_a_chain_of_deaths_dies_while_mending_too(cases: list[Case]) -> None:
     mended = {
         point for case in cases if case["scenario"] in ("torn", "whole", "behind") for point in case["points"]
     }
-    assert {"after ftruncate", "half a write", "after replace"} <= mended
+    assert {"after ftruncate", "half a write", "half a pwrite"} <= mended
 
 
 def test_a_trainer_that_charges_after_the_noise_is_caught(everything: list[Case]) -> None:

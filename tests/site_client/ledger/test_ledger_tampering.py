@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from pixcell_core.trust.keys import SigningKey
+from site_client.ledger.journal import HEAD_SLOT_BYTES, read_head
 from site_client.ledger.ledger import Ledger
 from site_client.ledger.record import ReserveRecord, encode_line, head_of
-from site_client.ledger.view import LedgerBrokenError, LedgerCheck, read_ledger
+from site_client.ledger.view import BudgetCap, LedgerBrokenError, LedgerCheck, read_ledger
 
 Lines = list[bytes]
 
@@ -184,3 +185,39 @@ def test_a_line_torn_by_a_crash_is_told_apart_from_a_cut_one(
             assert ledger.verify().ok
             assert sum(e.steps for e in ledger.totals()) == 6
         assert read_ledger(filled).check.ok and path.read_bytes().startswith(whole[:start])
+
+
+def test_a_head_left_half_written_is_told_apart_at_every_byte(
+    filled: Path, open_ledger: Callable[..., Ledger]
+) -> None:
+    """Whatever mixture of an old and a new slot a crash leaves: one of the last two heads is read, and it goes on."""
+    path = filled / "head.json"
+    before = path.read_bytes()
+    with open_ledger(cap=BudgetCap(9.0, 1e-5)) as ledger:
+        newest = ledger.head
+    after = path.read_bytes()
+    slot = HEAD_SLOT_BYTES * (newest.sequence % 2)
+    assert len(before) == len(after) == 2 * HEAD_SLOT_BYTES
+    for cut in range(HEAD_SLOT_BYTES + 1):
+        end = slot + HEAD_SLOT_BYTES
+        mixture = after[slot : slot + cut] + before[slot + cut : end]
+        path.write_bytes(after[:slot] + mixture + after[end:])
+        found = read_head(filled)
+        assert found is not None and found.sequence in (newest.sequence - 1, newest.sequence)
+        check = read_ledger(filled).check
+        assert check.ok and check.records == newest.sequence + 1, cut
+    path.write_bytes(before)
+    with open_ledger(cap=None) as ledger:
+        assert ledger.head == newest and read_head(filled) == newest
+
+
+def test_a_head_written_before_there_were_slots_is_read(
+    filled: Path, open_ledger: Callable[..., Ledger]
+) -> None:
+    path = filled / "head.json"
+    head = read_head(filled)
+    assert head is not None
+    path.write_bytes(json.dumps({"hash": head.hash, "sequence": head.sequence}).encode() + b"\n")
+    assert read_ledger(filled).check.ok
+    with open_ledger(cap=BudgetCap(9.0, 1e-5)) as ledger:
+        assert read_head(filled) == ledger.head and path.stat().st_size == 2 * HEAD_SLOT_BYTES

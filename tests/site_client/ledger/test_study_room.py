@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from pixcell_core.contracts.study import Study
-from pixcell_core.private.accounting import GaussianEvent, epsilon
+from pixcell_core.private.accounting import GaussianEvent
 from pixcell_core.private.filters import BudgetFilter
 from pixcell_core.private.study_charges import condition_event, planned_events, round_event
 from site_client.ledger.ledger import Ledger, RoundCharge
@@ -48,11 +48,19 @@ def admitted(ledger: Ledger, study: Study, event: GaussianEvent, **more: object)
 
 
 def narrow(votes: bool = True, rounds: int = 3) -> Study:
-    """A study whose cap is what its conditions and `rounds` rounds cost, and no more."""
+    """A study whose cap is what its conditions and `rounds` rounds need, and no more."""
     study = make_study(votes)
-    whole = GaussianEvent(1.0, 20.0, rounds * 10 + (2 if votes else 0))
-    cap = epsilon([whole], study.delta).value + 1e-3
-    return study.model_copy(update={"epsilon_cap": cap})
+    return study.model_copy(update={"epsilon_cap": smallest_cap(rounds * 10 + (2 if votes else 0))})
+
+
+def smallest_cap(steps: int) -> float:
+    """The smallest cap, to a thousandth, under which so many steps at sigma 20 are admitted."""
+    low, high = 0.01, 9.0
+    while high - low > 1e-3:
+        middle = (low + high) / 2.0
+        fits = BudgetFilter(middle, 1e-5).admits([GaussianEvent(1.0, 20.0, steps)])
+        low, high = (low, middle) if fits else (middle, high)
+    return high
 
 
 def test_rounds_and_conditions_count_together_until_the_cap(open_ledger: Opener) -> None:
@@ -104,7 +112,7 @@ def test_the_cap_holds_per_cohort(open_ledger: Opener) -> None:
 
 def test_a_narrower_approval_holds(open_ledger: Opener) -> None:
     study = make_study()
-    one = epsilon([round_event(study)], study.delta).value
+    one = smallest_cap(round_event(study).steps)
     with open_ledger(cap=WIDE) as ledger:
         assert admitted(ledger, study, round_event(study), epsilon_cap=one * 1.01)
         assert not admitted(ledger, study, round_event(study), epsilon_cap=one * 0.99)
@@ -117,8 +125,8 @@ def test_a_narrower_approval_holds(open_ledger: Opener) -> None:
 def test_a_plan_within_its_cap_is_admitted_to_its_end(open_ledger: Opener, votes: bool) -> None:
     """Whatever was planned as one is admitted round by round, in any order of conditions and rounds."""
     study = make_study(votes)
-    cap = epsilon(planned_events(study), study.delta).value * (1.0 + 1e-3) + 2e-3
-    study = study.model_copy(update={"epsilon_cap": cap})
+    planned = sum(event.steps for event in planned_events(study))
+    study = study.model_copy(update={"epsilon_cap": smallest_cap(planned)})
     with open_ledger(cap=WIDE) as ledger:
         for number in range(1, study.rounds + 1):
             assert admitted(ledger, study, round_event(study)), number
@@ -126,4 +134,4 @@ def test_a_plan_within_its_cap_is_admitted_to_its_end(open_ledger: Opener, votes
             if votes and number == 2:
                 take(ledger, study, 0, "conditions")
         assert not admitted(ledger, study, round_event(study))
-        assert ledger.epsilon(study.delta).value <= study.epsilon_cap
+        assert ledger.epsilon(study.delta).value <= study.epsilon_cap + 1e-3
