@@ -103,6 +103,8 @@ def plan(
     from pixcell_core.private.spent_before import spent_before
     from pixcell_core.private.usefulness import DEFAULT_CONSENSUS
 
+    if out is not None:
+        _require_new(out)
     named = {
         "rounds": rounds,
         "steps": steps,
@@ -119,7 +121,15 @@ def plan(
         None
         if study is None
         else _read_study(
-            study, {**named, "votes_noise": votes_noise, "kind": kind, "rank": rank, "targets": targets}
+            study,
+            {
+                **named,
+                "votes_noise": votes_noise,
+                "votes_iterations": votes_iterations,
+                "kind": kind,
+                "rank": rank,
+                "targets": targets,
+            },
         )
     )
     size = _size(written, base, kind, rank, targets) if trainable_parameters is None else None
@@ -207,16 +217,26 @@ def _votes(noise: float | None, iterations: int | None) -> GaussianEvent | None:
     return GaussianEvent(1.0, noise, 2 if iterations is None else iterations)
 
 
-def _write_new(path: Path, text: str) -> None:
-    try:
-        with path.open("x", encoding="utf-8") as stream:
-            stream.write(text)
-    except FileExistsError as error:
+def _require_new(path: Path) -> None:
+    """Refuse before the work what cannot be written after it."""
+    if path.exists():
         raise BadInputError(
             f"{path} exists already.",
             hint="Give a new file name; nothing is written over.",
             code="file-exists",
-        ) from error
+        )
+    if not path.parent.is_dir():
+        raise BadInputError(
+            f"Cannot write {path}: there is no folder {path.parent}.",
+            hint="Make it first.",
+            code="cannot-write",
+        )
+
+
+def _write_new(path: Path, text: str) -> None:
+    try:
+        with path.open("x", encoding="utf-8") as stream:
+            stream.write(text)
     except OSError as error:
         raise BadInputError(
             f"Cannot write {path}: {error.strerror or error}.",

@@ -14,15 +14,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from pixcell_core.errors import RefusedError
-from pixcell_core.private.closed_form import gaussian_mu
 from pixcell_core.private.composition import pld_epsilon, rdp_epsilon
 from pixcell_core.private.events import GaussianEvent as GaussianEvent
 from pixcell_core.private.events import group_events as group_events
 from pixcell_core.private.events import total_mu_squared
 from pixcell_core.private.filters import BudgetFilter
 from pixcell_core.private.limits import LARGEST_DELTA as LARGEST_DELTA
+from pixcell_core.private.limits import check_cohort, check_target
 from pixcell_core.private.limits import check_delta as check_delta
-from pixcell_core.private.limits import check_target
 from pixcell_core.private.limits import largest_delta as largest_delta
 
 UNIT: Final = "patient"
@@ -92,10 +91,12 @@ def epsilon(events: Sequence[GaussianEvent], delta: float, *, patients: int | No
         patients: N, when it may be used to check delta; it is not part of the result.
 
     Raises:
-        BadInputError: delta is too large.
+        BadInputError: delta is not above 0 or too large, or the cohort is one person.
         AccountantsDisagreeError: the cross-check failed; no number is given.
     """
     check_delta(delta, patients)
+    if patients is not None:
+        check_cohort(patients)
     grouped = group_events(events)
     if not grouped:
         return Epsilon(value=0.0, delta=delta)
@@ -143,12 +144,12 @@ def calibrate_noise(
     if beside and pld_epsilon(beside, delta) >= epsilon:
         raise _no_room(epsilon)
     guess = _first_guess(budget, sample_rate, steps, already_spent, planned_beside)
-    step = 1.0 + 4.0 * tolerance
+    step = 1.0 + tolerance
     while not fits(guess):
         low, guess, step = guess, guess * step, step * step
         if guess > high:
             raise _no_room(epsilon)
-    high, step = guess, 1.0 + 4.0 * tolerance
+    high, step = guess, 1.0 + tolerance
     while low * step < high and fits(high / step):
         high, step = high / step, step * step
     low = max(low, high / step)
@@ -167,17 +168,35 @@ def _first_guess(
     planned_beside: Sequence[GaussianEvent],
 ) -> float:
     """Where to begin the search: the closed form where everybody takes part, else what Renyi accounting would ask."""
-    if sample_rate == 1.0:
-        room = gaussian_mu(budget.epsilon, budget.delta) ** 2 - total_mu_squared(
-            [*already_spent, *planned_beside]
-        )
-        return math.sqrt(steps / room) * (1.0 + 1e-5) if room > 0.0 else 1.0
+    if sample_rate == 1.0 and all(e.sample_rate == 1.0 for e in already_spent):
+        room = budget.mu_squared - total_mu_squared([*already_spent, *planned_beside])
+        return math.sqrt(steps / room) * (1.0 + 1e-6) if room > 0.0 else 1.0
     low, high = 0.1, _SIGMA_RANGE[1]
     while high > 1.01 * low:
         middle = math.sqrt(low * high)
         plan = [*already_spent, GaussianEvent(sample_rate, middle, steps), *planned_beside]
         low, high = (low, middle) if budget.renyi_fits(plan) else (middle, high)
-    return high if high < 1e5 else 1.0
+    if high > 1e5:
+        return 1.0
+    # Repetitions alone may spend more than Renyi accounting allows. Epsilon falls almost as a power of sigma, so
+    # that a few secant steps in logarithms find where.
+    return high if already_spent or planned_beside else _secant(budget, sample_rate, steps, high)
+
+
+def _secant(budget: BudgetFilter, sample_rate: float, steps: int, start: float) -> float:
+    def excess(log_sigma: float) -> float:
+        spent = pld_epsilon([GaussianEvent(sample_rate, math.exp(log_sigma), steps)], budget.main_delta)
+        return math.log(max(spent, 1e-12) / budget.epsilon)
+
+    before, now = math.log(start), math.log(start) - 0.15
+    f_before, f_now = excess(before), excess(now)
+    for _ in range(4):
+        if abs(f_now) < 1e-5 or f_now == f_before:
+            break
+        step = max(-1.0, min(1.0, f_now * (now - before) / (f_now - f_before)))
+        before, now, f_before = now, now - step, f_now
+        f_now = excess(now)
+    return math.exp(now) * (1.0 + 1e-4)
 
 
 def _checked_epsilon(grouped: Sequence[GaussianEvent], delta: float, renyi: float) -> float:

@@ -19,6 +19,9 @@ from pixcell_core.private.composition import pld_epsilon, rdp_at_order
 from pixcell_core.private.events import GaussianEvent, total_mu_squared
 from pixcell_core.private.limits import check_delta
 
+MIXED_SHARE: Final = 0.02
+"""Of delta, for sequences of unlike charges. The main class then keeps 99.9 % of what it could spend alone."""
+
 _ORDERS: Final = (
     1.25,
     1.5,
@@ -48,12 +51,13 @@ class BudgetFilter:
 
     The sequence may be chosen adaptively: each charge's q, sigma, steps, and the stop, by any function of all that was
     released before. Neighbouring cohorts differ in one patient. P and Q are the distributions of the transcript with
-    and without the patient; L is the log of their ratio. One rule is used from the first charge to the last, and
-    which rule it is follows from the first charge, settled before anything was released.
+    and without the patient; L is the log of their ratio. A transcript is of one of two classes; delta is divided
+    between them beforehand (0.98 and 0.02), and what may follow is settled by the cap and the patient's first charge
+    alone, before anything that depends on this patient was released.
 
-    **First charge with q = 1: the Gaussian filter** (Smith & Thakurta 2022; Koskela, Tobaben & Honkela 2023).
-    Admitted while the sum of T / sigma^2 over all charges is at most m = mu^2, where mu solves the closed form at
-    (epsilon, delta). Exact: one mechanism that spends m at once has this epsilon and no less.
+    **The main class, delta' = 0.98 delta. First charge with q = 1: the Gaussian filter** (Smith & Thakurta 2022;
+    Koskela, Tobaben & Honkela 2023). While the sum of T / sigma^2 over all charges is at most m = mu^2, where mu solves
+    the closed form at (epsilon, delta'). Exact: one mechanism that spends m at once has this epsilon and no less.
     Proof. For v >= 0 let V(v, s) = E[(1 - exp(epsilon - s - Z))+] with Z ~ N(v/2, v): the delta still to come after a
     loss s when v remains. One step of mu_i^2 <= v has a loss N(mu_i^2/2, mu_i^2) under P independent of what follows,
     normal laws add, so E[V(v - mu_i^2, s + L_i)] = V(v, s), and V grows with v. Going back from the last step, no choice
@@ -61,18 +65,22 @@ class BudgetFilter:
     and a step with q < 1, are post-processings of the full step (keep it with probability q, else answer from Q), so
     that counting them as q = 1 is safe.
 
-    **First charge (q, sigma) with q < 1: two classes at delta / 2 each.** A finished transcript is in exactly one.
-    (a) All charges are this same (q, sigma). Admitted while the privacy loss distribution of all steps taken keeps
-    epsilon at delta / 2. The only choice is when to stop; stopping is a post-processing of the longest admitted run.
-    (b) Any other transcript. Admitted while its Renyi divergences of ONE order a, a function of the cap alone, sum to
-    at most the r with r + log((a-1)/a) - (log(delta/2) + log a)/(a-1) = epsilon (Feldman & Zrnic 2021: with the sum
-    bounded, exp((a-1)(L - sum of r_i)) is a supermartingale, so that the whole is (a, r)-Renyi DP; conversion of
-    Canonne, Kamath & Steinke 2020).
-    Proof that the halves add up. For a set S of transcripts, S in (a) is an event of the run that halts on leaving (a),
-    S in (b) an event of the run that halts when r is passed; these runs keep (epsilon, delta/2), hence
-    P(S) - exp(epsilon) Q(S) <= delta/2 + delta/2. The same with P and Q exchanged.
+    **The main class, first charge (q, sigma) with q < 1: repetitions.** While all charges are this same (q, sigma) and
+    the privacy loss distribution of all steps keeps epsilon at delta'. The only choice is when to stop; stopping is a
+    post-processing of the longest run.
 
-    In every case the accountant's own number at delta has to be within the cap too.
+    **The mixed class, delta'' = 0.02 delta: every other transcript.** While its Renyi divergences of ONE order a, a
+    function of the cap alone, sum to at most the r with r + log((a-1)/a) - (log delta'' + log a)/(a-1) = epsilon
+    (Feldman & Zrnic 2021: with the sum bounded, exp((a-1)(L - sum of r_i)) has mean at most 1 under P, so that the whole
+    is (a, r)-Renyi DP; conversion of Canonne, Kamath & Steinke 2020).
+
+    Proof that the two add up. Let S be a set of transcripts. Its transcripts in the main class are an event of the run
+    that halts rather than leave that class; the others are an event of the run that halts rather than pass r (sums only
+    grow, so that such a transcript never passed it). These runs keep (epsilon, delta') and (epsilon, delta''), hence
+    P(S) - exp(epsilon) Q(S) <= delta' + delta'' = delta. The same with P and Q exchanged.
+
+    In every case the accountant's own number at delta has to be within the cap too. The cap is part of what is fixed
+    beforehand: a cap raised after looking at releases is a new promise, by whoever raises it.
 
     Attributes:
         epsilon: the cap, per patient.
@@ -120,44 +128,48 @@ class BudgetFilter:
         """Why the sequence is refused; None where it is admitted."""
         if not events:
             return None
-        if events[0].sample_rate == 1.0:
-            if total_mu_squared(events) > _mu_cap(self.epsilon, self.delta) ** 2:
-                return self._over(
-                    events, "the rule that also holds for charges chosen after earlier releases"
-                )
-        elif self._one_setting_alone(events):
-            return None  # within the cap at delta / 2, hence at delta
-        elif not self.renyi_fits(events):
-            return self._over(
-                events,
-                "the rule that also holds for charges chosen after earlier releases: half of delta for "
-                "repetitions of the first charge alone, half for any other sequence",
-            )
+        if not (self._is_main(events) or self.renyi_fits(events)):
+            return self._over(events)
         if pld_epsilon(events, self.delta) > self.epsilon:
-            return self._over(events, "the accountant's number")
+            return self._over(events)
         return None
 
-    def _one_setting_alone(self, events: Sequence[GaussianEvent]) -> bool:
+    def _is_main(self, events: Sequence[GaussianEvent]) -> bool:
         first = events[0]
-        same = all(
-            e.sample_rate == first.sample_rate and e.noise_multiplier == first.noise_multiplier
-            for e in events
-        )
-        return same and pld_epsilon(events, self.delta / 2.0) <= self.epsilon
+        if first.sample_rate == 1.0:
+            return total_mu_squared(events) <= self.mu_squared
+        if any(
+            (e.sample_rate, e.noise_multiplier) != (first.sample_rate, first.noise_multiplier) for e in events
+        ):
+            return False
+        return pld_epsilon(events, self.main_delta) <= self.epsilon
+
+    @property
+    def main_delta(self) -> float:
+        """The share of delta that like charges may spend."""
+        return self.delta * (1.0 - MIXED_SHARE)
+
+    @property
+    def mu_squared(self) -> float:
+        """The largest sum of T / sigma^2 that is admitted where everybody takes part in every step."""
+        return _mu_cap(self.epsilon, self.main_delta) ** 2
 
     def renyi_fits(self, events: Sequence[GaussianEvent]) -> bool:
-        """Whether `events` are within rule (b) of a sampled first charge; cheap, and sufficient in that case alone."""
-        order = _order(self.epsilon, self.delta)
-        return rdp_at_order(events, order) <= _renyi_budget(self.epsilon, self.delta / 2.0, order)
+        """Whether `events` are within the rule of the mixed class: sufficient for `admits`, and cheap."""
+        delta = MIXED_SHARE * self.delta
+        order = _order(self.epsilon, delta)
+        return rdp_at_order(events, order) <= _renyi_budget(self.epsilon, delta, order)
 
-    def _over(self, events: Sequence[GaussianEvent], rule: str) -> str:
+    def _over(self, events: Sequence[GaussianEvent]) -> str:
         after = pld_epsilon(events, self.delta)
+        if after > self.epsilon:
+            return (
+                f"This would bring the site to {_said(after, self.delta)}, over its cap of {self.epsilon:g}."
+            )
         return (
-            f"This would bring the site to {_said(after, self.delta)}, over its cap of {self.epsilon:g}; "
-            f"judged by {rule}."
-            if after > self.epsilon
-            else f"The cap of epsilon {self.epsilon:g} per patient at delta {self.delta:g} leaves no room for this: "
-            f"added up as if planned beforehand it would be {_said(after, self.delta)}, but it is refused by {rule}."
+            f"The cap of epsilon {self.epsilon:g} per patient at delta {self.delta:g} leaves no room for this: added up "
+            f"as if planned beforehand it would be {_said(after, self.delta)}, but later charges may be chosen by what "
+            "earlier ones released, and the rule that holds then admits less of unlike charges."
         )
 
 
@@ -168,8 +180,8 @@ def _mu_cap(epsilon: float, delta: float) -> float:
 
 @lru_cache(maxsize=64)
 def _order(epsilon: float, delta: float) -> float:
-    """The order at which the most Gaussian noise fits: the largest budget in units of a / 2, the divergence at mu = 1."""
-    return max(_ORDERS, key=lambda order: 2.0 * _renyi_budget(epsilon, delta / 2.0, order) / order)
+    """The order at which the most charges fit: the largest budget in units of a / 2, the divergence at mu = 1."""
+    return max(_ORDERS, key=lambda order: 2.0 * _renyi_budget(epsilon, delta, order) / order)
 
 
 def _renyi_budget(epsilon: float, delta: float, order: float) -> float:

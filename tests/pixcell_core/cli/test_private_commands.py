@@ -63,7 +63,7 @@ def test_a_plan_in_words_never_shows_epsilon_without_its_unit_and_delta(tmp_path
         "add-or-remove-one",
         "does not cover tiles conditioned on private embeddings",
         "over 3 sites: epsilon 8.00 per patient at delta 1e-05, declared by the sites, not proved",
-        "noise per coordinate of a step 0.0212 C",
+        "noise per coordinate of a step 0.0213 C",
     ):
         assert part in words, part
     assert picture.read_text().startswith("<svg")

@@ -24,6 +24,7 @@ from pixcell_core.private.accounting import (
     group_events,
     largest_delta,
 )
+from pixcell_core.private.composition import rdp_epsilon
 from pixcell_core.private.filters import BudgetFilter
 
 DELTA = 1e-5
@@ -151,6 +152,39 @@ def test_nothing_spent_is_zero() -> None:
 def test_a_delta_that_promises_too_little_is_refused(delta: float, patients: int | None) -> None:
     with pytest.raises(BadInputError, match="delta"):
         epsilon([GaussianEvent(1.0, 8.0, 50)], delta, patients=patients)
+
+
+@pytest.mark.parametrize("patients", (0, 1))
+def test_a_cohort_of_one_has_no_epsilon(patients: int) -> None:
+    with pytest.raises(BadInputError, match="about one person"):
+        epsilon([GaussianEvent(1.0, 8.0, 50)], DELTA, patients=patients)
+
+
+def test_a_number_that_is_none_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accounting, "pld_epsilon", lambda *events, **settings: math.nan)
+    with pytest.raises(AccountantsDisagreeError):
+        epsilon([GaussianEvent(1.0, 8.0, 50)], DELTA)
+    monkeypatch.undo()
+    monkeypatch.setattr(accounting, "rdp_epsilon", lambda *events: math.nan)
+    with pytest.raises(AccountantsDisagreeError):
+        epsilon([GaussianEvent(1.0, 8.0, 50)], DELTA)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        GaussianEvent(1e-4, 10.0, 100_000),
+        GaussianEvent(1e-4, 1000.0, 3000),
+        GaussianEvent(1e-3, 100.0, 100_000),
+        GaussianEvent(0.5, 1e5, 100_000),
+        GaussianEvent(1.0, 1e5, 1),
+    ],
+)
+def test_next_to_nothing_is_no_contradiction(event: GaussianEvent) -> None:
+    """On the usual grid the discretisation of so little outweighs it, and Renyi accounting comes out smaller."""
+    found = epsilon([event], DELTA)
+    assert found.value <= rdp_epsilon([event], DELTA) + 1e-4
+    assert found.accountant == "dp-accounting PLD"
 
 
 def test_the_largest_delta_is_a_tenth_of_one_over_n() -> None:

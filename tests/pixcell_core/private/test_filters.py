@@ -15,6 +15,7 @@ from pixcell_core.private import filters
 from pixcell_core.private.accounting import GaussianEvent, calibrate_noise
 from pixcell_core.private.closed_form import gaussian_epsilon, gaussian_mu
 from pixcell_core.private.composition import pld_epsilon, rdp_at_order
+from pixcell_core.private.events import total_mu_squared
 from pixcell_core.private.filters import BudgetExceededError, BudgetFilter
 
 from .adaptive_trees import adaptive_delta
@@ -27,23 +28,25 @@ QUADRATURE = 1.004
 
 @pytest.mark.parametrize("epsilon", (0.5, 1.0, 8.0, 30.0))
 def test_with_everybody_in_every_step_the_filter_is_exact(epsilon: float) -> None:
-    budget, mu = BudgetFilter(epsilon, DELTA), gaussian_mu(epsilon, DELTA)
-    assert budget.admits([GaussianEvent(1.0, 1.0002 / mu, 1)])
+    # At its class's share of delta, which leaves 99.8 % of what the whole delta would permit.
+    budget, mu = BudgetFilter(epsilon, DELTA), gaussian_mu(epsilon, 0.98 * DELTA)
+    assert mu > 0.998 * gaussian_mu(epsilon, DELTA)
+    assert budget.admits([GaussianEvent(1.0, (1 + 1e-9) / mu, 1)])
     assert not budget.admits([GaussianEvent(1.0, (1 - 1e-9) / mu, 1)])
     # However it is cut up: the same sum of 1 / sigma^2 is the same mechanism.
     parts = [GaussianEvent(1.0, s / mu, n) for s, n in ((3.0, 3), (2.0, 2))]
     assert sum(e.steps / e.noise_multiplier**2 for e in parts) / mu**2 == pytest.approx(5 / 6)
-    left = 1.0002 / (mu * math.sqrt(1 / 6))
+    left = (1 + 1e-9) / (mu * math.sqrt(1 / 6))
     assert budget.admits([*parts, GaussianEvent(1.0, left, 1)])
-    assert not budget.admits([*parts, GaussianEvent(1.0, left / 1.001, 1)])
+    assert not budget.admits([*parts, GaussianEvent(1.0, left / (1 + 1e-8), 1)])
 
 
 @pytest.mark.parametrize(
     ("first", "realised", "filtered"),
     [
         # Second steps of rate 1, 0.1 and 0.001 with the least noise that each rule takes after `first`, epsilon 8.
-        (GaussianEvent(1.0, 1.0, 1), (0.7505, 0.4968, 0.2778), (0.7505, 0.7505, 0.7505)),
-        (GaussianEvent(0.5, 1.0, 1), (0.6633, 0.464, 0.2707), (0.7527, 0.5505, 0.3963)),
+        (GaussianEvent(1.0, 1.0, 1), (0.7505, 0.4968, 0.2778), (0.7514, 0.6972, 0.4789)),
+        (GaussianEvent(0.5, 1.0, 1), (0.6633, 0.464, 0.2707), (0.8964, 0.6462, 0.4614)),
     ],
 )
 def test_adding_up_realised_settings_overspends_and_the_filter_does_not(
@@ -71,7 +74,7 @@ def test_adding_up_realised_settings_overspends_and_the_filter_does_not(
     others=st.lists(st.tuples(st.sampled_from(RATES), st.floats(0.3, 8.0)), min_size=1, max_size=4),
     epsilon=st.sampled_from((1.0, 4.0, 8.0)),
 )
-@hypothesis.settings(max_examples=12, deadline=None, derandomize=True)
+@hypothesis.settings(max_examples=7, deadline=None, derandomize=True)
 def test_no_adaptive_choice_among_admitted_charges_passes_delta(
     q: float, sigma: float, others: list[tuple[float, float]], epsilon: float
 ) -> None:
@@ -92,7 +95,7 @@ def test_no_adaptive_choice_among_admitted_charges_passes_delta(
     ),
     epsilon=st.sampled_from((0.5, 2.0, 8.0)),
 )
-@hypothesis.settings(max_examples=12, deadline=None, derandomize=True)
+@hypothesis.settings(max_examples=7, deadline=None, derandomize=True)
 def test_what_is_admitted_is_within_the_cap_and_what_is_refused_stays_refused(
     events: list[tuple[float, float, int]], epsilon: float
 ) -> None:
@@ -116,7 +119,7 @@ def test_what_is_admitted_is_within_the_cap_and_what_is_refused_stays_refused(
     epsilon=st.floats(0.3, 12.0),
     votes=st.integers(0, 3),
 )
-@hypothesis.settings(max_examples=8, deadline=None, derandomize=True)
+@hypothesis.settings(max_examples=6, deadline=None, derandomize=True)
 def test_a_calibrated_plan_is_admitted_at_every_round_and_to_its_end(
     q: float, rounds: int, steps: int, epsilon: float, votes: int
 ) -> None:
@@ -132,12 +135,22 @@ def test_a_calibrated_plan_is_admitted_at_every_round_and_to_its_end(
     assert not budget.admits([*one_by_one, *beside, *beside, *one_by_one])
 
 
+def test_unlike_charges_have_room_in_either_order() -> None:
+    """Votes of everybody before or after sampled training; neither order may use up the budget at a stroke."""
+    training, votes = GaussianEvent(0.1, 2.0, 500), GaussianEvent(1.0, 20.0, 2)
+    budget = BudgetFilter(8.0, DELTA)
+    for events in ([training, votes], [votes, training]):
+        assert 5.0 < pld_epsilon(events, DELTA) < 7.0
+        assert budget.admits(events)
+    assert total_mu_squared([training]) > 20 * budget.mu_squared, "as if everybody took part it would not fit"
+
+
 def test_the_order_and_its_budget_are_those_of_the_library() -> None:
     for epsilon in (0.2, 1.0, 8.0, 40.0):
-        order = filters._order(epsilon, DELTA)
-        budget = filters._renyi_budget(epsilon, DELTA / 2, order)
+        order = filters._order(epsilon, 0.02 * DELTA)
+        budget = filters._renyi_budget(epsilon, 0.02 * DELTA, order)
         assert budget > 0.0
-        assert compute_epsilon([order], [budget], DELTA / 2)[0] == pytest.approx(epsilon, rel=1e-9)
+        assert compute_epsilon([order], [budget], 0.02 * DELTA)[0] == pytest.approx(epsilon, rel=1e-9)
 
 
 @pytest.mark.parametrize(("q", "sigma", "order"), [(1.0, 3.0, 4.0), (0.1, 1.5, 4.0), (0.3, 0.8, 7.0)])
@@ -173,9 +186,9 @@ def test_a_refusal_says_what_is_spent_and_by_which_rule() -> None:
         "1e-05",
     ):
         assert part in caught.value.message, part
-    mixed = [GaussianEvent(1.0, 10.0, 50), GaussianEvent(0.01, 1.0, 20)]
+    mixed = [GaussianEvent(1.0, 10.0, 50), GaussianEvent(0.1, 1.0, 8)]
     assert pld_epsilon(mixed, DELTA) <= 4.0
-    with pytest.raises(BudgetExceededError, match=r"as if planned beforehand.*chosen after earlier releases"):
+    with pytest.raises(BudgetExceededError, match=r"as if planned beforehand.*admits less of unlike charges"):
         budget.require(mixed, spent=mixed[:1])
 
 
