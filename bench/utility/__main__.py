@@ -27,7 +27,6 @@ from utility.surrogates import SurrogateTest
 from utility.table import render
 from utility.worlds import world_of
 
-
 ASKED = 40
 """Patients of each site whose tiles condition the surrogates."""
 
