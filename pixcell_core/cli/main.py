@@ -23,7 +23,7 @@ GROUP_HELP = {
     "hub": "The coordinator's hub that sites connect to.",
     "kit": "Site kits: keys that may join the consortium.",
     "model": "The model: weights in every form, sampling, training, evaluation; and the starter that ships.",
-    "private": "The privacy promise of training: plan what it costs and whether the cohort is large enough.",
+    "private": "The privacy promise of training: plan what it costs, audit the mechanism that keeps it.",
     "audit": "The privacy audit of surrogate tiles.",
     "audit policy": "Thresholds of the audit and where each number comes from.",
     "release": "The gate: draft, sign, export and verify bundles.",

@@ -1,4 +1,4 @@
-"""`pixcell private`: planning a study with a privacy promise, before any patient is looked at."""
+"""`pixcell private`: planning a study with a privacy promise before any patient is looked at, and its audits."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pixcell_core.cli import private_audit_commands
 from pixcell_core.cli.contract import FormatOption, OutputFormat, command
 from pixcell_core.cli.main import group
 from pixcell_core.errors import BadInputError
@@ -246,6 +247,7 @@ def _write_new(path: Path, text: str) -> None:
 
 
 def register(root: typer.Typer) -> None:
-    """Add `pixcell private`."""
+    """Add `pixcell private plan` and the audits of the mechanism."""
     private = group(root, "private")
     private.command("plan", help=PLAN_HELP)(plan)
+    private_audit_commands.register(private)

@@ -185,7 +185,7 @@ def _first_guess(
 
 def _secant(budget: BudgetFilter, sample_rate: float, steps: int, start: float) -> float:
     def excess(log_sigma: float) -> float:
-        spent = pld_epsilon([GaussianEvent(sample_rate, math.exp(log_sigma), steps)], budget.main_delta)
+        spent = pld_epsilon([GaussianEvent(sample_rate, math.exp(log_sigma), steps)], budget.repetition_delta)
         return math.log(max(spent, 1e-12) / budget.epsilon)
 
     before, now = math.log(start), math.log(start) - 0.15

@@ -79,8 +79,13 @@ def rdp_epsilon(events: Sequence[GaussianEvent], delta: float) -> float:
 
 def rdp_at_order(events: Sequence[GaussianEvent], order: float) -> float:
     """Return the Renyi divergence of order `order` of all `events` together; 0 for no events."""
+    return rdp_at_orders(events, (order,))[0]
+
+
+def rdp_at_orders(events: Sequence[GaussianEvent], orders: Sequence[float]) -> list[float]:
+    """Return the Renyi divergence of each of `orders`, of all `events` together; 0 for no events."""
     merged = merge_full(events)
-    return float(_renyi(merged, (order,)).rdp[0]) if merged else 0.0
+    return [float(value) for value in _renyi(merged, orders).rdp] if merged else [0.0] * len(orders)
 
 
 def merge_full(events: Sequence[GaussianEvent]) -> list[GaussianEvent]:

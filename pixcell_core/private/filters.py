@@ -15,12 +15,13 @@ from typing import Final
 
 from pixcell_core.errors import BadInputError, RefusedError
 from pixcell_core.private.closed_form import gaussian_mu
-from pixcell_core.private.composition import pld_epsilon, rdp_at_order
+from pixcell_core.private.composition import pld_epsilon, rdp_at_order, rdp_at_orders
 from pixcell_core.private.events import GaussianEvent, total_mu_squared
 from pixcell_core.private.limits import check_delta
 
-MIXED_SHARE: Final = 0.02
-"""Of delta, for sequences of unlike charges. The main class then keeps 99.9 % of what it could spend alone."""
+MIXED_SHARE_AFTER_FULL: Final = 0.02
+MIXED_SHARE_AFTER_SAMPLED: Final = 0.2
+"""Of delta, for sequences of unlike charges. The main class keeps 99.9 and 99 % of the mu it could spend alone."""
 
 _ORDERS: Final = (
     1.25,
@@ -52,10 +53,11 @@ class BudgetFilter:
     The sequence may be chosen adaptively: each charge's q, sigma, steps, and the stop, by any function of all that was
     released before. Neighbouring cohorts differ in one patient. P and Q are the distributions of the transcript with
     and without the patient; L is the log of their ratio. A transcript is of one of two classes; delta is divided
-    between them beforehand (0.98 and 0.02), and what may follow is settled by the cap and the patient's first charge
-    alone, before anything that depends on this patient was released.
+    between them, and what may follow is settled by the cap and the patient's first charge alone, before anything that
+    depends on this patient was released. The mixed class has 2 % of delta where the first charge has q = 1, since
+    charges of everybody are all alike to the main class, and 20 % where it has q < 1.
 
-    **The main class, delta' = 0.98 delta. First charge with q = 1: the Gaussian filter** (Smith & Thakurta 2022;
+    **The main class, its share delta'. First charge with q = 1: the Gaussian filter** (Smith & Thakurta 2022;
     Koskela, Tobaben & Honkela 2023). While the sum of T / sigma^2 over all charges is at most m = mu^2, where mu solves
     the closed form at (epsilon, delta'). Exact: one mechanism that spends m at once has this epsilon and no less.
     Proof. For v >= 0 let V(v, s) = E[(1 - exp(epsilon - s - Z))+] with Z ~ N(v/2, v): the delta still to come after a
@@ -69,10 +71,11 @@ class BudgetFilter:
     the privacy loss distribution of all steps keeps epsilon at delta'. The only choice is when to stop; stopping is a
     post-processing of the longest run.
 
-    **The mixed class, delta'' = 0.02 delta: every other transcript.** While its Renyi divergences of ONE order a, a
-    function of the cap alone, sum to at most the r with r + log((a-1)/a) - (log delta'' + log a)/(a-1) = epsilon
-    (Feldman & Zrnic 2021: with the sum bounded, exp((a-1)(L - sum of r_i)) has mean at most 1 under P, so that the whole
-    is (a, r)-Renyi DP; conversion of Canonne, Kamath & Steinke 2020).
+    **The mixed class, the rest delta'' of delta: every other transcript.** While its Renyi divergences of ONE order a, a
+    function of the cap and the first charge, sum to at most the r with
+    r + log((a-1)/a) - (log delta'' + log a)/(a-1) = epsilon (Feldman & Zrnic 2021: with the sum bounded,
+    exp((a-1)(L - sum of r_i)) has mean at most 1 under P, so that the whole is (a, r)-Renyi DP; conversion of Canonne,
+    Kamath & Steinke 2020).
 
     Proof that the two add up. Let S be a set of transcripts. Its transcripts in the main class are an event of the run
     that halts rather than leave that class; the others are an event of the run that halts rather than pass r (sums only
@@ -142,22 +145,25 @@ class BudgetFilter:
             (e.sample_rate, e.noise_multiplier) != (first.sample_rate, first.noise_multiplier) for e in events
         ):
             return False
-        return pld_epsilon(events, self.main_delta) <= self.epsilon
+        return pld_epsilon(events, self.repetition_delta) <= self.epsilon
 
     @property
-    def main_delta(self) -> float:
-        """The share of delta that like charges may spend."""
-        return self.delta * (1.0 - MIXED_SHARE)
+    def repetition_delta(self) -> float:
+        """The share of delta for repetitions of one sampled charge."""
+        return self.delta * (1.0 - MIXED_SHARE_AFTER_SAMPLED)
 
     @property
     def mu_squared(self) -> float:
         """The largest sum of T / sigma^2 that is admitted where everybody takes part in every step."""
-        return _mu_cap(self.epsilon, self.main_delta) ** 2
+        return _mu_cap(self.epsilon, self.delta * (1.0 - MIXED_SHARE_AFTER_FULL)) ** 2
 
     def renyi_fits(self, events: Sequence[GaussianEvent]) -> bool:
         """Whether `events` are within the rule of the mixed class: sufficient for `admits`, and cheap."""
-        delta = MIXED_SHARE * self.delta
-        order = _order(self.epsilon, delta)
+        first = events[0]
+        delta = self.delta * (
+            MIXED_SHARE_AFTER_FULL if first.sample_rate == 1.0 else MIXED_SHARE_AFTER_SAMPLED
+        )
+        order = _order(self.epsilon, delta, first.sample_rate, first.noise_multiplier)
         return rdp_at_order(events, order) <= _renyi_budget(self.epsilon, delta, order)
 
     def _over(self, events: Sequence[GaussianEvent]) -> str:
@@ -178,10 +184,12 @@ def _mu_cap(epsilon: float, delta: float) -> float:
     return gaussian_mu(epsilon, delta)
 
 
-@lru_cache(maxsize=64)
-def _order(epsilon: float, delta: float) -> float:
-    """The order at which the most charges fit: the largest budget in units of a / 2, the divergence at mu = 1."""
-    return max(_ORDERS, key=lambda order: 2.0 * _renyi_budget(epsilon, delta, order) / order)
+@lru_cache(maxsize=256)
+def _order(epsilon: float, delta: float, sample_rate: float, noise_multiplier: float) -> float:
+    """The order at which the first charge could be repeated most often."""
+    one = rdp_at_orders([GaussianEvent(sample_rate, noise_multiplier, 1)], _ORDERS)
+    room = [_renyi_budget(epsilon, delta, order) / spent for order, spent in zip(_ORDERS, one, strict=True)]
+    return _ORDERS[max(range(len(room)), key=room.__getitem__)]
 
 
 def _renyi_budget(epsilon: float, delta: float, order: float) -> float:

@@ -31,6 +31,7 @@ _MANY_STEPS = 1000
 _FEW_STEPS = 5
 _FULL_UP_TO = 500
 _WEAK_PROMISE = 10.0
+_UNUSED = 0.95
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ class Plan:
         request: as asked, with sigma filled in.
         noise_multiplier: sigma.
         spent_before, training, conditions: epsilon of each alone, all at the plan's delta.
+        calibrated: whether sigma was found here, and not given.
         together: one number for what was spent, training and private conditions: what a patient reads.
         admitted: whether a ledger with the target as its cap admits the whole plan.
         quality: what the update is expected to be worth.
@@ -122,6 +124,7 @@ class Plan:
 
     request: PlanRequest
     noise_multiplier: float
+    calibrated: bool
     spent_before: Epsilon
     training: Epsilon
     conditions: Epsilon
@@ -148,6 +151,7 @@ def plan_training(request: PlanRequest) -> Plan:
     plan = Plan(
         request=replace(request, noise_multiplier=sigma),
         noise_multiplier=sigma,
+        calibrated=request.noise_multiplier is None,
         spent_before=epsilon(request.already_spent, request.delta),
         training=epsilon([training], request.delta),
         conditions=epsilon(request.beside, request.delta),
@@ -255,6 +259,12 @@ def _warnings(plan: Plan) -> list[str]:
             f"A ledger with the cap epsilon {request.epsilon:g} per patient at delta {request.delta:g} will refuse this "
             f"plan before its end: together it costs {_number(plan.together)}."
         )
+    elif plan.together.value < _UNUSED * request.epsilon and request.sample_rate < 1.0 and plan.calibrated:
+        said.append(
+            f"Only {_number(plan.together)} of {request.epsilon:g} can be spent: sampled steps and other charges are "
+            "unlike, and a budget that has to hold whatever later charges are chosen by admits less of those. With all "
+            "patients in every step (sample rate 1) nothing is lost."
+        )
     if plan.quality.verdict != "useful":
         most = int(request.parameters * (plan.quality.snr / _snr(USEFUL_COSINE)) ** 2)
         said.append(
@@ -291,16 +301,19 @@ def _about_sampling(plan: Plan) -> list[str]:
     """Whether sampling patients is worth its assumption, compared with everybody in every step at the same cost."""
     request = plan.request
     full = expected_quality(request, _calibrated(request, sample_rate=1.0), sample_rate=1.0)
-    gain = plan.quality.snr / full.snr
-    if request.patients > _FULL_UP_TO and gain > 1.0:
+    compared = (
+        f"with all of them in every step the signal-to-noise ratio is {full.snr:.2g} instead of {plan.quality.snr:.2g}, "
+        "and no assumption about secret sampling is needed"
+    )
+    if request.patients <= _FULL_UP_TO:
+        return [
+            f"Sampling {request.sample_rate:g} of {request.patients} patients is not worth it: {compared}."
+        ]
+    if plan.quality.verdict == "useful" or full.snr <= plan.quality.snr:
         return []
+    slower = 1.0 / request.sample_rate
     return [
-        f"Sampling {request.sample_rate:g} of {request.patients} patients is not worth it: with all of them in every "
-        f"step the signal-to-noise ratio is {full.snr:.2g} instead of {plan.quality.snr:.2g}, and no assumption about "
-        "secret sampling is needed."
-        if gain <= 1.0
-        else f"With {request.patients} patients all of them can take part in every step: it needs no assumption about "
-        f"secret sampling, and the signal-to-noise ratio is {full.snr:.2g} against {plan.quality.snr:.2g}."
+        f"Sampling saves time and costs signal: {compared}; a step then takes {slower:.3g} times as long."
     ]
 
 
