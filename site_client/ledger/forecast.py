@@ -49,9 +49,10 @@ class Forecast(BaseModel):
         table = Table(
             "next",
             "steps",
-            f"epsilon after, per {self.unit} at {self.delta:g}",
+            f"epsilon after, per {self.unit} at delta {self.delta:g}",
             "answer",
-            title=f"study {self.study}: site's cap {self.epsilon_cap:g}, study's cap {self.study_epsilon_cap:g}",
+            title=f"study {self.study}: caps of epsilon per {self.unit}, the site's {self.epsilon_cap:g} and the study's "
+            f"{self.study_epsilon_cap:g}",
         )
         for c in self.charges:
             after = f"{math.ceil(c.epsilon_after * 100.0) / 100.0:.2f}"

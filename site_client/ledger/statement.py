@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from site_client.ledger.view import LedgerView
 
 _BAR_WIDTH = 30
+_ROUNDS_SHOWN = 30
 
 
 class _Result(BaseModel):
@@ -108,7 +109,9 @@ class BudgetStatement(_Result):
     def _table_of_studies(self) -> RenderableType:
         from rich.table import Table
 
-        table = Table("study", "for", "steps charged", f"epsilon alone, per {self.unit} at {self.delta:g}")
+        table = Table(
+            "study", "for", "steps charged", f"epsilon alone, per {self.unit} at delta {self.delta:g}"
+        )
         for s in self.studies:
             table.add_row(
                 _short(s.study), " + ".join(s.purposes), str(s.steps_charged), rounded_up(s.epsilon_spent)
@@ -119,9 +122,13 @@ class BudgetStatement(_Result):
         from rich.table import Table
 
         several = len(self.cohorts) > 1
-        heads = ["study", "round", "purpose", "sample rate", "noise multiplier", "C", "steps charged"]
-        table = Table(*heads, *(["cohort"] if several else []))
-        for r in self.rounds:
+        heads = ["study", "round", "purpose", "sample rate", "noise multiplier", "C", "steps"]
+        left_out = len(self.rounds) - _ROUNDS_SHOWN
+        title = f"the last {_ROUNDS_SHOWN} rounds; --format json lists all" if left_out > 0 else None
+        table = Table(title=title)
+        for head in (*heads, *(["cohort"] if several else [])):
+            table.add_column(head, overflow="fold", no_wrap=head == "purpose")
+        for r in self.rounds[-_ROUNDS_SHOWN:]:
             cells = (r.round, r.purpose, r.sample_rate, r.noise_multiplier, r.max_grad_norm, r.steps_charged)
             texts = [f"{c:g}" if isinstance(c, float) else str(c) for c in cells]
             table.add_row(_short(r.study), *texts, *([r.cohort] if several else []))
@@ -191,7 +198,7 @@ def _rounds(view: LedgerView) -> list[RoundSpending]:
 
 def _short(study: str) -> str:
     """A digest is shortened for the eye; the whole of it stands in the JSON."""
-    return study[:19] + "…" if study.startswith("sha256:") else study
+    return study.removeprefix("sha256:")[:8] if study.startswith("sha256:") else study
 
 
 def _bar(share: float) -> str:

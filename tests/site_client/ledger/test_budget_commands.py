@@ -284,3 +284,15 @@ def test_correcting_the_clock_asks_and_records(site_dir: Path) -> None:
 def test_there_is_no_time_to_correct_without_a_ledger(tmp_path: Path) -> None:
     code, _, err = run("correct-clock", "--site-dir", str(tmp_path), "--yes")
     assert code == 4 and "no privacy ledger yet" in err
+
+
+def test_a_long_ledger_shows_its_last_rounds_and_lists_all_in_json(tmp_path: Path) -> None:
+    with open_site_ledger(tmp_path, site="north", cap=BudgetCap(8.0, 1e-5)) as ledger:
+        for number in range(40):
+            charge = RoundCharge("long", 1000 + number, 1.0, 200.0, 1, 0.1, "sha256:" + "c0de" * 16)
+            with ledger.reserve(charge) as steps:
+                steps(0)
+    code, out, _ = run("show", "--site-dir", str(tmp_path))
+    assert code == 0 and "the last 30 rounds" in out and " 1039 " in out and " 1009 " not in out
+    data = json.loads(run("show", "--site-dir", str(tmp_path), "--format", "json")[1])["data"]
+    assert len(data["rounds"]) == 40

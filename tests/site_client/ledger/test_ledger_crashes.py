@@ -96,7 +96,7 @@ def test_a_resumed_step_is_a_new_charge_with_new_noise(cases: list[Case]) -> Non
 
 def test_a_chain_of_deaths_dies_while_mending_too(cases: list[Case]) -> None:
     chained = [case for case in cases if case["kind"] == "chain"]
-    assert len(chained) == 20 and deaths(chained) >= 50
+    assert len(chained) == 12 and deaths(chained) >= 30
     mended = {
         point for case in cases if case["scenario"] in ("torn", "whole", "behind") for point in case["points"]
     }
