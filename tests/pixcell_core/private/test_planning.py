@@ -120,7 +120,7 @@ def test_a_written_study_costs_training_and_conditions_as_one_number() -> None:
         ({"patients": 60, "sites": 1}, "would be weak .* About \\d+ patients"),
         ({"sample_rate": 0.2}, "not worth it: with all of them in every step"),
         (
-            {"patients": 600, "sample_rate": 0.1, "epsilon": 2.0},
+            {"patients": 600, "sample_rate": 0.1, "epsilon": 0.5},
             "Sampling saves time and costs signal: .* takes 10 times as long",
         ),
         ({"rounds": 200, "steps": 20}, "4000 steps: beyond some tens"),
