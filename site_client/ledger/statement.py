@@ -127,7 +127,8 @@ class BudgetStatement(_Result):
         title = f"the last {_ROUNDS_SHOWN} rounds; --format json lists all" if left_out > 0 else None
         table = Table(title=title)
         for head in (*heads, *(["cohort"] if several else [])):
-            table.add_column(head, overflow="fold", no_wrap=head == "purpose")
+            longest_word = max(map(len, head.split()))
+            table.add_column(head, overflow="fold", no_wrap=head == "purpose", min_width=longest_word)
         for r in self.rounds[-_ROUNDS_SHOWN:]:
             cells = (r.round, r.purpose, r.sample_rate, r.noise_multiplier, r.max_grad_norm, r.steps_charged)
             texts = [f"{c:g}" if isinstance(c, float) else str(c) for c in cells]
