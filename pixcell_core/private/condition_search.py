@@ -94,8 +94,7 @@ def winning_shares(noisy: Histogram, votes: PatientVotes) -> WinningShares:
     Where no bin is left, all public candidates and labels count alike: a decision made on the noisy histogram, so it
     tells no more than the histogram does.
     """
-    passed = (noisy >= votes.threshold * votes.noise_multiplier) & (noisy > 0.0)
-    kept = np.where(passed, noisy, 0.0)
+    kept = np.where(noisy >= votes.threshold * votes.noise_multiplier, noisy, 0.0)
     total = float(kept.sum())
     if total <= 0.0:
         return WinningShares(np.full(noisy.shape, 1.0 / noisy.size), uniform=True)

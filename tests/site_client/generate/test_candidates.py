@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,16 @@ def test_the_same_embeddings_have_one_digest_in_every_container(tmp_path: Path) 
     )
 
 
+class Trap:
+    """What a pickle inside an .npy file would run when it is opened."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.mkdir, (str(self.mark),)
+
+
 def bad_files(folder: Path) -> dict[str, Path]:
     good = torch.randn(4, 1, 8)
     with_nan = good.clone()
@@ -63,7 +74,11 @@ def bad_files(folder: Path) -> dict[str, Path]:
     made["candidates-unreadable npy"] = folder / "torn.npy"
     made["candidates-unreadable npy"].write_bytes(b"\x93NUMPY")
     made["candidates-unreadable pickle"] = folder / "pickle.npy"
-    np.save(made["candidates-unreadable pickle"], np.array([Path()], dtype=object), allow_pickle=True)
+    np.save(
+        made["candidates-unreadable pickle"],
+        np.array([Trap(folder / "sprung")], dtype=object),
+        allow_pickle=True,
+    )
     made["candidates-unreadable nowhere"] = folder / "nowhere.safetensors"
     return made
 
@@ -73,6 +88,7 @@ def test_what_cannot_be_voted_for_is_an_input_error(tmp_path: Path) -> None:
         with pytest.raises(BadInputError) as refused:
             PublicCandidates.read(path)
         assert refused.value.code == name.split()[0] and refused.value.hint, name
+    assert not (tmp_path / "sprung").exists(), "nothing inside a file was run"
     with pytest.raises(BadInputError) as refused:
         PublicCandidates.read(tmp_path)
     assert refused.value.code == "no-feature-store"
