@@ -73,10 +73,12 @@ class JointGradients:
 
     def units(self, losses: Sequence[float]) -> list[UnitGradient]:
         """The patients' gradients since `watching` began; their tensors are views, good until it begins again."""
-        found = []
-        for patient, loss in enumerate(losses):
-            tensors = [total[patient] for total in self._sums]
-            found.append(UnitGradient(tensors, loss, global_norm(tensors)))
+        parts = [torch.linalg.vector_norm(t.flatten(1), dim=1, dtype=torch.float64) for t in self._sums]
+        norms = torch.linalg.vector_norm(torch.stack(parts), dim=0).tolist()
+        found = [
+            UnitGradient([total[patient] for total in self._sums], loss, norms[patient])
+            for patient, loss in enumerate(losses)
+        ]
         self._sums = []
         return found
 

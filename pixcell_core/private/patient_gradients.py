@@ -24,11 +24,13 @@ from pixcell_core.private.signal import unchanged_buffers
 
 Precision = Literal["float32", "bfloat16"]
 
-ROWS_PER_JOINT_PASS = 16
-"""Rows that share a pass unless the caller bounds them: past this many a processor gains little."""
+NUMBERS_PER_PASS = 1 << 16
+"""Numbers of the rows' first tensor that share a pass unless the caller bounds the rows: 16 tiles of 16 x 16 x 16 latents.
+Past this a processor gains little, and memory grows."""
 
-ROWS_ENOUGH_ALONE = 8
-"""A patient with so many rows goes alone: taking gradients apart then costs more than the fuller pass saves."""
+ROWS_PER_PASS = (16, 64)
+"""Fewest and most rows of a shared pass. A patient who fills half of one goes alone: taking gradients apart then costs
+more than the fuller pass saves."""
 
 _OPENS_A_GROUP = 16
 """Of 256 values of the first byte of the hash of a patient's name, those that open a new group."""
@@ -132,7 +134,7 @@ class PatientGradientEngine:
         losses = torch.zeros(len(each), device=device)
         self._forget_gradients()
         with self._joint.watching(len(each), device):
-            for piece in _pieces((*together, owner, share), self._rows_per_pass):
+            for piece in _pieces((*together, owner, share), self._rows_per_pass(together)):
                 self._joint.rows_belong_to(piece[-2])
                 parts = self._losses(piece[:-2]) * piece[-1]
                 parts.sum().backward()  # type: ignore[no-untyped-call]
@@ -162,10 +164,12 @@ class PatientGradientEngine:
         for parameter in self.trainable:
             parameter.grad = None
 
-    @property
-    def _rows_per_pass(self) -> int:
-        full = self.parameters.tiles_per_patient * self.parameters.noise_draws
-        return self.rows_per_backward or max(ROWS_PER_JOINT_PASS, full)
+    def _rows_per_pass(self, rows: tuple[Tensor, ...]) -> int:
+        """How many rows like these share a pass."""
+        if self.rows_per_backward is not None:
+            return max(1, self.rows_per_backward)
+        fewest, most = ROWS_PER_PASS
+        return max(fewest, min(most, NUMBERS_PER_PASS // max(1, rows[0][0].numel())))
 
     def empty_sum(self) -> GradientSum:
         """Return a sum with no patient in it."""
@@ -206,11 +210,12 @@ class PatientGradientEngine:
                     code="row-count",
                 )
             size = rows[0].shape[0] * self.parameters.noise_draws
-            if self._joint is None or size >= ROWS_ENOUGH_ALONE:
+            full = self._rows_per_pass(rows)
+            if self._joint is None or 2 * size >= full:
                 yield [rows]
                 continue
             if group and (
-                filled + size > self._rows_per_pass
+                filled + size > full
                 or hashlib.sha256(patient.encode()).digest()[0] < _OPENS_A_GROUP
                 or [t.shape[1:] for t in rows] != [t.shape[1:] for t in group[0]]
             ):
