@@ -256,7 +256,23 @@ def require_known_heads(ledger: Ledger, heads: Sequence[KnownHead]) -> None:
             )
 
 
-PUBLIC_REASONS = {
+_LEDGER_NEEDS_ITS_OWNER = (
+    "clock-backwards",
+    "ledger-broken",
+    "ledger-busy",
+    "ledger-changed",
+    "ledger-key-missing",
+    "ledger-of-another-site",
+    "ledger-unreadable",
+    "ledger-write",
+    "witness-broken",
+    "witness-unwritten",
+)
+"""A site's machine or ledger, not its patients: the coordinator may know that a person has to act there."""
+
+PUBLIC_REASONS = dict.fromkeys(
+    _LEDGER_NEEDS_ITS_OWNER, "the site's privacy ledger needs its owner; the site's own log says why"
+) | {
     "not-approved": "this site has not approved the study",
     "approval-denied": "this site denied the study",
     "approval-withdrawn": "this site withdrew its approval",

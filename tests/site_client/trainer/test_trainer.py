@@ -356,7 +356,7 @@ def test_a_cohort_of_one_is_refused_before_the_trainer_says_that_it_is_ready(
 
 
 def test_codes_that_could_tell_about_patients_stay_at_the_site() -> None:
-    for code in ("cohort-too-small", "no-tiles", "running-statistics", "delta", "ledger-broken"):
+    for code in ("cohort-too-small", "no-tiles", "running-statistics", "delta", "cohorts-broken"):
         assert public_code(RefusedError("x", hint="", code=code)) == "site-refused"
     for code in PUBLIC_REASONS:
         assert public_code(RefusedError("x", hint="", code=code)) == code
