@@ -46,6 +46,8 @@ class Forecast(BaseModel):
         """A table: what, steps, epsilon after, admitted or the reason."""
         from rich.table import Table
 
+        if not self.charges:
+            return f"study {self.study}: every round and what else it charges is charged already; nothing is left"
         table = Table(
             "next",
             "steps",
@@ -80,9 +82,10 @@ def forecast_of(view: LedgerView, study: Study) -> Forecast:
         asked.append(("one round", [round_event(study)]))
     if conditions is not None:
         asked.append(("private conditions", [conditions]))
-    rest = [GaussianEvent(study.sample_rate, study.noise_multiplier, rounds_left * study.steps_per_round)] * (
-        rounds_left > 0
-    ) + ([conditions] if conditions else [])
+    rest = [] if conditions is None else [conditions]
+    if rounds_left > 0:
+        steps = rounds_left * study.steps_per_round
+        rest.insert(0, GaussianEvent(study.sample_rate, study.noise_multiplier, steps))
     if rounds_left > 1 or len(asked) > 1:
         asked.append(("all that is left", rest))
     return Forecast(

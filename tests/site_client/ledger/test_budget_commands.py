@@ -296,3 +296,17 @@ def test_a_long_ledger_shows_its_last_rounds_and_lists_all_in_json(tmp_path: Pat
     assert code == 0 and "the last 30 rounds" in out and " 1039 " in out and " 1009 " not in out
     data = json.loads(run("show", "--site-dir", str(tmp_path), "--format", "json")[1])["data"]
     assert len(data["rounds"]) == 40
+
+
+def test_a_study_that_charged_everything_leaves_nothing_to_forecast(site_dir: Path, tmp_path: Path) -> None:
+    study = make_study(True, rounds=1, steps_per_round=2, epsilon_cap=8.0)
+    (tmp_path / "study.json").write_bytes(study.to_bytes())
+    with open_site_ledger(site_dir, site="north") as ledger:
+        for purpose, number, norm in (("training", 1, 0.1), ("conditions", 0, 1.0)):
+            charge = RoundCharge(study.digest, number, 1.0, 20.0, 2, norm, study.code_digest, purpose)
+            with ledger.reserve(charge) as steps:
+                steps(0)
+    where = ("--site-dir", str(site_dir), "--study", str(tmp_path / "study.json"))
+    code, out, _ = run("show", *where)
+    assert code == 0 and "nothing is left" in " ".join(out.split())
+    assert json.loads(run("show", *where, "--format", "json")[1])["data"]["forecast"]["charges"] == []
