@@ -20,7 +20,7 @@ from torch import nn
 from pixcell_core.diffusion import training_loss
 from pixcell_core.models import PixCellTransformer2DModel
 from pixcell_core.starter.recipe.train_transformer import CONFIG
-from pixcell_core.training.adapters import attach_ffa_lora
+from pixcell_core.training.adapters import attach_lora
 
 WIDE = {
     **CONFIG,
@@ -61,7 +61,7 @@ def pair(config: dict[str, object], tokens: int) -> tuple[nn.Module, nn.Module]:
     stock.load_state_dict({k: v for k, v in ours.state_dict().items() if k not in extra}, strict=True)
     table = None if ours.y_pos_embed is None else ours.y_pos_embed.y_pos_embed
     for model in (ours, stock):
-        attach_ffa_lora(model, rank=4, seed=1)
+        attach_lora(model, kind="ffa-lora", rank=4, seed=1)
     return ours.train(), WithTable(stock, copy.deepcopy(table)).train()
 
 

@@ -19,7 +19,6 @@ TRAINING_CODE = (
     "pixcell_core/models/transformer.py",
     "pixcell_core/private",
     "pixcell_core/training/adapters.py",
-    "pixcell_core/training/ema.py",
     "pixcell_core/training/feature_store.py",
     "site_client/generate",
     "site_client/ledger",

@@ -94,18 +94,6 @@ def attach_lora(
                 parameter.copy_(_drawn_matrix(name, (parameter.shape[0], parameter.shape[1]), seed))
 
 
-def attach_ffa_lora(
-    model: nn.Module,
-    *,
-    rank: int,
-    seed: int,
-    targets: Sequence[str] = DEFAULT_TARGETS,
-    alpha: int | None = None,
-) -> None:
-    """`attach_lora` of the kind `ffa-lora`, the default of a study."""
-    attach_lora(model, kind="ffa-lora", rank=rank, seed=seed, targets=targets, alpha=alpha)
-
-
 def require_trainable_targets(model: nn.Module, targets: Sequence[str]) -> None:
     """Refuse targets that reach no linear layer of the model, or layers that cannot learn. Changes nothing.
 

@@ -17,12 +17,12 @@ from pixcell_core.contracts.study import Study
 from pixcell_core.diffusion import drop_condition, training_loss
 from pixcell_core.errors import RefusedError
 from pixcell_core.models import PixCellTransformer2DModel
+from pixcell_core.private.averaging import AdapterAverage
 from pixcell_core.private.engine import run_private_steps
 from pixcell_core.private.noise import SystemNoiseSource
 from pixcell_core.private.parameters import LocalStepTrace, PrivacyParameters
 from pixcell_core.private.sampling import sampler_for
 from pixcell_core.training.adapters import adapter_state, attach_lora, load_adapter_state
-from pixcell_core.training.ema import Ema
 from pixcell_core.training.feature_store import FeatureStore
 from site_client.trainer.patient_rows import LatentScaling, PatientRows
 
@@ -81,12 +81,11 @@ class RoundTrainer:
         trainable = [p for p in model.parameters() if p.requires_grad]
         noise_source = SystemNoiseSource()
         self._source.noise_draws = study.noise_draws
-        average = Ema(model, study.ema_decay) if study.ema_decay else None
+        average = AdapterAverage(trainable, study.ema_decay)
 
         def after_step(trace: LocalStepTrace) -> None:
             # What was released may be averaged at will: it costs no privacy.
-            if average is not None:
-                average.update(model)
+            average.update()
             if on_step is not None:
                 on_step(trace)
 
@@ -102,8 +101,7 @@ class RoundTrainer:
             on_step=after_step,
             precision=study.precision,
         )
-        if average is not None:
-            average.copy_to(model)
+        average.write()
         after = adapter_state(model)
         return {
             name: after[name].cpu().numpy().astype(np.float32) - value.astype(np.float32)

@@ -23,7 +23,8 @@ from pixcell_core.checkpoints.attached_lora import (
 from pixcell_core.checkpoints.lora import LoraAdapter, adapter_from_state, load_lora, save_peft
 from pixcell_core.errors import BadInputError, PixcellError
 from pixcell_core.models import PixCellTransformer2DModel
-from pixcell_core.training.adapters import adapter_state, attach_ffa_lora
+from pixcell_core.training.adapters import adapter_state
+from pixcell_core.training.adapters import attach_lora as attach_drawn_lora
 
 Tiny = Callable[..., PixCellTransformer2DModel]
 #: The layers the published stain adapters change, in all blocks.
@@ -239,7 +240,7 @@ def test_the_platforms_federated_adapter_goes_to_peft_and_back(
     tmp_path: Path, tiny: Tiny, inputs: Callable[..., Any]
 ) -> None:
     federated, given = tiny(1), inputs(1)
-    attach_ffa_lora(federated, rank=2, seed=7, alpha=4)
+    attach_drawn_lora(federated, kind="ffa-lora", rank=2, seed=7, alpha=4)
     with torch.no_grad():
         for name, parameter in federated.named_parameters():
             if "lora_B" in name:

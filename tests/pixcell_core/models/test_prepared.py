@@ -11,7 +11,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from pixcell_core.models import PixCellTransformer2DModel, block_forward, prepared
-from pixcell_core.training.adapters import attach_ffa_lora
+from pixcell_core.training.adapters import attach_lora
 
 SIZES = {1: (16, 0.5), 4: (16, 1.0), 16: (32, 2.0)}
 
@@ -91,8 +91,12 @@ def test_latents_shared_by_two_conditions_are_as_good_as_doubled_ones(tokens: in
 
 def test_adapters_are_merged_when_the_condition_is_prepared() -> None:
     model = tiny(4)
-    attach_ffa_lora(
-        model, rank=2, seed=3, targets=("attn1.to_q", "attn1.to_out.0", "attn2.to_v", "attn2.to_q")
+    attach_lora(
+        model,
+        kind="ffa-lora",
+        rank=2,
+        seed=3,
+        targets=("attn1.to_q", "attn1.to_out.0", "attn2.to_v", "attn2.to_q"),
     )
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -11,7 +11,7 @@ from pixcell_core.models import PixCellTransformer2DModel
 from pixcell_core.training.adapters import (
     DEFAULT_TARGETS,
     adapter_state,
-    attach_ffa_lora,
+    attach_lora,
     load_adapter_state,
 )
 from tests.pixcell_core.training.process_runs import transformer
@@ -21,7 +21,7 @@ RANK = 3
 
 def adapted(seed: int = 5, rank: int = RANK, alpha: float | None = None) -> PixCellTransformer2DModel:
     model = transformer()
-    attach_ffa_lora(model, rank=rank, seed=seed, alpha=alpha)
+    attach_lora(model, kind="ffa-lora", rank=rank, seed=seed, alpha=alpha)
     return model
 
 
@@ -68,14 +68,14 @@ def test_a_does_not_depend_on_the_global_generator_nor_on_other_targets() -> Non
     one = frozen(adapted(5))
     model = transformer()
     torch.manual_seed(12345)
-    attach_ffa_lora(model, rank=RANK, seed=5, targets=("attn1.to_v",))
+    attach_lora(model, kind="ffa-lora", rank=RANK, seed=5, targets=("attn1.to_v",))
     few = frozen(model)
     assert few and all(torch.equal(matrix, one[name]) for name, matrix in few.items())
 
 
 def test_rows_of_a_have_variance_one_over_inputs() -> None:
     model = nn.ModuleDict({"wide": nn.Linear(400, 10)})
-    attach_ffa_lora(model, rank=64, seed=2, targets=("wide",))
+    attach_lora(model, kind="ffa-lora", rank=64, seed=2, targets=("wide",))
     (matrix,) = frozen(model).values()
     assert matrix.shape == (64, 400)
     assert matrix.var().item() * 400 == pytest.approx(1.0, abs=0.05)
@@ -186,7 +186,7 @@ def test_silent_targets_are_refused_however_they_are_spelled(targets: tuple[str,
     """With one condition token the softmax over it is 1: to_q and to_k of attn2 get no gradient."""
     model = transformer()
     with pytest.raises(RefusedError) as refused:
-        attach_ffa_lora(model, rank=2, seed=0, targets=targets)
+        attach_lora(model, kind="ffa-lora", rank=2, seed=0, targets=targets)
     assert refused.value.code == "silent-adapter-target"
     assert not frozen(model) and all(p.requires_grad for p in model.parameters()), "refused before a change"
 
@@ -203,10 +203,10 @@ def test_the_refused_targets_are_silent_indeed_and_alive_with_more_tokens() -> N
                 # With one token the model need not even compute them: no gradient at all is silence too.
                 found = 0.0 if parameter.grad is None else parameter.grad.abs().max().item()
                 assert (found < 1e-5 * alive) == silent, (tokens, name)
-    attach_ffa_lora(transformer(4), rank=2, seed=0, targets=("attn2.to_q",))
+    attach_lora(transformer(4), kind="ffa-lora", rank=2, seed=0, targets=("attn2.to_q",))
 
 
 def test_a_target_that_names_no_layer_is_refused() -> None:
     with pytest.raises(RefusedError) as refused:
-        attach_ffa_lora(transformer(), rank=2, seed=0, targets=("attn1.to_q", "attn7.to_q"))
+        attach_lora(transformer(), kind="ffa-lora", rank=2, seed=0, targets=("attn1.to_q", "attn7.to_q"))
     assert refused.value.code == "unknown-adapter-target" and "attn7" in refused.value.message

@@ -22,7 +22,7 @@ from pixcell_core.contracts.canonical import file_digest
 from pixcell_core.contracts.study import AdapterSettings, ConditioningPolicy, PatientVotes, Study
 from pixcell_core.errors import BadInputError, PixcellError, RefusedError
 from pixcell_core.models import PixCellTransformer2DModel
-from pixcell_core.training.adapters import adapter_state, attach_ffa_lora
+from pixcell_core.training.adapters import adapter_state, attach_lora
 from site_client.generate import commands
 from site_client.generate.request import GenerationRequest
 from site_client.generate.session import run_generation
@@ -86,7 +86,7 @@ def write_study(path: Path, base: Path, **changes: Any) -> Study:
 
 def write_adapter(path: Path, base: Path, scale: float) -> Path:
     model = PixCellTransformer2DModel.from_pretrained(str(base), low_cpu_mem_usage=False)
-    attach_ffa_lora(model, rank=ADAPTER.rank, seed=ADAPTER.seed, targets=ADAPTER.targets)
+    attach_lora(model, kind="ffa-lora", rank=ADAPTER.rank, seed=ADAPTER.seed, targets=ADAPTER.targets)
     generator = torch.Generator().manual_seed(0)
     state = {k: torch.randn(v.shape, generator=generator) * scale for k, v in adapter_state(model).items()}
     save_file(state, path)

@@ -19,8 +19,8 @@ from pixcell_core.contracts.round import KnownHead, TrainRequest
 from pixcell_core.contracts.spool import Arrays, TrainJob, TrainResult, arrays_digest, l2_norm
 from pixcell_core.contracts.study import AdapterSettings, Study
 from pixcell_core.errors import BadInputError, RefusedError
+from pixcell_core.private.averaging import AdapterAverage
 from pixcell_core.private.noise import UnsafeFixedKeySource
-from pixcell_core.training.ema import Ema
 from site_client.agent.handlers import job_id_of
 from site_client.approvals.book import ApprovalBook
 from site_client.ledger.record import ReserveRecord
@@ -302,26 +302,27 @@ def test_averaging_sends_the_average_of_the_rounds_steps(
     monkeypatch.setattr(
         "pixcell_core.private.engine._system_seeded", lambda: torch.Generator().manual_seed(1)
     )
-    steps: list[Arrays] = []
-    real = Ema.update
+    steps: list[list[np.ndarray]] = []
+    real = AdapterAverage.update
 
-    def watched(self: Ema, model: torch.nn.Module) -> None:
-        steps.append({k: p.detach().numpy().copy() for k, p in model.named_parameters() if p.requires_grad})
-        real(self, model)
+    def watched(self: AdapterAverage) -> None:
+        steps.append([p.detach().numpy().astype(np.float64) for p in self._parameters])
+        real(self)
 
-    monkeypatch.setattr(Ema, "update", watched)
-    study = make_study(tiny_site.base, ema_decay=0.99, steps_per_round=3)
+    monkeypatch.setattr(AdapterAverage, "update", watched)
+    study = make_study(tiny_site.base, ema_decay=0.5, steps_per_round=3)
     start = start_of(tiny_site.base, study)
     ApprovalBook(tiny_site.folder).decide(study, "approve")
     _, update = ask(tiny_site, trainer, study, start)
     assert len(steps) == 3
-    for name, value in update.items():
-        average = start[name].astype(np.float64)
-        for number, step in enumerate(steps, start=1):
-            decay = min(0.99, (1 + number) / (10 + number))
-            average = decay * average + (1 - decay) * step[name]
-        np.testing.assert_allclose(value, average - start[name], atol=1e-7)
-        assert not np.allclose(value, steps[-1][name] - start[name])
+    by_shape = {value.shape: value.astype(np.float64) for value in update.values()}
+    for first, second, third in zip(*steps, strict=True):
+        average = (0.25 * first + 0.5 * second + third) / 1.75
+        assert any(
+            value.shape == average.shape and np.allclose(value, average, atol=1e-7)
+            for value in update.values()
+        )
+        assert not np.allclose(by_shape[third.shape], third)
 
 
 def test_a_cohort_is_charged_by_its_name_and_no_patient_stands_in_two(
