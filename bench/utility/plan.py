@@ -77,24 +77,30 @@ def full_plan() -> list[Run]:
     for rank in (1, 8):
         ask("rank", small.but(rank=rank, step_length=_rescaled(small, rank / small.rank)), range(3))
     ask("FFA or plain", small.but(kind="lora", step_length=_rescaled(small, 2.0)), range(3))
-    for epsilon in (4.0, 1.0):
-        ask("epsilon", base.but(epsilon=epsilon, step_length=LENGTHS[400, epsilon]), range(1), 1)
-        ask("epsilon", small.but(epsilon=epsilon, step_length=LENGTHS[100, epsilon]), range(2), 1)
-    for draws in (1, 8):
-        ask("noise draws of one tile", small.but(tiles=1, draws=draws), range(3))
+    for seeds in (range(1), range(1, 2)):
+        for epsilon in (4.0, 1.0):
+            ask("epsilon", base.but(epsilon=epsilon, step_length=LENGTHS[400, epsilon]), seeds, 1)
+            ask("epsilon", small.but(epsilon=epsilon, step_length=LENGTHS[100, epsilon]), seeds, 1)
     for one in goal[3:]:
         ask("epsilon", base, one)
         ask("epsilon", without_privacy(base), one)
     large = base.but(patients=1600)
     ask("epsilon", large, range(1), 1)
+    ask("epsilon", without_privacy(large), range(1), 1)
+    for draws in (1, 8):
+        ask("noise draws of one tile", small.but(tiles=1, draws=draws), range(3))
+    for bound in (0.008, 0.1):
+        ask("clipping bound", small.but(max_grad_norm=bound), range(2))
+    ask("noise draws of four tiles", base.but(draws=2, step_length=4.0), range(2))
     ask("noise draws of one tile", small.but(tiles=1, draws=32), range(1))
-    for epsilon in (4.0, 1.0):
-        ask("epsilon", base.but(epsilon=epsilon, step_length=LENGTHS[400, epsilon]), range(1, 3))
     plain = small.but(kind="lora")
     for setting in (plain, *(small.but(rank=rank) for rank in (1, 8))):
         ask("rank and kind", without_privacy(setting), range(2))
-    ask("epsilon", without_privacy(large), range(1), 1)
     ask("epsilon", large.but(epsilon=1.0, step_length=LENGTHS[1600, 1.0]), range(1), 1)
+    for rank in (1, 8):
+        ask("rank", base.but(rank=rank, step_length=_rescaled(base, rank / base.rank)), range(2))
+    for epsilon in (4.0, 1.0):
+        ask("epsilon", base.but(epsilon=epsilon, step_length=LENGTHS[400, epsilon]), range(2, 3))
     return runs
 
 
