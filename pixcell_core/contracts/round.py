@@ -106,7 +106,10 @@ class Exclusion(Document):
 
 
 class RoundRecord(Document):
-    """One committed round. Chained by digest, so that a missing or altered round is noticed."""
+    """One committed round. Chained by digest, so that a missing or altered round is noticed.
+
+    `state_digest` names the server optimiser's own tensors after the round, where it has any.
+    """
 
     schema_version: Literal["round/v1"] = "round/v1"
     study_id: StudyId
@@ -114,6 +117,7 @@ class RoundRecord(Document):
     round: Annotated[int, Field(ge=0)]
     previous: Digest | None
     adapter_digest: Digest
+    state_digest: Digest | None = None
     included: tuple[SiteName, ...]
     excluded: tuple[Exclusion, ...]
     started_at: AwareDatetime

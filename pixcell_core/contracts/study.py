@@ -91,6 +91,52 @@ class ConditioningPolicy(Document):
         return self
 
 
+class SiteKey(Document):
+    """The identity of one site as its peers know it: the Ed25519 key that signs its approvals, in PEM."""
+
+    site: SiteName
+    approval_key: Annotated[str, StringConstraints(pattern=r"^-----BEGIN PUBLIC KEY-----\n", max_length=400)]
+
+
+class MaskingSettings(Document):
+    """Secure aggregation: the hub learns the sum of at least `threshold` updates and no single one.
+
+    `coordinate_bound` is the largest absolute value of a coordinate that is sent; sites clip to it, and the fixed-point
+    grid follows from it. `identities` are the sites' signing keys: they stand in the study, so that a site's approval
+    covers whom it masks with, and nobody between the sites can put other keys in their place.
+    """
+
+    threshold: Annotated[int, Field(ge=2, le=1000)]
+    coordinate_bound: Annotated[float, Field(gt=0, le=1e6)]
+    identities: Annotated[tuple[SiteKey, ...], Field(min_length=3, max_length=1000)]
+
+
+class AggregationSettings(Document):
+    """How replies become the next adapter. Every site weighs the same: weights by patients would tell their number.
+
+    `rule` is the mean, or per coordinate the median, or the mean without the share `trim` at either end.
+    `proximal_mu` (FedProx) pulls a site's steps towards the round's start. With `server_optimizer` "adam" (FedAdam) the
+    mean update is a gradient of the server's optimiser with `server_learning_rate`; with "sgd" and 1.0 it is added.
+    """
+
+    rule: Literal["mean", "trimmed-mean", "median"] = "mean"
+    trim: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    proximal_mu: Annotated[float, Field(ge=0, le=1e6)] = 0.0
+    server_optimizer: Literal["sgd", "adam"] = "sgd"
+    server_learning_rate: Annotated[float, Field(gt=0, le=1e6)] = 1.0
+    masking: MaskingSettings | None = None
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        if (self.rule == "trimmed-mean") != (self.trim > 0):
+            raise ValueError("the rule trimmed-mean, and no other, needs a share to trim")
+        if self.masking is not None and self.rule != "mean":
+            raise ValueError(
+                "a sum that nobody can open has no median and nothing to trim: masking needs the mean"
+            )
+        return self
+
+
 class Study(Document):
     """One federated study: public settings only.
 
@@ -101,6 +147,8 @@ class Study(Document):
     round, after the noise (0 sends the last step's). `precision` is that of forward and backward on an accelerator;
     unit gradients, clipping and noise are always float32 and float64. `reply_grid_s`: a site's replies leave at whole
     multiples of so many seconds after the question, since the time a round takes grows with the number of patients.
+    `app_digest` is that of the Flower bundle the hub announces; sites refuse any other. `straggler_rule`: a round waits
+    to its deadline for everybody, or once the quorum answered only `straggler_grace_s` more.
     """
 
     schema_version: Literal["study/v1"] = "study/v1"
@@ -110,7 +158,9 @@ class Study(Document):
     expires_at: AwareDatetime
     base_digest: Digest
     code_digest: Digest
+    app_digest: Digest | None = None
     adapter: AdapterSettings
+    aggregation: AggregationSettings = AggregationSettings()
     rounds: Annotated[int, Field(ge=1, le=10_000)]
     sample_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
     steps_per_round: Annotated[int, Field(ge=1, le=100_000)]
@@ -135,6 +185,8 @@ class Study(Document):
     sites: Annotated[tuple[SiteName, ...], Field(min_length=1, max_length=1000)]
     quorum: Annotated[int, Field(ge=1, le=1000)]
     round_timeout_s: Annotated[float, Field(gt=0, le=604_800)] = 3600.0
+    straggler_rule: Literal["deadline", "grace"] = "deadline"
+    straggler_grace_s: Annotated[float, Field(gt=0, le=604_800)] = 60.0
     reply_grid_s: Annotated[float, Field(ge=0, le=86_400)] = 5.0
     max_update_norm: Annotated[float, Field(gt=0)] | None = None
 
@@ -148,6 +200,16 @@ class Study(Document):
             raise ValueError("replies leave at multiples of reply_grid_s, at most half of round_timeout_s")
         if self.expires_at <= self.created_at:
             raise ValueError("the study expires before it is created")
+        masking = self.aggregation.masking
+        if masking is not None:
+            if sorted(key.site for key in masking.identities) != sorted(self.sites):
+                raise ValueError("masking needs the key of every site of the study, and of no other")
+            if len({key.approval_key for key in masking.identities}) != len(self.sites):
+                raise ValueError("two sites carry the same key")
+            if not len(self.sites) / 2 < masking.threshold <= self.quorum:
+                raise ValueError(
+                    "the masking threshold is more than half of the sites and at most the quorum"
+                )
         return self
 
     def update_norm_bound(self, parameters: int) -> float:

@@ -25,6 +25,7 @@ from pixcell_core.contracts.study import Study
 from pixcell_core.errors import BadInputError, RefusedError
 
 ADAPTER = "adapter.safetensors"
+STATE = "optimizer.safetensors"
 RECORD = "round.json"
 PARTIAL = ".partial-"
 
@@ -41,6 +42,7 @@ class CommittedRound:
 
     record: RoundRecord
     adapter: Arrays
+    state: Arrays | None = None
 
 
 class RoundStore:
@@ -85,12 +87,16 @@ class RoundStore:
         if not records:
             return None
         place = self._folder / _name(records[-1].round)
-        return CommittedRound(records[-1], read_arrays(place / ADAPTER, records[-1].adapter_digest))
+        wanted = records[-1].state_digest
+        state = read_arrays(place / STATE, wanted) if wanted is not None else None
+        return CommittedRound(records[-1], read_arrays(place / ADAPTER, records[-1].adapter_digest), state)
 
-    def commit(self, record: RoundRecord, adapter: Arrays) -> CommittedRound:
-        """Put one round in place. Returns only after it would survive a power cut."""
+    def commit(self, record: RoundRecord, adapter: Arrays, state: Arrays | None = None) -> CommittedRound:
+        """Put one round in place, with the server optimiser's tensors if it has any. It then survives a power cut."""
         data = arrays_to_bytes(adapter)
-        if digest(data) != record.adapter_digest:
+        kept = arrays_to_bytes(state) if state is not None else None
+        named = digest(kept) if kept is not None else None
+        if digest(data) != record.adapter_digest or named != record.state_digest:
             raise ValueError("the record names other tensors than those given")
         place = self._folder / _name(record.round)
         if place.exists():
@@ -103,6 +109,8 @@ class RoundStore:
         self._on_step("make")
         partial.mkdir()
         self._write(partial / ADAPTER, data)
+        if kept is not None:
+            self._write(partial / STATE, kept)
         self._write(partial / RECORD, record.to_bytes())
         self._on_step("flush-partial")
         _flush_folder(partial)
@@ -111,7 +119,7 @@ class RoundStore:
         self._on_step("flush-folder")
         _flush_folder(self._folder)
         self._on_step("done")
-        return CommittedRound(record, adapter)
+        return CommittedRound(record, adapter, state)
 
     def _write(self, path: Path, data: bytes) -> None:
         self._on_step(f"write-{path.name}")

@@ -53,6 +53,26 @@ class SiteFolder:
         return self.keys / "approval"
 
     @property
+    def tls_key(self) -> Path:
+        """Key of the site's TLS client certificate, PEM."""
+        return self.keys / "tls.key"
+
+    @property
+    def tls_certificate(self) -> Path:
+        """The TLS client certificate that the consortium issued with the site's kit, PEM."""
+        return self.keys / "tls.crt"
+
+    @property
+    def kit(self) -> Path:
+        """The signed kit the coordinator returned for the request."""
+        return self.root / "kit.json"
+
+    @property
+    def masking(self) -> Path:
+        """What the agent remembers of masked rounds; keys of a round leave it when the round does."""
+        return self.agent / "masking"
+
+    @property
     def hub_ca(self) -> Path:
         """The certificate authority of the one hub this site talks to."""
         return self.keys / "hub-ca.crt"
