@@ -88,7 +88,9 @@ def test_tokens_of_a_large_tile_are_averaged_and_labels_name_no_path() -> None:
     large = RNG.integers(0, 256, (2, 256, 512, 3), dtype=np.uint8)
     eye = TileEye("starter")
     halves = [eye.look(np.ascontiguousarray(large[:, :, i : i + 256])) for i in (0, 256)]
-    assert np.allclose(eye.look(large), (halves[0] + halves[1]) / 2)
+    # Processors round float32 differently; the halves themselves differ by tenths.
+    assert np.allclose(eye.look(large), (halves[0] + halves[1]) / 2, atol=1e-4)
+    assert np.abs(halves[0] - halves[1]).max() > 0.1
     assert eye_label("uni2-h:/home/someone/uni") == "uni2-h:uni" and eye_label("starter") == "starter"
     with pytest.raises(BadInputError, match="a square"):
         eye.look(np.zeros((1, 64, 80, 3), np.uint8))
