@@ -88,6 +88,7 @@ PRELOADED = (
     "uvicorn.loops.auto",
     "server.hub.runs",
     "server.hub.event_log",
+    "server.registry.opening",
     "server.rounds.server_app",
     "safetensors.numpy",
 )

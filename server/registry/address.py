@@ -54,7 +54,9 @@ class RegistryAddress:
         try:
             settings = AddressFile.model_validate(yaml.safe_load(read_bounded(path, MAX_SETTINGS_BYTES)))
         except (yaml.YAMLError, UnicodeDecodeError, ValidationError) as error:
-            raise _bad(f"{path} cannot be read", "Write two lines: `url: ...` and `password_file: ...`.") from error
+            raise _bad(
+                f"{path} cannot be read", "Write two lines: `url: ...` and `password_file: ...`."
+            ) from error
         return cls.parse(settings.url, settings.password_file, folder)
 
     @classmethod
@@ -78,7 +80,8 @@ class RegistryAddress:
             raise _bad(f"the registry cannot live in '{backend[:40]}'", _EXAMPLE)
         if strange := sorted(set(url.query) - QUERY):
             raise _bad(
-                f"the registry's URL has a setting '{strange[0][:40]}'", f"Allowed: {', '.join(sorted(QUERY))}."
+                f"the registry's URL has a setting '{strange[0][:40]}'",
+                f"Allowed: {', '.join(sorted(QUERY))}.",
             )
         if not url.database or not url.username:
             raise _bad("the registry's URL names no database or no user", _EXAMPLE)
@@ -117,7 +120,9 @@ class RegistryAddress:
             raise _bad(f"{self.password_file} holds no text", "Write the password alone into it.") from error
 
 
-_EXAMPLE = "Give sqlite:///FILE or postgresql://USER@HOST:5432/DATABASE, and the password in a `password_file`."
+_EXAMPLE = (
+    "Give sqlite:///FILE or postgresql://USER@HOST:5432/DATABASE, and the password in a `password_file`."
+)
 
 
 def _over_tls(url: URL) -> URL:

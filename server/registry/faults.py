@@ -93,7 +93,12 @@ def _of_sqlite(address: RegistryAddress, error: DBAPIError) -> PixcellError | No
 
 
 _REFUSED_STATES = ("28000", "28P01")
-_REFUSED_WORDS = ("password authentication failed", "no password supplied", "no pg_hba.conf entry", "authentication")
+_REFUSED_WORDS = (
+    "password authentication failed",
+    "no password supplied",
+    "no pg_hba.conf entry",
+    "authentication",
+)
 _BUSY_STATES = ("55P03", "57014", "40001", "40P01")
 
 

@@ -52,7 +52,9 @@ class Registry:
         """
         with self._transaction("write" if durable else "write-fast") as connection:
             if lock is not None and connection.dialect.name == "postgresql":
-                connection.execute(text("SELECT pg_advisory_xact_lock(hashtextextended(:lock, 0))"), {"lock": lock})
+                connection.execute(
+                    text("SELECT pg_advisory_xact_lock(hashtextextended(:lock, 0))"), {"lock": lock}
+                )
             yield connection
 
     def ping(self) -> None:
@@ -135,7 +137,10 @@ def _into_wal(raw: Any, busy_s: float) -> None:
             raw.execute("PRAGMA journal_mode=WAL")
             return
         except sqlite3.OperationalError as error:
-            if not str(getattr(error, "sqlite_errorname", "")).startswith("SQLITE_BUSY") or time.monotonic() > end:
+            if (
+                not str(getattr(error, "sqlite_errorname", "")).startswith("SQLITE_BUSY")
+                or time.monotonic() > end
+            ):
                 raise
             time.sleep(0.02)
 

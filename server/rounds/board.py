@@ -37,31 +37,33 @@ class RunBoard:
         with registry.read() as connection:
             return sorted(connection.execute(select(RunRow.study_id)).scalars())
 
-    def read(self) -> RunState | None:
-        """The last state written, with the rounds committed by now; or None."""
+    def read(self, *, history: bool = True) -> RunState | None:
+        """The last state written, with the rounds committed by now unless they are not wanted; or None."""
         with self._registry.read() as connection:
             state, _ = self._read(connection)
-            if state is None:
-                return None
+            if state is None or not history:
+                return state
             return state.model_copy(update={"history": tuple(read_records(connection, self._study_id))})
 
     def version(self) -> int:
         """How often the board was written; 0 where there is none. Cheap: for those who wait for a change."""
         with self._registry.read() as connection:
-            found = connection.execute(select(RunRow.version).where(RunRow.study_id == self._study_id)).scalar()
+            found = connection.execute(
+                select(RunRow.version).where(RunRow.study_id == self._study_id)
+            ).scalar()
         return int(found or 0)
 
-    def write(self, state: RunState) -> RunState:
-        """Replace the state. It survives a kill of every process; a power cut may lose the last moments of it."""
+    def write(self, state: RunState, *, act: str | None = None) -> RunState:
+        """Replace the state. It survives a kill of every process; a power cut may lose the last moments of it.
+
+        `act` names what the coordinator did by it; it is then noted in the same transaction.
+        """
         stamped = _stamped(state)
-        row = _row(stamped)
         try:
-            with self._registry.write(durable=False) as connection:
-                self._put(connection, row)
+            self._put(_row(stamped), act)
         except IntegrityError:
-            # Another process made the row between our look and our insert.
-            with self._registry.write(durable=False) as connection:
-                self._put(connection, row)
+            # Another process made the row between our look and our insert: now there is one to replace.
+            self._put(_row(stamped), act)
         return stamped
 
     def change(self, change: Callable[[RunState], RunState | None]) -> RunState | None:
@@ -78,22 +80,19 @@ class RunBoard:
                 if connection.execute(ours.values(version=version + 1, **_row(stamped))).rowcount:
                     return stamped
 
-    def submit(self, study: Study) -> RunState:
+    def submit(self, study: Study, *, act: str = "run-submitted") -> RunState:
         """Say that a run was asked for."""
         now = datetime.now(UTC)
-        with self._registry.write(durable=False) as connection:
-            note_act(connection, "run-submitted", study.id)
-        return self.write(
-            RunState(
-                study_id=study.id,
-                study_digest=study.digest,
-                state="submitted",
-                rounds=study.rounds,
-                started_at=now,
-                updated_at=now,
-                sites=tuple(SiteState(site=site) for site in study.sites),
-            )
+        state = RunState(
+            study_id=study.id,
+            study_digest=study.digest,
+            state="submitted",
+            rounds=study.rounds,
+            started_at=now,
+            updated_at=now,
+            sites=tuple(SiteState(site=site) for site in study.sites),
         )
+        return self.write(state, act=act)
 
     def fail_if_unfinished(self, reason: str) -> None:
         """Say that a run ended without saying so itself."""
@@ -116,10 +115,13 @@ class RunBoard:
             raise altered(what)
         return state, int(row.version)
 
-    def _put(self, connection: Connection, row: dict[str, Any]) -> None:
+    def _put(self, row: dict[str, Any], act: str | None) -> None:
         ours = update(RunRow).where(RunRow.study_id == self._study_id)
-        if not connection.execute(ours.values(version=RunRow.version + 1, **row)).rowcount:
-            connection.execute(insert(RunRow).values(study_id=self._study_id, version=1, **row))
+        with self._registry.write(durable=False) as connection:
+            if not connection.execute(ours.values(version=RunRow.version + 1, **row)).rowcount:
+                connection.execute(insert(RunRow).values(study_id=self._study_id, version=1, **row))
+            if act is not None:
+                note_act(connection, act, self._study_id)
 
 
 def _stamped(state: RunState) -> RunState:
@@ -135,7 +137,9 @@ class LiveBoard:
 
     def __init__(self, board: RunBoard, study: Study) -> None:
         self._board = board
-        self._state = board.submit(study).model_copy(update={"process": os.getpid(), "state": "waiting"})
+        self._state = board.submit(study, act="run-began").model_copy(
+            update={"process": os.getpid(), "state": "waiting"}
+        )
         self.flush()
 
     @property

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from typing import Literal
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import Connection, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from pixcell_core.contracts.canonical import Document
 from pixcell_core.contracts.round import KnownHead
 from pixcell_core.contracts.study import SiteName
-from pixcell_core.errors import BadInputError, RefusedError
+from pixcell_core.errors import RefusedError
 from server.registry.registry import Registry
-from server.registry.sealed import seal, unseal
+from server.registry.sealed import altered, seal, unseal
 from server.registry.tables import HeadRow
 
 BROKEN = "heads-broken"
@@ -42,17 +42,7 @@ class HeadBook:
         Raises `BadInputError` where the row was altered: without it a rewound ledger would go unnoticed.
         """
         with self._registry.read() as connection:
-            row = connection.execute(select(HeadRow.__table__).where(HeadRow.site == site)).first()
-        if row is None:
-            return None
-        kept = unseal(SiteHead, row.document, row.digest, what=f"the last head of {site}'s ledger", code=BROKEN)
-        if kept.site != site or kept.head.sequence != row.sequence:
-            raise BadInputError(
-                f"The last head of {site}'s privacy ledger is not the one that was written.",
-                hint="Restore the registry from a copy; without it a ledger that was put back goes unnoticed.",
-                code=BROKEN,
-            )
-        return kept.head
+            return _read(connection, site)
 
     def note(self, site: str, head: KnownHead | None) -> None:
         """Remember a head; returns when it is on disk. An older one, come late by way of another run, changes nothing.
@@ -61,21 +51,37 @@ class HeadBook:
         """
         if head is None:
             return
-        row = {"sequence": head.sequence, **seal(SiteHead(site=site, head=head))}
         try:
-            with self._registry.write() as connection:
-                connection.execute(insert(HeadRow).values(site=site, **row))
-                return
+            kept = self._forward(site, head)
         except IntegrityError:
-            pass
-        with self._registry.write() as connection:
-            forward = update(HeadRow).where(HeadRow.site == site, HeadRow.sequence < head.sequence)
-            if connection.execute(forward.values(**row)).rowcount:
-                return
-        known = self.last(site)
-        if known is not None and known.sequence == head.sequence and known != head:
+            # Another run's first head of this site came in between: now there is one to move on from.
+            kept = self._forward(site, head)
+        if kept is not None and kept.sequence == head.sequence and kept != head:
             raise RefusedError(
                 f"{site} showed two different heads of its privacy ledger at the same place.",
                 hint="Talk to the site: its ledger was written anew, or two of them run.",
                 code="ledger-forked",
             )
+
+    def _forward(self, site: str, head: KnownHead) -> KnownHead | None:
+        """Write the head where it is the newest; returns the one that stands in its way, if any."""
+        row = {"sequence": head.sequence, **seal(SiteHead(site=site, head=head))}
+        older = update(HeadRow).where(HeadRow.site == site, HeadRow.sequence < head.sequence)
+        with self._registry.write() as connection:
+            if connection.execute(older.values(**row)).rowcount:
+                return None
+            kept = _read(connection, site)
+            if kept is None:
+                connection.execute(insert(HeadRow).values(site=site, **row))
+            return kept
+
+
+def _read(connection: Connection, site: str) -> KnownHead | None:
+    row = connection.execute(select(HeadRow.__table__).where(HeadRow.site == site)).first()
+    if row is None:
+        return None
+    what = f"the last head of {site}'s privacy ledger"
+    kept = unseal(SiteHead, row.document, row.digest, what=what, code=BROKEN)
+    if (kept.site, kept.head.sequence) != (site, row.sequence):
+        raise altered(what, BROKEN)
+    return kept.head

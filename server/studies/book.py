@@ -41,7 +41,6 @@ class StudyBook:
                 f"There is no study {study_id} here.", hint=f"Known studies: {known}.", code="unknown-study"
             )
         study = unseal(Study, row.document, row.digest, what=f"study {study_id}")
-        # A study of an older version of this program parses, and has another digest once new settings have defaults.
         if study.id != study_id:
             raise altered(f"study {study_id}")
         return study
