@@ -31,7 +31,9 @@ class RegistryShown(BaseModel):
     def __str__(self) -> str:
         state = "current" if self.version == self.wanted else f"this program needs {self.wanted}"
         counts = "\n".join(f"  {name}: {count}" for name, count in self.rows.items())
-        return f"Registry {self.url}\nversion {self.version or 'none, it is empty'} ({state})\n{counts}".rstrip()
+        return (
+            f"Registry {self.url}\nversion {self.version or 'none, it is empty'} ({state})\n{counts}".rstrip()
+        )
 
 
 class RegistryUpgraded(BaseModel):

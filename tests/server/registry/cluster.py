@@ -20,7 +20,9 @@ USER, PASSWORD = "pixcell", "correct horse battery"
 
 def find_binaries() -> Path | None:
     """The folder of the newest `initdb` and `postgres` here, or None."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda p: int(p.parts[-3].split(".")[0]))
+    found = sorted(
+        Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda p: int(p.parts[-3].split(".")[0])
+    )
     if found and (found[-1].parent / "postgres").exists():
         return found[-1].parent
     plain = shutil.which("initdb")
@@ -82,16 +84,21 @@ def start_cluster(binaries: Path) -> Cluster:
             os.chown(path, owner.pw_uid, owner.pw_gid)
     who = {"user": owner.pw_uid, "group": owner.pw_gid, "extra_groups": []} if owner is not None else {}
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "cwd": folder, **who}
+    access = ["-U", USER, "--pwfile", folder / "password", "-A", "scram-sha-256"]
     made = subprocess.run(
-        [binaries / "initdb", "-D", folder / "data", "-U", USER, "--pwfile", folder / "password"]
-        + ["-A", "scram-sha-256", "-E", "UTF8", "--locale=C", "--no-sync"],
+        [binaries / "initdb", "-D", folder / "data", *access, "-E", "UTF8", "--locale=C", "--no-sync"],
         stderr=subprocess.PIPE,
         timeout=120,
         **quiet,  # type: ignore[call-overload]
     )
     assert made.returncode == 0, made.stderr.decode()
     port = _free_port()
-    settings = {"listen_addresses": "127.0.0.1", "port": str(port), "unix_socket_directories": "", "fsync": "off"}
+    settings = {
+        "listen_addresses": "127.0.0.1",
+        "port": str(port),
+        "unix_socket_directories": "",
+        "fsync": "off",
+    }
     options = [text for name, value in settings.items() for text in ("-c", f"{name}={value}")]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
