@@ -12,6 +12,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psycopg
 
@@ -31,11 +32,12 @@ def find_binaries() -> Path | None:
 
 @dataclass
 class Cluster:
-    """A running server."""
+    """A server in a folder of its own; `process` is None while it is halted."""
 
+    binaries: Path
     folder: Path
     port: int
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
@@ -62,62 +64,84 @@ class Cluster:
         self.ask("DROP DATABASE IF EXISTS registry WITH (FORCE)")
         self.ask("CREATE DATABASE registry")
 
-    def stop(self) -> None:
-        """End the server and remove its folder."""
-        if self.process.poll() is None:
+    def make(self) -> None:
+        """Make the data folder of a server that trusts nobody without a password."""
+        (self.folder / "password").write_text(PASSWORD)
+        owner = _owner()
+        if owner is not None:
+            for path in (self.folder, self.folder / "password"):
+                os.chown(path, owner.pw_uid, owner.pw_gid)
+        access = ["-U", USER, "--pwfile", self.folder / "password", "-A", "scram-sha-256"]
+        place = ["-D", self.folder / "data", "-E", "UTF8", "--locale=C", "--no-sync"]
+        made = subprocess.run(
+            [self.binaries / "initdb", *place, *access], stderr=subprocess.PIPE, timeout=120, **self._quiet()
+        )
+        assert made.returncode == 0, made.stderr.decode()
+
+    def start(self) -> None:
+        """Start the server and wait until it answers."""
+        settings = {
+            "listen_addresses": "127.0.0.1",
+            "port": str(self.port),
+            "unix_socket_directories": "",
+            "fsync": "off",
+        }
+        options = [text for name, value in settings.items() for text in ("-c", f"{name}={value}")]
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [self.binaries / "postgres", "-D", self.folder / "data", *options],
+                stderr=log,
+                **self._quiet(),
+            )
+        end = time.monotonic() + 60
+        while True:
+            try:
+                self.ask("SELECT 1")
+                return
+            except psycopg.OperationalError:
+                if self.process.poll() is not None or time.monotonic() > end:
+                    said = (self.folder / "log").read_text(errors="replace")
+                    raise AssertionError(f"PostgreSQL did not start:\n{said}") from None
+                time.sleep(0.05)
+
+    def halt(self) -> None:
+        """End the server by its process; its data stay."""
+        if self.process is not None and self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
             try:
                 self.process.wait(20)
             except subprocess.TimeoutExpired:
                 self.process.send_signal(signal.SIGQUIT)
                 self.process.wait(20)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self.process = None
+
+    def _quiet(self) -> dict[str, Any]:
+        """The server refuses to run as root: there it runs as the user of its package."""
+        owner = _owner()
+        who = {"user": owner.pw_uid, "group": owner.pw_gid, "extra_groups": []} if owner is not None else {}
+        return {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "cwd": self.folder, **who}
 
 
 def start_cluster(binaries: Path) -> Cluster:
-    """Make and start a server that trusts nobody without a password."""
-    folder = Path(tempfile.mkdtemp(prefix="pixcell-pg-"))
-    owner = pwd.getpwnam("postgres") if os.geteuid() == 0 else None
-    (folder / "password").write_text(PASSWORD)
-    if owner is not None:
-        for path in (folder, folder / "password"):
-            os.chown(path, owner.pw_uid, owner.pw_gid)
-    who = {"user": owner.pw_uid, "group": owner.pw_gid, "extra_groups": []} if owner is not None else {}
-    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "cwd": folder, **who}
-    access = ["-U", USER, "--pwfile", folder / "password", "-A", "scram-sha-256"]
-    made = subprocess.run(
-        [binaries / "initdb", "-D", folder / "data", *access, "-E", "UTF8", "--locale=C", "--no-sync"],
-        stderr=subprocess.PIPE,
-        timeout=120,
-        **quiet,  # type: ignore[call-overload]
-    )
-    assert made.returncode == 0, made.stderr.decode()
-    port = _free_port()
-    settings = {
-        "listen_addresses": "127.0.0.1",
-        "port": str(port),
-        "unix_socket_directories": "",
-        "fsync": "off",
-    }
-    options = [text for name, value in settings.items() for text in ("-c", f"{name}={value}")]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [binaries / "postgres", "-D", folder / "data", *options],
-            stderr=log,
-            **quiet,  # type: ignore[call-overload]
-        )
-    cluster = Cluster(folder, port, process)
-    end = time.monotonic() + 60
-    while True:
-        try:
-            cluster.ask("SELECT 1")
-            return cluster
-        except psycopg.OperationalError:
-            if process.poll() is not None or time.monotonic() > end:
-                log_text = (folder / "log").read_text(errors="replace")
-                cluster.stop()
-                raise AssertionError(f"PostgreSQL did not start:\n{log_text}") from None
-            time.sleep(0.05)
+    """Make and start a server."""
+    cluster = Cluster(binaries, Path(tempfile.mkdtemp(prefix="pixcell-pg-")), _free_port())
+    try:
+        cluster.make()
+        cluster.start()
+    except BaseException:
+        remove_cluster(cluster)
+        raise
+    return cluster
+
+
+def remove_cluster(cluster: Cluster) -> None:
+    """End the server and remove its folder."""
+    cluster.halt()
+    shutil.rmtree(cluster.folder, ignore_errors=True)
+
+
+def _owner() -> pwd.struct_passwd | None:
+    return pwd.getpwnam("postgres") if os.geteuid() == 0 else None
 
 
 def _free_port() -> int:

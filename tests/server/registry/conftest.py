@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.server.registry.cluster import Cluster, find_binaries, start_cluster
+from tests.server.registry.cluster import Cluster, find_binaries, remove_cluster, start_cluster
 
 
 @pytest.fixture(scope="session")
@@ -23,4 +23,4 @@ def cluster() -> Iterator[Cluster]:
     try:
         yield made
     finally:
-        made.stop()
+        remove_cluster(made)

@@ -489,6 +489,37 @@ class RegistryContract(ABC):
             previous = records[-1]
         assert self.store(registry, tmp_path, study).latest() is not None
 
+    def test_a_row_before_its_files_would_be_noticed(
+        self, registry: Registry, study: Study, tmp_path: Path
+    ) -> None:
+        class RowFirst(RoundStore):
+            """The commit in the wrong order."""
+
+            def _enter(self, record: RoundRecord, partial: Path) -> None:
+                with self._registry.write() as connection:
+                    row = {"study_id": record.study_id, "round": record.round, "previous": record.previous}
+                    connection.execute(Base.metadata.tables["rounds"].insert().values(**row, **seal(record)))
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        store = RowFirst(registry, ServerLayout(tmp_path).run(study.id), study)
+        assert in_children([lambda: store.commit(record_of(study, 0, None), ADAPTER)]) == [KILLED]
+        with pytest.raises(BadInputError) as caught:
+            self.store(registry, tmp_path, study).records()
+        assert caught.value.code == "rounds-broken"
+
+    def test_a_loop_that_begins_meanwhile_makes_the_other_give_up_and_not_fail(
+        self, registry: Registry, study: Study, tmp_path: Path
+    ) -> None:
+        def another_begins(step: str) -> None:
+            if step == "flush-partial":
+                self.store(registry, tmp_path, study)
+
+        store = self.store(registry, tmp_path, study, another_begins)
+        with pytest.raises(RefusedError) as caught:
+            store.commit(record_of(study, 0, None), ADAPTER)
+        assert caught.value.code == "round-committed-twice"
+        assert self.store(registry, tmp_path, study).records() == []
+
     # -- kills inside transactions
 
     def test_a_kill_at_any_statement_leaves_nothing_half_done(
@@ -536,6 +567,23 @@ class RegistryContract(ABC):
                     assert now == whole
                     break
             assert count >= 3, name
+
+    def test_two_transactions_instead_of_one_would_be_noticed(self, registry: Registry, study: Study) -> None:
+        def careless() -> None:
+            with registry.write() as connection:
+                row = {"study_id": study.id, **seal(study)}
+                connection.execute(Base.metadata.tables["studies"].insert().values(**row))
+            ActLog(registry).note("study-created", study.id)
+
+        halves = 0
+        while killed_at(halves + 1, careless) == KILLED:
+            look = self.reopened(registry)
+            if StudyBook(look).ids() and not ActLog(look).since():
+                look.close()
+                return
+            look.close()
+            halves += 1
+        pytest.fail("no kill left a study without its act")
 
     # -- what was edited
 

@@ -96,6 +96,7 @@ def test_a_copy_in_the_way_stops_the_upgrade(layout: ServerLayout) -> None:
 def test_a_newer_registry_is_refused_by_every_command_that_would_use_it(layout: ServerLayout) -> None:
     with layout.registry().write() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '0099'"))
+    # By another name: a folder's registry is opened, and its version looked at, once in each process.
     fresh = ServerLayout(layout.root / ".." / "server")
     for words in (("check",), ("acts",), ("upgrade", "--yes")):
         code, body = call(fresh, *words)
