@@ -66,8 +66,12 @@ class RunDesk:
         if not self._registry_answers():
             return
         self._register_sites()
+        self._mark_dead_runs()
         for request in sorted(self._layout.requests.glob("*.json")):
             study_id = request.stem
+            if study_id in self._active and self._loop_process(study_id) is None:
+                # The last run has said how it ended and is on its way out, or the new one has not begun to speak.
+                continue
             try:
                 self._start(study_id)
             except PixcellError as error:
@@ -75,7 +79,6 @@ class RunDesk:
                 self._fail(study_id, f"{error.message} {error.hint}")
             finally:
                 request.unlink(missing_ok=True)
-        self._mark_dead_runs()
 
     def _registry_answers(self) -> bool:
         try:
@@ -138,9 +141,10 @@ class RunDesk:
             if found is not None and found.status == Status.FINISHED:
                 del self._active[study_id]
                 self._events.say("run-ended", study=study_id, run=str(run), outcome=str(found.sub_status))
-                self._fail(
-                    study_id, "The round loop ended without saying why. See the executor's log in hub/."
-                )
+                if not (self._layout.requests / f"{study_id}.json").exists():
+                    self._fail(
+                        study_id, "The round loop ended without saying why. See the executor's log in hub/."
+                    )
             elif (pid := self._loop_process(study_id)) is not None and not _alive(pid):
                 self._fail(
                     study_id,
