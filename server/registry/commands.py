@@ -1,4 +1,4 @@
-"""Commands of the registry: `pixcell registry show`, `use`, `upgrade`, `check`, `acts`."""
+"""Commands of the registry: `pixcell registry show`, `use`, `backup`, `upgrade`, `check`, `acts`."""
 
 from __future__ import annotations
 
@@ -34,6 +34,16 @@ class RegistryShown(BaseModel):
         return (
             f"Registry {self.url}\nversion {self.version or 'none, it is empty'} ({state})\n{counts}".rstrip()
         )
+
+
+class RegistryCopied(BaseModel):
+    """A whole copy of the registry."""
+
+    file: Path
+    rows: dict[str, int]
+
+    def __str__(self) -> str:
+        return f"Copied {sum(self.rows.values())} rows to {self.file}. Copy the folder runs/ after it, not before."
 
 
 class RegistryUpgraded(BaseModel):
@@ -101,6 +111,16 @@ def register(root: typer.Typer) -> None:
     ) -> RegistryShown:
         """Keep the registry in another database, before the first site is enrolled."""
         return _use(_layout(folder), url, password_file)
+
+    @registry.command("backup")
+    @command
+    def backup(
+        folder: DirOption,
+        out: Annotated[Path, typer.Option("--out", help="The copy; it must not exist yet.")],
+        format: FormatOption = OutputFormat.TEXT,
+    ) -> RegistryCopied:
+        """Write a whole copy of an SQLite registry, also while the hub runs."""
+        return _backup(_layout(folder), out.absolute())
 
     @registry.command("upgrade")
     @command
@@ -194,6 +214,25 @@ def _use(layout: ServerLayout, url: str, password_file: Path | None) -> Registry
     settings = {"url": url} | ({"password_file": str(given)} if given else {})
     write_atomically(layout.root / FILE_NAME, yaml.safe_dump(settings, sort_keys=False).encode())
     return shown
+
+
+def _backup(layout: ServerLayout, out: Path) -> RegistryCopied:
+    from server.registry.schema import backup
+
+    registry = _plain(layout)
+    rows = _shown(registry).rows
+    if registry.address.file is None:
+        raise BadInputError(
+            f"{registry.address.shown} is copied by its own tools.",
+            hint=f"Run: pg_dump -Fc {registry.address.url.database}; then copy the folder runs/.",
+            code="not-a-file",
+        )
+    if out.exists():
+        raise RefusedError(
+            f"{out} exists.", hint="Name a new file: copies are not written over.", code="exists"
+        )
+    backup(registry, out)
+    return RegistryCopied(file=out, rows=rows)
 
 
 def _upgrade(layout: ServerLayout, yes: bool) -> RegistryUpgraded:

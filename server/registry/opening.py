@@ -9,6 +9,9 @@ from server.registry.address import RegistryAddress
 from server.registry.registry import Registry
 from server.registry.schema import require_current
 
+KEPT = 8
+"""Folders whose connections stay open in one process; a coordinator has one, a test of many has many."""
+
 _OPEN: dict[tuple[int, Path], Registry] = {}
 
 
@@ -23,4 +26,8 @@ def open_registry(folder: Path) -> Registry:
         found = Registry(RegistryAddress.of_folder(folder))
         require_current(found)
         _OPEN[key] = found
+        ours = [k for k in _OPEN if k[0] == os.getpid()]
+        for oldest in ours[:-KEPT]:
+            # Whoever still holds it goes on with new connections.
+            _OPEN.pop(oldest).close()
     return found

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, inspect, text
+from sqlalchemy.exc import DBAPIError
 
 from pixcell_core.errors import BadInputError, PixcellError, RefusedError
+from server.registry.address import RegistryAddress
+from server.registry.faults import file_errors, registry_errors
 from server.registry.registry import Registry
 
 if TYPE_CHECKING:
@@ -67,18 +71,40 @@ def migrate(registry: Registry, target: str = HEAD) -> tuple[str | None, str]:
 
 
 def backup(registry: Registry, place: Path) -> None:
-    """Write a whole copy of an SQLite registry to `place`, which must not exist."""
-    import sqlite3
+    """Write a whole copy of an SQLite registry to `place`, which must not exist; others may write meanwhile.
 
+    Raises `BadInputError` where the place cannot be written, `StorageFullError` where its disk is full.
+    """
     file = registry.address.file
     assert file is not None
-    source, copy = sqlite3.connect(file), sqlite3.connect(place)
+    partial = place.with_name(f".{place.name}.{os.getpid()}")
+    try:
+        with file_errors(f"the copy {place.name}", place.parent):
+            os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        with registry_errors(RegistryAddress.parse(f"sqlite:///{partial}", None, place.parent)):
+            _copy(file, partial)
+        os.replace(partial, place)
+    except OSError as error:
+        raise BadInputError(
+            f"The copy {place} cannot be written: {error.strerror or error}.",
+            hint="Name a file in a folder that this user may write.",
+            code="not-writable",
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _copy(file: Path, partial: Path) -> None:
+    import sqlite3
+
+    source, copy = sqlite3.connect(file), sqlite3.connect(partial)
     try:
         source.backup(copy)
+    except sqlite3.Error as error:
+        raise DBAPIError("backup", None, error) from error
     finally:
         source.close()
         copy.close()
-    place.chmod(0o600)
 
 
 def _config(connection: Connection) -> Config:

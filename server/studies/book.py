@@ -31,6 +31,12 @@ class StudyBook:
         with self._registry.read() as connection:
             return sorted(connection.execute(select(StudyRow.study_id)).scalars())
 
+    def has(self, study_id: str) -> bool:
+        """Whether a study of this id is kept."""
+        with self._registry.read() as connection:
+            wanted = select(StudyRow.study_id).where(StudyRow.study_id == study_id)
+            return connection.execute(wanted).first() is not None
+
     def get(self, study_id: str) -> Study:
         """The study of this id; an input error if there is none, or if its row was altered."""
         with self._registry.read() as connection:

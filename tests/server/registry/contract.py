@@ -253,6 +253,7 @@ class RegistryContract(ABC):
         book = StudyBook(registry)
         book.add(study)
         assert book.add(study) == study and book.ids() == [study.id]
+        assert book.has(study.id) and not book.has("other")
         with pytest.raises(RefusedError, match="already called") as caught:
             book.add(study.model_copy(update={"rounds": 7}))
         assert caught.value.code == "study-exists" and book.get(study.id) == study

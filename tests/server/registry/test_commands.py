@@ -93,6 +93,21 @@ def test_a_copy_in_the_way_stops_the_upgrade(layout: ServerLayout) -> None:
     assert call(layout, "show")[1]["version"] == REVISIONS[0]
 
 
+def test_a_backup_is_a_registry_and_writes_over_nothing(layout: ServerLayout, tmp_path: Path) -> None:
+    StudyBook(layout.registry()).add(make_study())
+    code, body = call(layout, "backup", "--out", str(tmp_path / "copy.db"))
+    assert code == 0 and body["rows"]["studies"] == 1
+    copy = Registry(RegistryAddress.parse(f"sqlite:///{tmp_path}/copy.db", None, tmp_path))
+    assert StudyBook(copy).ids() == ["study-one"]
+    copy.close()
+    before = (tmp_path / "copy.db").read_bytes()
+    assert call(layout, "backup", "--out", str(tmp_path / "copy.db"))[1]["code"] == "exists"
+    assert (tmp_path / "copy.db").read_bytes() == before
+    code, body = call(layout, "backup", "--out", str(tmp_path / "absent" / "copy.db"))
+    assert (code, body["code"]) == (4, "not-writable")
+    assert not list(tmp_path.glob(".copy*"))
+
+
 def test_a_newer_registry_is_refused_by_every_command_that_would_use_it(layout: ServerLayout) -> None:
     with layout.registry().write() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '0099'"))

@@ -21,6 +21,7 @@ from pixcell_core.errors import BadInputError, ConnectionFailedError, PixcellErr
 from server.registry.address import RegistryAddress
 from server.registry.events import ActLog, note_act
 from server.registry.faults import StorageFullError
+from server.registry.opening import KEPT, open_registry
 from server.registry.registry import Registry
 from server.registry.schema import backup, require_current
 from server.rounds.board import RunBoard
@@ -143,6 +144,16 @@ class TestSqlite(RegistryContract):
         with pytest.raises(BadInputError) as caught:
             self.break_it(registry)
         assert caught.value.code == "registry-broken"
+
+    def test_many_folders_of_one_process_keep_few_connections(self, tmp_path: Path) -> None:
+        opened = [open_registry(tmp_path / str(i)) for i in range(KEPT + 4)]
+        assert open_registry(tmp_path / str(KEPT + 3)) is opened[-1]
+        files = [str(p.resolve()) for p in Path("/proc/self/fd").iterdir() if p.is_symlink()]
+        assert sum("registry.db" in name and str(tmp_path) in name for name in files) <= 3 * 2 * KEPT
+        ActLog(opened[0]).note("still", "usable")
+        assert len(ActLog(open_registry(tmp_path / "0")).since()) == 1
+        for registry in opened:
+            registry.close()
 
     def test_a_backup_is_whole_while_others_write(
         self, registry: Registry, study: Study, tmp_path: Path
