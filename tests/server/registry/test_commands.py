@@ -22,7 +22,7 @@ from server.registry.registry import Registry
 from server.registry.schema import HEAD, MIGRATIONS, REVISIONS, migrate
 from server.studies.book import StudyBook
 from tests.server.consortium import make_study
-from tests.server.registry.cluster import Cluster
+from tests.server.registry.cluster import Cluster, require_binaries
 
 
 @pytest.fixture
@@ -57,6 +57,14 @@ def test_the_known_versions_are_those_of_the_migrations() -> None:
     script = ScriptDirectory.from_config(config)
     assert tuple(reversed([r.revision for r in script.walk_revisions()])) == REVISIONS
     assert script.get_current_head() == HEAD
+
+
+def test_without_postgresql_the_gate_fails_and_others_skip_with_the_reason(tmp_path: Path) -> None:
+    assert require_binaries(tmp_path, {}) == tmp_path
+    with pytest.raises(pytest.fail.Exception, match="apt-get install postgresql"):
+        require_binaries(None, {"CI": "true"})
+    with pytest.raises(pytest.skip.Exception, match="not installed"):
+        require_binaries(None, {})
 
 
 def test_show_tells_place_version_and_rows(layout: ServerLayout) -> None:
