@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pixcell_core.errors import BadInputError
+
+if TYPE_CHECKING:
+    from server.registry.registry import Registry
 
 START_ADAPTER = "start.safetensors"
 """In a run's folder: the adapter of round 0."""
@@ -27,20 +31,11 @@ class ServerLayout:
         """The secret between hub and executor."""
         return self.root / "secrets"
 
-    @property
-    def sites(self) -> Path:
-        """One document per enrolled site."""
-        return self.root / "sites"
+    def registry(self) -> Registry:
+        """The database of sites, studies, runs, rounds, heads and acts; opened once in each process."""
+        from server.registry.opening import open_registry
 
-    @property
-    def studies(self) -> Path:
-        """One document per study."""
-        return self.root / "studies"
-
-    @property
-    def heads(self) -> Path:
-        """Per site, the last head of its privacy ledger that was heard of, over all studies."""
-        return self.root / "heads"
+        return open_registry(self.root)
 
     @property
     def hub(self) -> Path:
@@ -68,7 +63,7 @@ class ServerLayout:
         return self.hub / "events.jsonl"
 
     def run(self, study_id: str) -> Path:
-        """The folder of one study's run: its state and its committed rounds."""
+        """The folder of one study's run: its start adapter and the tensors of its committed rounds."""
         return self.root / "runs" / study_id
 
     def check(self) -> ServerLayout:

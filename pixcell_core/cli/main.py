@@ -21,6 +21,7 @@ GROUP_HELP = {
     "study": "Studies: the signed documents every site approves.",
     "run": "Federated rounds: start, watch.",
     "hub": "The coordinator's hub that sites connect to.",
+    "registry": "The coordinator's database: show, choose, check, copy, upgrade.",
     "kit": "Site kits: keys that may join the consortium.",
     "model": "The model: weights in every form, sampling, training, evaluation; and the starter that ships.",
     "private": "The privacy promise of training: plan what it costs, audit the mechanism that keeps it.",

@@ -69,7 +69,7 @@ def register(root: typer.Typer) -> None:
         from server.enrolment.sites import SiteBook
         from server.layout import ServerLayout
 
-        enrolled = SiteBook(ServerLayout(folder.absolute()).check().sites).add(request)
+        enrolled = SiteBook(ServerLayout(folder.absolute()).check().registry()).add(request)
         return KitAdded(site=enrolled.site, fingerprint=enrolled.fingerprint)
 
     @kit.command("list")
@@ -79,6 +79,5 @@ def register(root: typer.Typer) -> None:
         from server.enrolment.sites import SiteBook
         from server.layout import ServerLayout
 
-        book = SiteBook(ServerLayout(folder.absolute()).check().sites)
-        sites = [book.get(name) for name in book.names()]
-        return KitList(kits=[KitAdded(site=s.site, fingerprint=s.fingerprint) for s in sites])
+        book = SiteBook(ServerLayout(folder.absolute()).check().registry())
+        return KitList(kits=[KitAdded(site=s.site, fingerprint=s.fingerprint) for s in book.all()])

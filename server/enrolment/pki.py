@@ -52,7 +52,7 @@ def initialise(layout: ServerLayout, hosts: list[str], now: datetime | None = No
             code="already-initialised",
         )
     moment = now or datetime.now(UTC)
-    for folder in (layout.root, layout.pki, layout.secrets, layout.sites, layout.studies, layout.hub):
+    for folder in (layout.root, layout.pki, layout.secrets, layout.hub):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         folder.chmod(0o700)
     layout.requests.mkdir(exist_ok=True, mode=0o700)

@@ -37,9 +37,11 @@ class RunDesk:
 
     def __init__(self, layout: ServerLayout, link_state: Any, events: EventLog) -> None:
         self._layout, self._state, self._events = layout, link_state, events
+        self._registry = layout.registry()
         self._nodes: dict[str, int] = {}
         self._bundle = build_bundle()
         self._active: dict[str, int] = {}
+        self._silent = False
 
     def begin(self) -> None:
         """Forget what an earlier hub process believed: no site is connected yet, no run is going on.
@@ -51,16 +53,25 @@ class RunDesk:
         for run in self._state.get_run_info():
             if run.status.status != Status.FINISHED:
                 self._state.stop_run(run.run_id)
-        for folder in sorted(self._layout.root.glob("runs/*")):
+        for study_id in RunBoard.ids(self._registry):
             self._fail(
-                folder.name, "The hub was stopped during the run. Committed rounds are kept: start it again."
+                study_id, "The hub was stopped during the run. Committed rounds are kept: start it again."
             )
 
     def tick(self) -> None:
-        """Do what the folder asks for. Called every half second; never raises for what a file contains."""
+        """Do what the folder asks for. Called every half second; never raises for what a file contains.
+
+        Requests wait while the registry does not answer.
+        """
+        if not self._registry_answers():
+            return
         self._register_sites()
+        self._mark_dead_runs()
         for request in sorted(self._layout.requests.glob("*.json")):
             study_id = request.stem
+            if study_id in self._active and self._loop_process(study_id) is None:
+                # The last run has said how it ended and is on its way out, or the new one has not begun to speak.
+                continue
             try:
                 self._start(study_id)
             except PixcellError as error:
@@ -68,10 +79,22 @@ class RunDesk:
                 self._fail(study_id, f"{error.message} {error.hint}")
             finally:
                 request.unlink(missing_ok=True)
-        self._mark_dead_runs()
+
+    def _registry_answers(self) -> bool:
+        try:
+            self._registry.ping()
+        except PixcellError as error:
+            if not self._silent:
+                self._events.say("registry-silent", code=error.code)
+            self._silent = True
+            return False
+        if self._silent:
+            self._events.say("registry-answers")
+        self._silent = False
+        return True
 
     def _register_sites(self) -> None:
-        book = SiteBook(self._layout.sites)
+        book = SiteBook(self._registry)
         fresh = [name for name in book.names() if name not in self._nodes]
         for name in fresh:
             try:
@@ -90,7 +113,7 @@ class RunDesk:
             write_atomically(self._layout.nodes, json.dumps(known, sort_keys=True).encode())
 
     def _start(self, study_id: str) -> None:
-        study = StudyBook(self._layout.studies).get(study_id)
+        study = StudyBook(self._registry).get(study_id)
         if study_id in self._active:
             self._events.say("run-already-active", study=study_id)
             return
@@ -118,9 +141,10 @@ class RunDesk:
             if found is not None and found.status == Status.FINISHED:
                 del self._active[study_id]
                 self._events.say("run-ended", study=study_id, run=str(run), outcome=str(found.sub_status))
-                self._fail(
-                    study_id, "The round loop ended without saying why. See the executor's log in hub/."
-                )
+                if not (self._layout.requests / f"{study_id}.json").exists():
+                    self._fail(
+                        study_id, "The round loop ended without saying why. See the executor's log in hub/."
+                    )
             elif (pid := self._loop_process(study_id)) is not None and not _alive(pid):
                 self._fail(
                     study_id,
@@ -133,11 +157,11 @@ class RunDesk:
                 self._events.say("run-killed", study=study_id, run=str(run))
 
     def _loop_process(self, study_id: str) -> int | None:
-        state = RunBoard(self._layout.run(study_id)).read()
+        state = RunBoard(self._registry, study_id).read(history=False)
         return state.process if state is not None and state.state in ("waiting", "running") else None
 
     def _fail(self, study_id: str, reason: str) -> None:
-        RunBoard(self._layout.run(study_id)).fail_if_unfinished(reason)
+        RunBoard(self._registry, study_id).fail_if_unfinished(reason)
 
 
 def _alive(pid: int) -> bool:

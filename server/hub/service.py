@@ -45,6 +45,8 @@ class HubSettings:
 def serve_hub(settings: HubSettings) -> None:
     """Serve until SIGTERM or SIGINT; then stop every process started here."""
     layout = settings.layout
+    # A registry that cannot be used is said at once; no connection to it may live on into the fork.
+    layout.registry().close()
     quiet_flower(layout.hub / "flower")
     public, inner = _listen(settings.host, settings.port), _listen(LOOPBACK, 0)
     _import_flower()
@@ -88,6 +90,7 @@ PRELOADED = (
     "uvicorn.loops.auto",
     "server.hub.runs",
     "server.hub.event_log",
+    "server.registry.opening",
     "server.rounds.server_app",
     "safetensors.numpy",
 )

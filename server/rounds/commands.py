@@ -107,14 +107,14 @@ def _submit(layout: ServerLayout, study_id: str, loop: dict[str, float]) -> None
     from server.rounds.board import UNFINISHED, RunBoard
     from server.studies.book import StudyBook
 
-    study = StudyBook(layout.studies).get(study_id)
+    study = StudyBook(layout.registry()).get(study_id)
     if not layout.ready.is_file():
         raise ConnectionFailedError(
             "The hub is not running.",
             hint=f"Start it: pixcell hub start --dir {layout.root}",
             code="hub-down",
         )
-    board = RunBoard(layout.run(study_id))
+    board = RunBoard(layout.registry(), study_id)
     before = board.read()
     if before is not None and before.state in UNFINISHED and before.state != "submitted":
         raise RefusedError(
@@ -122,7 +122,7 @@ def _submit(layout: ServerLayout, study_id: str, loop: dict[str, float]) -> None
             hint=f"Watch it: pixcell run watch {study_id} --dir {layout.root}",
             code="run-active",
         )
-    write_atomically(board.path.parent / "loop.json", json.dumps(loop).encode())
+    write_atomically(layout.run(study_id) / "loop.json", json.dumps(loop).encode())
     board.submit(study)
     write_atomically(layout.requests / f"{study_id}.json", b"{}")
 
@@ -130,7 +130,7 @@ def _submit(layout: ServerLayout, study_id: str, loop: dict[str, float]) -> None
 def _read(layout: ServerLayout, study_id: str) -> RunState:
     from server.rounds.board import RunBoard
 
-    state = RunBoard(layout.run(study_id)).read()
+    state = RunBoard(layout.registry(), study_id).read()
     if state is None:
         raise RefusedError(
             f"No run of {study_id} was started.",

@@ -33,25 +33,25 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run the study that the run's configuration names."""
     layout = ServerLayout(Path(str(context.run_config[FOLDER_KEY]))).check()
-    study = StudyBook(layout.studies).get(str(context.run_config[STUDY_KEY]))
+    study = StudyBook(layout.registry()).get(str(context.run_config[STUDY_KEY]))
     run_study(grid, layout, study)
 
 
 def run_study(grid: Grid, layout: ServerLayout, study: Study, settings: LoopSettings | None = None) -> None:
     """Run `study` on `grid` with the coordinator's folder; the board tells how it ends, whatever happens."""
-    folder = layout.run(study.id)
-    board = RunBoard(folder)
+    folder, registry = layout.run(study.id), layout.registry()
+    board = RunBoard(registry, study.id)
     live = LiveBoard(board, study)
-    book = SiteBook(layout.sites)
+    book = SiteBook(registry)
     try:
         loop = RoundLoop(
             grid,
             study,
             {site: book.get(site) for site in study.sites},
             lambda: read_nodes(layout.nodes),
-            RoundStore(folder, study),
+            RoundStore(registry, folder, study),
             live,
-            HeadBook(layout.heads),
+            HeadBook(registry),
             settings or read_loop_settings(folder),
         )
         loop.run(read_start(folder))

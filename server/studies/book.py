@@ -9,42 +9,64 @@ from typing import Any
 
 import yaml
 from pydantic import ValidationError
+from sqlalchemy import insert, select
+from sqlalchemy.exc import IntegrityError
 
-from pixcell_core.contracts.atomic import write_atomically
-from pixcell_core.contracts.canonical import load_document
 from pixcell_core.contracts.study import Study
 from pixcell_core.errors import BadInputError, RefusedError
+from server.registry.events import note_act
+from server.registry.registry import Registry
+from server.registry.sealed import altered, seal, unseal
+from server.registry.tables import StudyRow
 
 
 class StudyBook:
-    """Studies in one folder."""
+    """Studies of the registry."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    def ids(self) -> list[str]:
+        """Ids of all studies, sorted."""
+        with self._registry.read() as connection:
+            return sorted(connection.execute(select(StudyRow.study_id)).scalars())
+
+    def has(self, study_id: str) -> bool:
+        """Whether a study of this id is kept."""
+        with self._registry.read() as connection:
+            wanted = select(StudyRow.study_id).where(StudyRow.study_id == study_id)
+            return connection.execute(wanted).first() is not None
 
     def get(self, study_id: str) -> Study:
-        """The study of this id; an input error if there is none."""
-        path = self._folder / f"{study_id}.json"
-        if not path.is_file():
-            known = ", ".join(sorted(p.stem for p in self._folder.glob("*.json"))) or "none"
+        """The study of this id; an input error if there is none, or if its row was altered."""
+        with self._registry.read() as connection:
+            row = connection.execute(select(StudyRow.__table__).where(StudyRow.study_id == study_id)).first()
+        if row is None:
+            known = ", ".join(self.ids()) or "none"
             raise BadInputError(
                 f"There is no study {study_id} here.", hint=f"Known studies: {known}.", code="unknown-study"
             )
-        return load_document(Study, path)
+        study = unseal(Study, row.document, row.digest, what=f"study {study_id}")
+        if study.id != study_id:
+            raise altered(f"study {study_id}")
+        return study
 
-    def add(self, study: Study) -> Path:
+    def add(self, study: Study) -> Study:
         """Keep a study. The same study twice is fine; another one under a taken id is not."""
-        path = self._folder / f"{study.id}.json"
-        if path.exists():
-            if load_document(Study, path).digest == study.digest:
-                return path
+        try:
+            with self._registry.write() as connection:
+                connection.execute(insert(StudyRow).values(study_id=study.id, **seal(study)))
+                note_act(connection, "study-created", study.id)
+        except IntegrityError:
+            kept = self.get(study.id)
+            if kept.digest == study.digest:
+                return kept
             raise RefusedError(
                 f"Another study is already called {study.id}.",
                 hint="Give the changed study a new --id: sites approved the old one.",
                 code="study-exists",
-            )
-        write_atomically(path, study.to_bytes())
-        return path
+            ) from None
+        return study
 
 
 def read_settings(path: Path) -> dict[str, Any]:

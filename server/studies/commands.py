@@ -17,17 +17,18 @@ DEFAULT_TARGETS = "attn1.to_q,attn1.to_k,attn1.to_v,attn1.to_out.0,attn2.to_v,at
 
 
 class StudyShown(BaseModel):
-    """A study, its digest and its file."""
+    """A study, its digest, and the file to send to the sites where one was asked for."""
 
     digest: str
-    file: Path
+    file: Path | None = None
     study: dict[str, Any]
 
     def __str__(self) -> str:
         s = self.study
         return (
-            f"Study {s['id']}\ndigest: {self.digest}\nfile: {self.file}\n"
-            f"sites: {', '.join(s['sites'])} (quorum {s['quorum']})\n"
+            f"Study {s['id']}\ndigest: {self.digest}\n"
+            + (f"file: {self.file}\n" if self.file else "")
+            + f"sites: {', '.join(s['sites'])} (quorum {s['quorum']})\n"
             f"{s['rounds']} rounds x {s['steps_per_round']} steps, q = {s['sample_rate']}, sigma = "
             f"{s['noise_multiplier']}, C = {s['max_grad_norm']}\n"
             f"cap per site: epsilon {s['epsilon_cap']} per patient at delta {s['delta']}, neighbouring cohorts: "
@@ -171,10 +172,8 @@ def register(root: typer.Typer) -> None:
         from server.studies.book import StudyBook
 
         layout = ServerLayout(folder.absolute()).check()
-        found = StudyBook(layout.studies).get(study_id)
-        return StudyShown(
-            digest=found.digest, file=layout.studies / f"{study_id}.json", study=found.model_dump(mode="json")
-        )
+        found = StudyBook(layout.registry()).get(study_id)
+        return StudyShown(digest=found.digest, study=found.model_dump(mode="json"))
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:
@@ -216,11 +215,11 @@ def _create(
     if "base_digest" not in values:
         raise BadInputError("The study names no base model.", hint="Give --base FOLDER.", code="no-base")
     values.setdefault("code_digest", installed_code_digest())
-    values.setdefault("sites", SiteBook(layout.sites).names())
+    values.setdefault("sites", SiteBook(layout.registry()).names())
     values.setdefault("quorum", len(values["sites"]))
     made = make_study(values)
     for site in made.sites:
-        SiteBook(layout.sites).get(site)
+        SiteBook(layout.registry()).get(site)
     if base is not None:
         from pixcell_core.contracts.atomic import write_atomically
         from pixcell_core.contracts.spool import arrays_to_bytes
@@ -230,8 +229,7 @@ def _create(
         data = arrays_to_bytes(start_adapter(base, made.adapter))
         place = layout.run(made.id) / START_ADAPTER
         write_atomically(place, data)
-    path = StudyBook(layout.studies).add(made)
+    StudyBook(layout.registry()).add(made)
     if out is not None:
         out.write_bytes(made.to_bytes())
-        path = out
-    return StudyShown(digest=made.digest, file=path, study=made.model_dump(mode="json"))
+    return StudyShown(digest=made.digest, file=out, study=made.model_dump(mode="json"))

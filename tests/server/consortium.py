@@ -21,6 +21,8 @@ from pixcell_core.contracts.spool import Arrays
 from pixcell_core.contracts.study import AdapterSettings, Approval, Study
 from pixcell_core.flower.messages import document_of, pack
 from pixcell_core.trust.keys import SigningKey
+from server.registry.opening import open_registry
+from server.registry.registry import Registry
 from server.rounds.board import LiveBoard, RunBoard
 from server.rounds.heads import HeadBook
 from server.rounds.loop import LoopSettings, RoundLoop
@@ -150,9 +152,9 @@ class Consortium:
             self.study,
             self.enrolled,
             lambda: self.nodes,
-            RoundStore(self.folder, self.study, on_step),
-            LiveBoard(RunBoard(self.folder), self.study),
-            HeadBook(self.folder / "heads"),
+            self.store(on_step),
+            LiveBoard(self.board(), self.study),
+            HeadBook(self.registry),
             LoopSettings(**waits),
         )
 
@@ -161,8 +163,17 @@ class Consortium:
         return {name: np.zeros(shape, dtype=np.float32) for name, shape in SHAPES.items()}
 
     def board(self) -> RunBoard:
-        """The board on disk."""
-        return RunBoard(self.folder)
+        """The board."""
+        return RunBoard(self.registry, self.study.id)
+
+    def store(self, on_step: Callable[[str], None] = lambda step: None) -> RoundStore:
+        """The committed rounds."""
+        return RoundStore(self.registry, self.folder, self.study, on_step)
+
+    @property
+    def registry(self) -> Registry:
+        """The registry in the folder."""
+        return open_registry(self.folder)
 
 
 def make_consortium(folder: Path, **changes: Any) -> Consortium:

@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pixcell_core.contracts.canonical import load_document
 from pixcell_core.contracts.round import RunState
 from pixcell_core.contracts.spool import l2_norm, read_arrays
+from pixcell_core.contracts.study import Study
+from server.registry.opening import open_registry
+from server.rounds.board import RunBoard
 from server.rounds.store import RoundStore
 from server.studies.book import StudyBook
 from site_client.ledger.journal import LEDGER_FILE
@@ -74,11 +76,17 @@ class Federation:
 
     def state(self, name: str) -> RunState:
         """The run's board."""
-        return load_document(RunState, self.server / "runs" / name / "run.json")
+        state = RunBoard(open_registry(self.server), name).read()
+        assert state is not None
+        return state
+
+    def store(self, study: Study) -> RoundStore:
+        """The committed rounds of a study."""
+        return RoundStore(open_registry(self.server), self.server / "runs" / study.id, study)
 
     def steps_charged(self, site: str, study: str) -> int:
         """Steps of a study that a site's ledger holds charged."""
-        digest = StudyBook(self.server / "studies").get(study).digest
+        digest = StudyBook(open_registry(self.server)).get(study).digest
         records = read_ledger(self.site(site) / "ledger").require_whole().records
         return sum(r.steps for r in records if isinstance(r, ReserveRecord) and r.study == digest)
 
@@ -144,8 +152,8 @@ def test_three_hospitals_train_together_over_tls(federation: Federation) -> None
     print(f"{ROUNDS} rounds in {time.monotonic() - began:.1f} s")
     assert shown["run"]["state"] == "completed" and shown["run"]["committed"] == ROUNDS, federation.logs()
     assert [s["rounds_counted"] for s in shown["run"]["sites"]] == [ROUNDS] * 3
-    study = StudyBook(federation.server / "studies").get("plain")
-    records = RoundStore(federation.server / "runs" / "plain", study).records()
+    study = StudyBook(open_registry(federation.server)).get("plain")
+    records = federation.store(study).records()
     assert [r.included for r in records[1:]] == [SITES] * ROUNDS
     adapter = read_arrays(Path(shown["adapter"]), records[-1].adapter_digest)
     assert l2_norm(adapter) > 0 and all(np.isfinite(v).all() for v in adapter.values())
@@ -177,17 +185,15 @@ def test_a_trainer_killed_in_a_round_does_not_stop_the_others(federation: Federa
     spent = federation.steps_charged("north", "killed")
     shown = pixcell("run", "watch", "killed", "--dir", federation.server, "--timeout", "200")
     assert shown["run"]["state"] == "completed", federation.logs()
-    study = StudyBook(federation.server / "studies").get("killed")
-    for record in RoundStore(federation.server / "runs" / "killed", study).records()[1:]:
+    study = StudyBook(open_registry(federation.server)).get("killed")
+    for record in federation.store(study).records()[1:]:
         assert {"east", "west"} <= set(record.included)
         # The supervisor starts a new trainer, which tries once more as a new charge, or the record says why not.
         assert "north" in record.included or [e for e in record.excluded if e.site == "north" and e.reason]
     assert federation.steps_charged("north", "killed") >= spent
-    counted = sum(
-        "north" in r.included for r in RoundStore(federation.server / "runs" / "killed", study).records()
-    )
+    counted = sum("north" in r.included for r in federation.store(study).records())
     assert federation.steps_charged("north", "killed") >= 60 * counted
-    if "north" in RoundStore(federation.server / "runs" / "killed", study).records()[1].included:
+    if "north" in federation.store(study).records()[1].included:
         assert federation.steps_charged("north", "killed") > 60 * counted
     for site in ("east", "west"):
         assert federation.steps_charged(site, "killed") == 60

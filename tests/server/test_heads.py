@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 from flwr.app import Message
+from sqlalchemy import update
 
 from pixcell_core.contracts.canonical import digest, parse_document
 from pixcell_core.contracts.round import KnownHead, TrainReply, TrainRequest
 from pixcell_core.errors import BadInputError
 from pixcell_core.flower.messages import document_of, pack
+from server.registry.opening import open_registry
+from server.registry.tables import HeadRow
 from server.rounds import loop as loop_module
 from server.rounds.heads import HeadBook
 from server.rounds.screening import screen
@@ -46,8 +49,8 @@ def test_heads_are_kept_and_sent_back_with_the_next_round(consortium: Consortium
     done = consortium.loop().run(consortium.start())
     assert done.record.included == ("east", "north", "west")
     assert asked == [None, head(3), head(7)]
-    assert HeadBook(consortium.folder / "heads").last("east") == head(11)
-    assert HeadBook(consortium.folder / "heads").last("north") is None
+    assert HeadBook(consortium.registry).last("east") == head(11)
+    assert HeadBook(consortium.registry).last("north") is None
 
 
 @pytest.mark.parametrize("shown", [head(2), head(3, b"another"), None])
@@ -73,9 +76,11 @@ def test_without_the_comparison_the_same_ledger_would_count(
 
 
 def test_a_damaged_book_of_heads_stops_the_round(tmp_path: Path) -> None:
-    book = HeadBook(tmp_path / "heads")
+    registry = open_registry(tmp_path)
+    book = HeadBook(registry)
     book.note("east", head(5))
-    (tmp_path / "heads" / "east.json").write_bytes(b"{")
+    with registry.write() as connection:
+        connection.execute(update(HeadRow).values(document=b"{"))
     with pytest.raises(BadInputError) as caught:
         book.last("east")
     assert caught.value.code == "heads-broken"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import shutil
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import Message
+from sqlalchemy import text, update
 
 from pixcell_core.contracts.spool import arrays_digest
+from pixcell_core.errors import BadInputError
+from server.registry.sealed import seal
+from server.registry.tables import RoundRow
 from server.rounds.loop import QuorumError
-from server.rounds.store import RoundStore
 from tests.server.consortium import SITES, Consortium, update_of
 
 
@@ -122,7 +125,7 @@ def test_nothing_is_committed_below_the_quorum_of_replies(consortium: Consortium
     consortium.sites["east"].refuse = consortium.sites["west"].refuse = "budget-exceeded"
     with pytest.raises(QuorumError, match="Round 1 counts 1 sites, the quorum is 2"):
         consortium.loop().run(consortium.start())
-    assert [r.round for r in RoundStore(consortium.folder, consortium.study).records()] == [0]
+    assert [r.round for r in consortium.store().records()] == [0]
 
 
 class Killed(BaseException):
@@ -150,23 +153,36 @@ def test_a_kill_at_every_step_of_every_commit_loses_nothing(consortium_of: Calla
 
         with pytest.raises(Killed):
             consortium.loop(on_step=maybe_kill).run(consortium.start())
-        committed = len(RoundStore(consortium.folder, consortium.study).records())
+        committed = len(consortium.store().records())
         again = consortium.loop().run(consortium.start())
         assert arrays_digest(again.adapter) == arrays_digest(undisturbed.adapter), steps[kill_at]
-        records = RoundStore(consortium.folder, consortium.study).records()
+        records = consortium.store().records()
         assert [r.round for r in records] == [0, 1, 2, 3]
-        # The rename is the commit: before it the round is asked again, after it never.
-        assert committed == sum(step == "flush-folder" for step in steps[: kill_at + 1]), steps[kill_at]
+        # The row is the commit: before it the round is asked again, after it never.
+        assert committed == sum(step == "done" for step in steps[: kill_at + 1]), steps[kill_at]
         assert not list(consortium.folder.glob("rounds/.partial-*"))
 
 
 def test_an_altered_round_stops_the_study(consortium: Consortium) -> None:
     consortium.loop().run(consortium.start())
-    place = consortium.folder / "rounds" / "00002" / "round.json"
-    record = json.loads(place.read_text())
-    place.write_text(json.dumps(record | {"included": ["east"]}))
-    with pytest.raises(Exception, match="gap or was altered"):
+    altered = consortium.store().records()[2].model_copy(update={"included": ("east",)})
+    with consortium.registry.write() as connection:
+        connection.execute(text("DROP TRIGGER rounds_update_refused"))
+        # The digest of the row is made to fit; the next round still names the one before.
+        connection.execute(text("PRAGMA defer_foreign_keys=ON"))
+        connection.execute(update(RoundRow).where(RoundRow.round == 3).values(previous=altered.digest))
+        connection.execute(update(RoundRow).where(RoundRow.round == 2).values(**seal(altered)))
+    with pytest.raises(BadInputError, match="altered") as caught:
         consortium.loop().run(consortium.start())
+    assert caught.value.code == "rounds-broken"
+
+
+def test_a_round_without_its_files_stops_the_study(consortium: Consortium) -> None:
+    consortium.loop().run(consortium.start())
+    shutil.rmtree(consortium.folder / "rounds" / "00002")
+    with pytest.raises(BadInputError, match="tensors are not in the run's folder") as caught:
+        consortium.loop().run(consortium.start())
+    assert caught.value.code == "rounds-broken"
 
 
 def test_an_altered_adapter_stops_the_study(consortium: Consortium) -> None:

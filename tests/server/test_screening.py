@@ -136,7 +136,7 @@ def test_an_agent_that_fails_excludes_its_site_and_tells_nothing_of_it(
     consortium.sites["north"].update = fails
     done = consortium.loop().run(consortium.start())
     assert [(e.site, e.code) for e in done.record.excluded] == [("north", "site-failed")]
-    assert "4711" not in (consortium.folder / "run.json").read_text()
+    assert "4711" not in consortium.board().read().to_bytes().decode()  # type: ignore[union-attr]
 
 
 def test_all_bad_is_a_failure_and_not_an_empty_round(consortium_of: Callable[..., Consortium]) -> None:

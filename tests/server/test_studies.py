@@ -16,6 +16,7 @@ from pixcell_core.errors import BadInputError, PixcellError, RefusedError
 from server.enrolment.pki import initialise
 from server.enrolment.sites import SiteBook
 from server.layout import ServerLayout
+from server.registry.opening import open_registry
 from server.studies.book import StudyBook, make_study, read_settings
 from server.studies.start import start_adapter
 from tests.server.consortium import make_node_key
@@ -70,7 +71,7 @@ def test_a_settings_file_that_is_none_is_refused(tmp_path: Path, text: str) -> N
 
 
 def test_a_study_is_never_replaced(tmp_path: Path) -> None:
-    book, study = StudyBook(tmp_path), a_study()
+    book, study = StudyBook(open_registry(tmp_path)), a_study()
     book.add(study)
     book.add(study)
     with pytest.raises(RefusedError, match="already called"):
@@ -117,7 +118,7 @@ def request_of(site: str, **changes: str) -> EnrolmentRequest:
 def test_sites_are_enrolled_once_and_share_no_key(tmp_path: Path) -> None:
     layout = ServerLayout(tmp_path / "server")
     initialise(layout, ["127.0.0.1"])
-    book, east = SiteBook(layout.sites), request_of("east")
+    book, east = SiteBook(layout.registry()), request_of("east")
 
     def add(request: EnrolmentRequest) -> None:
         path = tmp_path / "request.json"

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from server.enrolment.pki import initialise
 from server.enrolment.sites import SiteBook
 from server.layout import ServerLayout
+from server.studies.book import StudyBook
 from server.studies.commands import register
 from tests.server.test_studies import request_of
 from tests.site_client.trainer.site_fixture import TARGETS, make_base
@@ -34,7 +35,7 @@ class Desk:
         initialise(ServerLayout(self.folder), ["127.0.0.1"])
         for site in ("east", "west"):
             (folder / f"{site}.json").write_bytes(request_of(site).to_bytes())
-            SiteBook(ServerLayout(self.folder).sites).add(folder / f"{site}.json")
+            SiteBook(ServerLayout(self.folder).registry()).add(folder / f"{site}.json")
 
     def create(self, name: str, *more: str) -> tuple[int, dict[str, Any]]:
         """Exit code and envelope of `study create`."""
@@ -93,4 +94,4 @@ def test_what_cannot_be_promised_is_refused_and_nothing_is_written(desk: Desk, f
     exit_code, body = desk.create("never", *flags.split())
     assert exit_code in (1, 4) and body["code"] == code
     layout = ServerLayout(desk.folder)
-    assert not (layout.studies / "never.json").exists()
+    assert "never" not in StudyBook(layout.registry()).ids() and not layout.run("never").exists()
