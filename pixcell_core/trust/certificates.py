@@ -140,10 +140,9 @@ def issued_by(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
     return True
 
 
-def public_key_digest(certificate_or_key: object) -> str:
+def public_key_digest(key: ec.EllipticCurvePublicKey) -> str:
     """SHA-256 (hex) of the DER SubjectPublicKeyInfo of a public key."""
-    key = certificate_or_key
-    der = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)  # type: ignore[attr-defined]
+    der = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     return hashlib.sha256(der).hexdigest()
 
 
