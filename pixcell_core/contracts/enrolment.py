@@ -33,7 +33,9 @@ TlsRequestText = Annotated[
 ]
 """A PKCS#10 request in PEM, signed by the TLS key it names: the requester holds the private half."""
 
-CertificateText = Annotated[str, StringConstraints(pattern=r"^-----BEGIN CERTIFICATE-----\n", max_length=8192)]
+CertificateText = Annotated[
+    str, StringConstraints(pattern=r"^-----BEGIN CERTIFICATE-----\n", max_length=8192)
+]
 """One X.509 certificate in PEM."""
 
 Serial = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{1,40}$")]

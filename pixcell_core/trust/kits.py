@@ -58,9 +58,7 @@ def open_kit(envelope: Envelope, ca: x509.Certificate) -> Kit:
             hint="Ask your coordinator for your kit, and compare the fingerprint of the CA over the phone.",
             code="kit-of-another-consortium",
         )
-    kit = parse_document(
-        Kit, verify_envelope(envelope, [key], payload_type=KIT_PAYLOAD_TYPE), name="the kit"
-    )
+    kit = parse_document(Kit, verify_envelope(envelope, [key], payload_type=KIT_PAYLOAD_TYPE), name="the kit")
     certificate = read_certificate(kit.certificate.encode("ascii"), "The kit's certificate")
     named = party_of(certificate)
     node = public_key_digest(node_public_key(kit.node_key, kit.party)) if kit.role == "site" else None

@@ -90,7 +90,7 @@ class Authority:
     ) -> x509.Certificate:
         """A client certificate: identity and, for a site, the digest of its node key as URIs."""
         uris = [party_urn(role, party)] + ([NODE_KEY_URN + node_key] if node_key else [])
-        names = [x509.UniformResourceIdentifier(uri) for uri in uris]
+        names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(uri) for uri in uris]
         return self._certify(party, key, names, ExtendedKeyUsageOID.CLIENT_AUTH, now, end)
 
     def certify_server(

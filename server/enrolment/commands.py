@@ -81,9 +81,7 @@ def _register_signing(kit: typer.Typer) -> None:
     @kit.command("approve")
     @command
     def approve(
-        request: Annotated[
-            Path, typer.Argument(help="The request a party made with `pixcell site enroll`.")
-        ],
+        request: Annotated[Path, typer.Argument(help="The request a party made with `pixcell site enroll`.")],
         folder: DirOption,
         fingerprint: Annotated[
             str | None, typer.Option("--fingerprint", help="The digits the party read over the phone.")

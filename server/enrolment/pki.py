@@ -88,6 +88,9 @@ def initialise(
     layout.requests.mkdir(exist_ok=True, mode=0o700)
     key_folder = ca_dir or layout.pki
     key_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    # Without ca.crt these are what an interrupted `init` left in this folder; nothing was ever signed by them.
+    for left in (layout.pki / CA_KEY_FILE, layout.secrets / "executor.secret"):
+        left.unlink(missing_ok=True)
     authority = Authority.make(moment)
     authority.save_key(key_folder, passphrase)
     certificate = _new_server_pair(layout, authority, hosts, moment)

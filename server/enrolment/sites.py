@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 
 from pixcell_core.contracts.atomic import write_atomically
 from pixcell_core.contracts.canonical import load_document
 from pixcell_core.contracts.enrolment import EnrolmentRequest
 from pixcell_core.errors import BadInputError, RefusedError
+from pixcell_core.trust import certificates
 
 
 class SiteBook:
@@ -30,7 +29,7 @@ class SiteBook:
         if not path.is_file():
             raise BadInputError(
                 f"No site named {site} is enrolled.",
-                hint="The site runs `pixcell site enroll` and sends its request; then `pixcell kit add REQUEST`.",
+                hint="The site runs `pixcell site enroll` and sends its request; then `pixcell kit approve REQUEST`.",
                 code="unknown-site",
             )
         return load_document(EnrolmentRequest, path)
@@ -62,14 +61,4 @@ class SiteBook:
 
 def node_public_key(request: EnrolmentRequest) -> ec.EllipticCurvePublicKey:
     """The site's P-384 node key; an input error if the text is not one."""
-    try:
-        key = load_ssh_public_key(request.node_key.encode("ascii"))
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise BadInputError(
-            f"The node key of {request.site} is damaged.", hint="Ask the site for its request file again."
-        ) from error
-    if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != "secp384r1":
-        raise BadInputError(
-            f"The node key of {request.site} is not P-384.", hint="Ask for a new request file."
-        )
-    return key
+    return certificates.node_public_key(request.node_key, request.site)
