@@ -25,8 +25,8 @@ from pixcell_core.errors import BadInputError, RefusedError
 from pixcell_core.trust.keys import VerifyKey
 
 NODE_KEY_URN = "urn:pixcell:node-key:"
-_PARTY = re.compile(rf"^urn:pixcell:({'|'.join(get_args(Role))}):([a-z0-9][a-z0-9-]{{0,39}})$")
-_NODE_KEY = re.compile(r"^urn:pixcell:node-key:([0-9a-f]{64})$")
+_PARTY = re.compile(rf"urn:pixcell:({'|'.join(get_args(Role))}):([a-z0-9][a-z0-9-]{{0,39}})")
+_NODE_KEY = re.compile(r"urn:pixcell:node-key:([0-9a-f]{64})")
 TLS_CURVES = ("secp256r1", "secp384r1")
 
 
@@ -60,8 +60,8 @@ def party_of(certificate: x509.Certificate) -> PartyCertificate:
         uris = names.get_values_for_type(x509.UniformResourceIdentifier)
     except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError) as error:
         raise _nobody() from error
-    parties = [found for uri in uris if (found := _PARTY.match(uri))]
-    nodes = [found for uri in uris if (found := _NODE_KEY.match(uri))]
+    parties = [found for uri in uris if (found := _PARTY.fullmatch(uri))]
+    nodes = [found for uri in uris if (found := _NODE_KEY.fullmatch(uri))]
     if len(parties) != 1 or len(nodes) > 1 or len(parties) + len(nodes) != len(uris):
         raise _nobody()
     role: Role = parties[0][1]  # type: ignore[assignment]

@@ -120,7 +120,7 @@ class Door:
         return None
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send, route: str | None, party: str) -> None:
-        status, too_large = 0, False
+        status, seen, too_large = 0, 0, False
 
         async def watched_send(message: MutableMapping[str, Any]) -> None:
             nonlocal status
@@ -139,7 +139,6 @@ class Door:
                 raise BodyTooLargeError
             return message
 
-        seen = 0
         try:
             await self._app(scope, counted, watched_send)
         except Exception:

@@ -102,6 +102,9 @@ class PartyProtocol(HttpToolsProtocol):
         super().data_received(data)
         if self._head_bytes is not None and self._head_bytes > self._limits.head_bytes:
             self._hang_up("head-too-large")
+        elif self._head_bytes and self._reading is None:
+            # Bytes that begin no request (empty lines) stopped uvicorn's idle clock: they get ours.
+            self._read_within(self._limits.head_s, "slow-head")
 
     def send_400_response(self, msg: str) -> None:
         """Something that is not HTTP."""
@@ -111,7 +114,7 @@ class PartyProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request starts."""
         super().on_message_begin()
-        self.scope[PEER] = self._peer  # type: ignore[typeddict-unknown-key]
+        self.scope[PEER] = self._peer  # type: ignore[literal-required]
         self._head_bytes = self._head_bytes or 0
         self._read_within(self._limits.head_s, "slow-head")
 
@@ -126,7 +129,7 @@ class PartyProtocol(HttpToolsProtocol):
         super().on_message_complete()
         self._head_bytes = 0
         self._stop_reading_clock()
-        if self._answering is None:
+        if self._answering is None and not self.cycle.response_complete:
             self._answering = self.loop.call_later(self._limits.answer_s, self._hang_up, "slow-answer")
 
     def on_response_complete(self) -> None:

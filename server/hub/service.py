@@ -227,12 +227,16 @@ def _take_up_renewed(
     layout: ServerLayout, context: ssl.SSLContext, before: tuple[int, ...], events: Any
 ) -> tuple[int, ...]:
     """Use a renewed server certificate for new connections; a pair that does not fit is left for the next look."""
+    from server.hub.listener import server_context
+
     try:
         mark = _pair_mark(layout)
         if mark != before:
+            # A pair that does not fit together would leave the serving context without a key: try it elsewhere first.
+            server_context(layout.pki)
             context.load_cert_chain(str(layout.pki / "server.crt"), str(layout.pki / "server.key"))
             events.say("server-certificate-renewed")
-    except OSError:
+    except (OSError, RefusedError):
         return before
     return mark
 
