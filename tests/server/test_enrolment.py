@@ -12,7 +12,6 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.x509.oid import ExtendedKeyUsageOID
-from cryptography.x509.verification import PolicyBuilder, Store
 
 from pixcell_core.contracts.canonical import load_document
 from pixcell_core.contracts.enrolment import EnrolmentRequest, Kit, RevocationList
@@ -149,11 +148,6 @@ def test_a_kit_carries_identity_role_and_node_key(made: Enrolment, role: str) ->
     assert SiteBook(made.layout.sites).names() == (["east"] if role == "site" else [])
     usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
     assert list(usage) == [ExtendedKeyUsageOID.CLIENT_AUTH]
-    # An independent verifier of chains agrees with what OpenSSL will be asked at the door.
-    ca = read_authority(made.ca.read_bytes())
-    store = Store([ca])
-    verified = PolicyBuilder().store(store).time(NOW).build_client_verifier().verify(certificate, [])
-    assert {name.value for name in verified.subjects or []} >= {f"urn:pixcell:{role}:east"}
 
 
 def test_approving_the_same_request_again_gives_the_same_kit(made: Enrolment) -> None:
