@@ -114,6 +114,7 @@ class PartyProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request starts."""
         super().on_message_begin()
+        self._stop_answering_clock()
         self.scope[PEER] = self._peer  # type: ignore[literal-required]
         self._head_bytes = self._head_bytes or 0
         self._read_within(self._limits.head_s, "slow-head")
@@ -130,18 +131,36 @@ class PartyProtocol(HttpToolsProtocol):
         self._head_bytes = 0
         self._stop_reading_clock()
         if self._answering is None and not self.cycle.response_complete:
-            self._answering = self.loop.call_later(self._limits.answer_s, self._hang_up, "slow-answer")
+            self._answering = self.loop.call_later(self._limits.answer_s, self._answer_due)
 
     def on_response_complete(self) -> None:
-        """Answered."""
-        if self._answering is not None:
-            self._answering.cancel()
-            self._answering = None
+        """Answered, as far as the app goes; what the peer has not read yet is still ours."""
+        if not self.transport.get_write_buffer_size():
+            self._stop_answering_clock()
         super().on_response_complete()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Idle for long. A peer that still reads a long answer over a thin line is not: the answer's clock watches it."""
+        if self._answering is not None and self.transport.get_write_buffer_size():
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+            return
+        super().timeout_keep_alive_handler()
+
+    def _answer_due(self) -> None:
+        self._answering = None
+        if not self.cycle.response_complete or self.transport.get_write_buffer_size():
+            self._hang_up("slow-answer")
 
     def _read_within(self, seconds: float, reason: str) -> None:
         self._stop_reading_clock()
         self._reading = self.loop.call_later(seconds, self._hang_up, reason)
+
+    def _stop_answering_clock(self) -> None:
+        if self._answering is not None:
+            self._answering.cancel()
+            self._answering = None
 
     def _stop_reading_clock(self) -> None:
         if self._reading is not None:
