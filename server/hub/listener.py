@@ -135,13 +135,13 @@ class PartyProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """Answered, as far as the app goes; what the peer has not read yet is still ours."""
-        if not self.transport.get_write_buffer_size():
+        if not _unread(self.transport):
             self._stop_answering_clock()
         super().on_response_complete()
 
     def timeout_keep_alive_handler(self) -> None:
         """Idle for long. A peer that still reads a long answer over a thin line is not: the answer's clock watches it."""
-        if self._answering is not None and self.transport.get_write_buffer_size():
+        if self._answering is not None and _unread(self.transport):
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
@@ -150,7 +150,7 @@ class PartyProtocol(HttpToolsProtocol):
 
     def _answer_due(self) -> None:
         self._answering = None
-        if not self.cycle.response_complete or self.transport.get_write_buffer_size():
+        if not self.cycle.response_complete or _unread(self.transport):
             self._hang_up("slow-answer")
 
     def _read_within(self, seconds: float, reason: str) -> None:
@@ -171,6 +171,16 @@ class PartyProtocol(HttpToolsProtocol):
         if not self.transport.is_closing():
             self._report(reason, party=self.party)
             self.transport.abort()
+
+
+def _unread(transport: asyncio.Transport) -> int:
+    """Bytes written that the peer has not taken yet.
+
+    asyncio's TLS layer hands all it encrypts to the plain transport below it and counts none of that; only that
+    transport knows, and it has no public name.
+    """
+    below = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None)
+    return transport.get_write_buffer_size() + (below.get_write_buffer_size() if below is not None else 0)
 
 
 class PublicServer(uvicorn.Server):
