@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from cryptography import x509
 from pydantic import BaseModel
 
 from pixcell_core.contracts.atomic import write_atomically
@@ -32,7 +33,7 @@ from pixcell_core.trust.certificates import (
     to_pem,
 )
 from pixcell_core.trust.dsse import Envelope
-from pixcell_core.trust.expiry import days_left, expiry_warning
+from pixcell_core.trust.expiry import ExpiryWarning, days_left, expiry_warning
 from pixcell_core.trust.kits import open_kit, sign_kit, sign_revocations
 from server.enrolment.authority import Authority
 from server.enrolment.revocations import read_revocations, revocations_file
@@ -154,6 +155,8 @@ class KitBook:
             moment = (now or datetime.now(UTC)).replace(microsecond=0)
             if not (same and same[-1] is earlier[-1] and same[-1].expires_at > moment):
                 self._sign(request, role, authority, len(earlier) + 1, days, hub, moment)
+            # After the kit, so that a party is known once its kit lies there whole; again where it was interrupted.
+            write_atomically(self._folder / request.site / REQUEST_FILE, request.to_bytes())
             self._enter(request, role, request_file)
             return self._signed(request.site, revoked, moment)
 
@@ -230,8 +233,11 @@ class KitBook:
 
     def _check_identity(self, request: EnrolmentRequest, role: Role) -> list[Kit]:
         """The earlier kits of this very party; refuses another party's keys, other keys, or another role."""
-        for name in self.parties():
-            other = self.request(name)
+        book = SiteBook(self._layout.sites)
+        # The book may hold sites of before there were kits.
+        known = {name: book.get(name) for name in book.names()}
+        known |= {name: self.request(name) for name in self.parties()}
+        for name, other in known.items():
             if name == request.site:
                 if (other.node_key, other.approval_key) != (request.node_key, request.approval_key):
                     raise RefusedError(
@@ -239,9 +245,7 @@ class KitBook:
                         hint="Ask whether it made new keys. If so, revoke this kit and enrol it under a new name.",
                         code="site-exists",
                     )
-                continue
-            keys = {other.node_key, other.approval_key, _tls_key(other)}
-            if keys & {request.node_key, request.approval_key, _tls_key(request)}:
+            elif _keys(other) & _keys(request):
                 raise RefusedError(
                     f"{request.site} carries a key of {name}: two parties cannot share an identity.",
                     hint="Each party runs `pixcell site enroll` in its own folder.",
@@ -289,8 +293,6 @@ class KitBook:
         write_atomically(
             folder / f"{version:06d}{KIT_SUFFIX}", sign_kit(kit, authority.signing_key).to_bytes()
         )
-        # The request last: a party is known once its kit lies there whole.
-        write_atomically(folder / REQUEST_FILE, request.to_bytes())
 
     def _enter(self, request: EnrolmentRequest, role: Role, request_file: Path) -> None:
         """Tell the hub the site's node key. Only sites take part in rounds; a known site stays as it is."""
@@ -352,6 +354,30 @@ def compare_fingerprints(spoken: str, request: EnrolmentRequest) -> None:
 def serial_of(kit: Kit) -> str:
     """Serial number of a kit's certificate, hexadecimal."""
     return party_of(read_certificate(kit.certificate.encode("ascii"))).serial
+
+
+def expiry_warnings(layout: ServerLayout, now: datetime | None = None) -> list[ExpiryWarning]:
+    """What ends within 30 days, or ended: the CA, the hub's certificate, every kit in force. For the board."""
+    moment = now or datetime.now(UTC)
+    revoked = read_revocations(layout, read_authority(read_bounded(layout.pki / "ca.crt", 65_536))).serials
+    ends: list[tuple[str, datetime | x509.Certificate, str]] = []
+    for what, name, hint in (
+        ("The consortium's CA", "ca.crt", "Make a new consortium in good time."),
+        ("The hub's certificate", "server.crt", "Renew it: pixcell kit renew-hub."),
+    ):
+        ends.append((what, read_certificate(read_bounded(layout.pki / name, 65_536), name), hint))
+    book = KitBook(layout)
+    for party in book.parties():
+        kit = book.kits(party)[-1]
+        if serial_of(kit) not in revoked:
+            ends.append((f"The kit of {party}", kit.expires_at, f"Renew it: pixcell kit renew {party}."))
+    found = (expiry_warning(what, end, moment, hint=hint) for what, end, hint in ends)
+    return [warning for warning in found if warning is not None]
+
+
+def _keys(request: EnrolmentRequest) -> set[str]:
+    tls = {_tls_key(request)} if request.tls_request is not None else set()
+    return {request.node_key, request.approval_key} | tls
 
 
 def _tls_key(holder: Kit | EnrolmentRequest) -> str:

@@ -17,19 +17,21 @@ import ssl
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from cryptography import x509
 
+from pixcell_core.cli.contract import emit_note
 from pixcell_core.contracts.atomic import write_atomically
 from pixcell_core.contracts.canonical import read_bounded
 from pixcell_core.errors import ConnectionFailedError, RefusedError
 from pixcell_core.flower.executor import ExecutorSettings, serve_tasks
 from pixcell_core.flower.processes import Child, quiet_flower, stop_children
-from pixcell_core.trust.certificates import read_authority
-from server.enrolment.revocations import RevocationWatch, read_revocations
+from pixcell_core.trust.certificates import read_authority, read_certificate
+from server.enrolment.revocations import RevocationWatch
 from server.hub.gate import FLEET_ROUTES, RUNTIME_ROUTES, Door
 from server.layout import ServerLayout
 
@@ -71,11 +73,23 @@ def serve_hub(settings: HubSettings) -> None:
 
 
 def check_start(layout: ServerLayout) -> None:
-    """Refuse to start where whom to let in is not known: a bad certificate, CA or revocation list."""
+    """Refuse to start where whom to let in is not known: a bad or expired certificate, CA or revocation list.
+
+    Says what ends within 30 days.
+    """
+    from server.enrolment.kits import expiry_warnings
     from server.hub.listener import server_context
 
     server_context(layout.pki)
-    read_revocations(layout, _authority(layout))
+    certificate = read_certificate(read_bounded(layout.pki / "server.crt", 65_536), "server.crt")
+    if certificate.not_valid_after_utc <= datetime.now(UTC):
+        raise RefusedError(
+            f"The hub's certificate expired on {certificate.not_valid_after_utc:%Y-%m-%d}: no site would connect.",
+            hint="Make a new one: pixcell kit renew-hub. Kits of the sites stay as they are.",
+            code="server-certificate-expired",
+        )
+    for warning in expiry_warnings(layout):
+        emit_note(str(warning))
 
 
 def _authority(layout: ServerLayout) -> x509.Certificate:
@@ -158,6 +172,7 @@ async def _serve(settings: HubSettings, public: socket.socket, inner: socket.soc
             # What is refused stands in the event log, bounded; uvicorn's own lines are not.
             log_level="error",
             ws="none",
+            proxy_headers=False,
             timeout_keep_alive=int(admission.limits.idle_s),
             timeout_graceful_shutdown=2,
             server_header=False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,9 @@ from pixcell_core.trust.dsse import Envelope
 from pixcell_core.trust.expiry import days_left, expiry_warning
 from pixcell_core.trust.keys import SigningKey
 from pixcell_core.trust.kits import open_kit, open_revocations, sign_kit, sign_revocations
+from server.enrolment import kits as kits_module
 from server.enrolment.authority import Authority
-from server.enrolment.kits import KitBook
+from server.enrolment.kits import KitBook, expiry_warnings
 from server.enrolment.pki import hosts_of, initialise, renew_hub
 from server.enrolment.revocations import RevocationWatch, read_revocations, revocations_file
 from server.enrolment.sealed_key import SealedKey, read_passphrase
@@ -426,6 +428,49 @@ def test_a_list_of_another_consortium_is_refused(made: Enrolment) -> None:
     )
 
 
+def test_what_an_older_folder_knows_counts_before_anything_is_signed(made: Enrolment, tmp_path: Path) -> None:
+    """Sites of before there were kits stand in the book alone."""
+    request = load_document(EnrolmentRequest, made.request("east").request)
+    old = request.model_copy(update={"schema_version": "enrolment-request/v1", "tls_request": None})
+    (tmp_path / "old.json").write_bytes(old.to_bytes())
+    SiteBook(made.layout.sites).add(tmp_path / "old.json")
+    imposter = SiteFolder(tmp_path / "imposter")
+    enrol(imposter, "east", "h:1", made.ca)
+    assert code_of(made.approve, imposter) == "site-exists"
+    other = exchanged(load_document(EnrolmentRequest, made.request("west").request), node_key=old.node_key)
+    (tmp_path / "west.json").write_bytes(other.to_bytes())
+    said = code_of(made.book.approve, tmp_path / "west.json", other.fingerprint, "site", made.authority)
+    assert said == "shared-identity" and made.book.parties() == []
+    assert made.approve(SiteFolder(tmp_path / "east")).version == 1, "the same site gets its kit"
+
+
+def test_versions_are_given_once_however_many_sign_at_a_time(made: Enrolment) -> None:
+    made.party("east")
+    with ThreadPoolExecutor(4) as pool:
+        done = list(pool.map(lambda _: KitBook(made.layout).renew("east", made.authority), range(6)))
+    assert sorted(kit.version for kit in done) == [2, 3, 4, 5, 6, 7]
+    assert [kit.version for kit in made.book.kits("east")] == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_an_interrupted_approval_is_completed_by_the_next(made: Enrolment, monkeypatch: Any) -> None:
+    east = made.party("east")
+    enrol(east, "east", "h:1", made.ca, new_tls_key=True)
+    real = kits_module.write_atomically
+
+    def stops_at_the_request(path: Path, data: bytes, **more: Any) -> None:
+        if path.name == "request.json":
+            raise OSError("power cut")
+        real(path, data, **more)
+
+    monkeypatch.setattr(kits_module, "write_atomically", stops_at_the_request)
+    with pytest.raises(OSError):
+        made.approve(east)
+    monkeypatch.undo()
+    assert install_kit(east, made.approve(east).kit).version == 2
+    assert made.book.renew("east", made.authority).version == 3
+    assert install_kit(east, made.book.state("east").kit).version == 3, "for the new key, not the old one"
+
+
 # --- expiry -----------------------------------------------------------------------------------------------------------
 
 
@@ -446,6 +491,20 @@ def test_expiry_is_warned_of_thirty_days_ahead(left: timedelta, days: int, warne
     assert (warning is not None) == warned
     if warning is not None:
         assert warning.expired == (days < 0) and "kit renew" in str(warning)
+
+
+def test_the_board_hears_of_everything_that_ends_soon(made: Enrolment) -> None:
+    made.party("east", days=400)
+    made.party("west", days=20)
+    made.party("north", days=10)
+    made.book.revoke("north", made.authority)
+
+    def named(days: int) -> list[str]:
+        return [w.what for w in expiry_warnings(made.layout, NOW + timedelta(days=days))]
+
+    assert named(0) == ["The kit of west"]
+    assert named(340) == ["The hub's certificate", "The kit of west"]
+    assert len(named(3640)) == 4
 
 
 def test_a_certificate_that_names_nobody_or_two_is_no_party(made: Enrolment) -> None:

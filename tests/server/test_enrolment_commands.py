@@ -62,7 +62,9 @@ def test_the_whole_road_of_a_site(desk: Desk) -> None:
     renewed = desk.kit("renew", "east", "--days", "20")
     assert renewed["version"] == 2 and "kit renew east" in renewed["warning"]
     shown = desk.run("kit", "show", "east", "--dir", desk.server)
-    assert [shown[k] for k in ("serial", "version", "kit")] == [renewed[k] for k in ("serial", "version", "kit")]
+    assert [shown[k] for k in ("serial", "version", "kit")] == [
+        renewed[k] for k in ("serial", "version", "kit")
+    ]
     desk.run("site", "install-kit", renewed["kit"], "--site-dir", desk.root / "east")
     older = desk.run("site", "install-kit", kit["kit"], "--site-dir", desk.root / "east", expect=1)
     assert older["code"] == "kit-older"
