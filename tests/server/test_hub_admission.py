@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 from base64 import b64encode
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,6 +18,7 @@ from hypothesis import strategies as st
 
 from pixcell_core.trust.certificates import PartyCertificate, public_key_digest
 from server.hub import admission as rules
+from server.hub import gate, listener
 from server.hub.admission import PEER, Admission, Bucket, Limits, Refusal
 from server.hub.event_log import KEPT_FILES, MAX_KINDS, WINDOW_S, EventLog
 
@@ -213,6 +216,30 @@ def test_remembered_keys_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         wrong_answers(one)
     assert set(one._node_keys) == {EAST[1]}, "only right answers are remembered"
     assert rules.MAX_NODE_KEY_HEADER == 1024
+
+
+NOT_REASONS = {
+    "content-length",
+    "retry-after",
+    "pixcell-refusal",
+    "bad-server-certificate",
+    "flwr-public-key",
+}
+
+
+def test_every_reason_stands_in_the_documentation() -> None:
+    """A new reason without its line in `docs/enrolment.md` fails here, and so does a line without its reason."""
+    used: set[str] = set()
+    for module in (rules, gate, listener):
+        tree = ast.parse(Path(str(module.__file__)).read_text())
+        words = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+        used |= {word for word in words if re.fullmatch(r"[a-z]+(-[a-z]+)+", word)}
+    used -= NOT_REASONS | {path.rsplit("/", 1)[-1] for path in gate.FLEET_ROUTES | gate.RUNTIME_ROUTES}
+    page = (Path(gate.__file__).parents[2] / "docs" / "enrolment.md").read_text()
+    table = page.split("## Reasons of the event log")[1].split("## ")[0]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    told = {word for row in rows for word in re.findall(r"`([a-z-]+)`", row)}
+    assert used == told
 
 
 # --- the log ----------------------------------------------------------------------------------------------------------
