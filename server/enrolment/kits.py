@@ -273,6 +273,12 @@ class KitBook:
         now: datetime,
     ) -> None:
         end = min(now + timedelta(days=days), self._ca.not_valid_after_utc)
+        if end <= now:
+            raise RefusedError(
+                f"The consortium's CA expired on {end:%Y-%m-%d}: nothing it signs is accepted any more.",
+                hint="Make a new consortium (pixcell init in another folder), or look at this machine's clock.",
+                code="ca-expired",
+            )
         node = public_key_digest(node_public_key(request.node_key, request.site)) if role == "site" else None
         certificate = authority.certify_party(request.site, role, tls_public_key(request), node, now, end)
         kit = Kit(

@@ -35,6 +35,7 @@ from server.enrolment.pki import hosts_of, initialise, renew_hub
 from server.enrolment.revocations import RevocationWatch, read_revocations, revocations_file
 from server.enrolment.sealed_key import SealedKey, read_passphrase
 from server.enrolment.sites import SiteBook
+from server.hub.service import check_start
 from server.layout import ServerLayout
 from site_client.approvals.enrolment import enrol
 from site_client.approvals.kit import install_kit, installed_kit, kit_warning
@@ -132,6 +133,24 @@ def test_the_hub_certificate_is_renewed_from_the_same_ca(made: Enrolment) -> Non
     assert fresh.serial_number != read_certificate(old).serial_number and made.ca.read_bytes() == ca
     assert (made.layout.pki / "server.key").stat().st_mode & 0o777 == 0o600
     assert renew_hub(made.layout, made.authority, ["new.example.org"]).hosts == ["new.example.org"]
+
+
+def test_a_hub_with_an_expired_certificate_says_so_before_it_listens(
+    made: Enrolment, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made.party("east", days=20)
+    check_start(made.layout)
+    assert "The kit of east expires in" in capsys.readouterr().err
+    renew_hub(made.layout, made.authority, now=NOW - timedelta(days=366))
+    assert code_of(check_start, made.layout) == "server-certificate-expired"
+
+
+def test_a_ca_that_is_over_signs_nothing(made: Enrolment) -> None:
+    east = made.request("east")
+    late = NOW + timedelta(days=3651)
+    assert code_of(made.approve, east, now=late) == "ca-expired"
+    short = made.approve(east, days=800, now=NOW + timedelta(days=3600))
+    assert short.expires_at == made.authority.certificate.not_valid_after_utc, "never beyond the CA's own end"
 
 
 # --- signing ----------------------------------------------------------------------------------------------------------
