@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import secrets
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -149,12 +151,16 @@ class LocalConsortium:
                 probe.bind(("127.0.0.1", 0))
                 hub_file.write_text(f"127.0.0.1:{probe.getsockname()[1]}")
         with self._busy("coordinator", "making the consortium's keys"):
-            self._call("coordinator", "init", ["init", *folder])
+            sealed = ["--passphrase-file", str(self._passphrase())]
+            self._call("coordinator", "init", ["init", *folder, *sealed])
         for name in plan.names:
             with self._busy(name, "enrolling"):
                 enrolled = self._call(name, "enroll", ["site", "enroll", "--site-dir", str(self.site(name)),
                     "--name", name, "--hub", hub_file.read_text(), "--ca", str(self.server / "pki" / "ca.crt")])  # fmt: skip
-                self._call("coordinator", f"kit-{name}", ["kit", "add", enrolled["data"]["request"], *folder])
+                kit = self._call("coordinator", f"kit-{name}", ["kit", "approve", enrolled["data"]["request"],
+                    *folder, *sealed, "--fingerprint", enrolled["data"]["fingerprint"]])  # fmt: skip
+                self._call(name, "install-kit",
+                    ["site", "install-kit", kit["data"]["kit"], "--site-dir", str(self.site(name))])  # fmt: skip
         conditions, votes = self._conditions()
         sigma = calibrate_noise(
             1.0, plan.rounds * plan.steps_per_round, plan.epsilon, plan.delta, already_spent=votes
@@ -178,6 +184,15 @@ class LocalConsortium:
                     ["site", "approve", str(study), "--site-dir", str(self.site(name)), "--yes"],
                 )
         return study
+
+    def _passphrase(self) -> Path:
+        """A random passphrase of the CA's key, in a file for this user alone, as a coordinator would keep it."""
+        path = self.out / "passphrase"
+        if not path.exists():
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w") as stream:
+                stream.write(secrets.token_urlsafe(24))
+        return path
 
     @property
     def _candidates(self) -> Path:

@@ -1,25 +1,28 @@
-"""The consortium's certificate authority and the hub's TLS certificate."""
+"""Makes a consortium: its certificate authority, the hub's TLS certificate and its renewals, and the secrets."""
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import secrets
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from pydantic import BaseModel
 
-from pixcell_core.errors import BadInputError, RefusedError
+from pixcell_core.contracts.atomic import write_atomically
+from pixcell_core.contracts.canonical import read_bounded
+from pixcell_core.contracts.enrolment import RevocationList
+from pixcell_core.errors import RefusedError
+from pixcell_core.trust.certificates import fingerprint, read_certificate, to_pem
+from pixcell_core.trust.kits import sign_revocations
+from server.enrolment.authority import CA_KEY_FILE, Authority, general_name
+from server.enrolment.revocations import revocations_file
 from server.layout import ServerLayout
 
-CA_DAYS = 3650
 SERVER_DAYS = 365
-CLOCK_SLACK = timedelta(minutes=5)
 SECRET_BYTES = 32
 
 
@@ -28,22 +31,47 @@ class Consortium(BaseModel):
 
     folder: Path
     ca_certificate: Path
+    ca_key: Path
     ca_fingerprint: str
     server_expires_at: datetime
 
     def __str__(self) -> str:
         return (
             f"Consortium made in {self.folder}.\n"
-            f"CA certificate: {self.ca_certificate}\n"
+            f"CA certificate, to give to the sites: {self.ca_certificate}\n"
             f"Fingerprint to read to the sites: {self.ca_fingerprint}\n"
+            f"CA key, sealed by your passphrase: {self.ca_key}\n"
+            "  The hub never needs it: keep it on a medium of its own, and a copy in a safe.\n"
             f"Server certificate valid until {self.server_expires_at:%Y-%m-%d}."
         )
 
 
-def initialise(layout: ServerLayout, hosts: list[str], now: datetime | None = None) -> Consortium:
-    """Make the folder, the CA, a server certificate for `hosts`, and the executor's secret.
+class HubRenewed(BaseModel):
+    """A new server certificate of the hub."""
 
-    Refuses to write over an existing consortium: a new CA would invalidate every site's kit.
+    certificate: Path
+    hosts: list[str]
+    expires_at: datetime
+
+    def __str__(self) -> str:
+        return (
+            f"New server certificate for {', '.join(self.hosts)}, valid until {self.expires_at:%Y-%m-%d}.\n"
+            "A running hub takes it up within seconds; kits of the sites stay as they are."
+        )
+
+
+def initialise(
+    layout: ServerLayout,
+    hosts: list[str],
+    passphrase: bytes,
+    *,
+    ca_dir: Path | None = None,
+    now: datetime | None = None,
+) -> Consortium:
+    """Make the folder, the CA, a server certificate for `hosts`, an empty revocation list, the executor's secret.
+
+    The CA's key goes to `ca_dir` (the folder `pki` where none is given), sealed by `passphrase`. Refuses to write
+    over an existing consortium: a new CA would invalidate every site's kit.
     """
     if (layout.pki / "ca.crt").exists():
         raise RefusedError(
@@ -51,102 +79,68 @@ def initialise(layout: ServerLayout, hosts: list[str], now: datetime | None = No
             hint="Use it, or choose another --dir. A new CA would cut off every enrolled site.",
             code="already-initialised",
         )
-    moment = now or datetime.now(UTC)
+    for host in hosts:
+        general_name(host)
+    moment = (now or datetime.now(UTC)).replace(microsecond=0)
     for folder in (layout.root, layout.pki, layout.secrets, layout.hub):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         folder.chmod(0o700)
     layout.requests.mkdir(exist_ok=True, mode=0o700)
-    ca_key = ec.generate_private_key(ec.SECP384R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"consortium {secrets.token_hex(4)}")])
-    ca = _ca_certificate(ca_key, name, moment)
-    key = ec.generate_private_key(ec.SECP384R1())
-    certificate = _server_certificate(key, ca_key, name, hosts, moment)
-    _write_private(layout.pki / "ca.key", _pem(ca_key))
-    _write_private(layout.pki / "server.key", _pem(key))
+    key_folder = ca_dir or layout.pki
+    key_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    # Without ca.crt these are what an interrupted `init` left in this folder; nothing was ever signed by them.
+    for left in (layout.pki / CA_KEY_FILE, layout.secrets / "executor.secret"):
+        left.unlink(missing_ok=True)
+    authority = Authority.make(moment)
+    authority.save_key(key_folder, passphrase)
+    certificate = _new_server_pair(layout, authority, hosts, moment)
     _write_private(layout.secrets / "executor.secret", secrets.token_bytes(SECRET_BYTES))
-    (layout.pki / "server.crt").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    empty = RevocationList(consortium=fingerprint(authority.certificate), number=0, issued_at=moment)
+    write_atomically(revocations_file(layout), sign_revocations(empty, authority.signing_key).to_bytes())
     # Last, because its presence says that the consortium is whole.
-    (layout.pki / "ca.crt").write_bytes(ca.public_bytes(serialization.Encoding.PEM))
+    write_atomically(layout.pki / "ca.crt", to_pem(authority.certificate).encode("ascii"))
     return Consortium(
         folder=layout.root,
         ca_certificate=layout.pki / "ca.crt",
-        ca_fingerprint="sha256:" + ca.fingerprint(hashes.SHA256()).hex(),
+        ca_key=key_folder / CA_KEY_FILE,
+        ca_fingerprint=fingerprint(authority.certificate),
         server_expires_at=certificate.not_valid_after_utc,
     )
 
 
-def _ca_certificate(key: ec.EllipticCurvePrivateKey, name: x509.Name, now: datetime) -> x509.Certificate:
-    usage = x509.KeyUsage(
-        digital_signature=False,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        key_cert_sign=True,
-        crl_sign=True,
-        encipher_only=False,
-        decipher_only=False,
-    )
-    return (
-        _builder(name, name, key.public_key(), now, CA_DAYS)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(usage, critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .sign(key, hashes.SHA384())
+def renew_hub(
+    layout: ServerLayout, authority: Authority, hosts: list[str] | None = None, now: datetime | None = None
+) -> HubRenewed:
+    """A new key and certificate for the hub from the same CA, for `hosts` or the names it has."""
+    moment = (now or datetime.now(UTC)).replace(microsecond=0)
+    names = hosts or hosts_of(read_certificate(read_bounded(layout.pki / "server.crt", 65_536), "server.crt"))
+    certificate = _new_server_pair(layout, authority, names, moment)
+    return HubRenewed(
+        certificate=layout.pki / "server.crt", hosts=names, expires_at=certificate.not_valid_after_utc
     )
 
 
-def _server_certificate(
-    key: ec.EllipticCurvePrivateKey,
-    ca_key: ec.EllipticCurvePrivateKey,
-    issuer: x509.Name,
-    hosts: list[str],
-    now: datetime,
+def hosts_of(certificate: x509.Certificate) -> list[str]:
+    """The names and addresses a server certificate stands for."""
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    return [*names.get_values_for_type(x509.DNSName), *map(str, names.get_values_for_type(x509.IPAddress))]
+
+
+def _new_server_pair(
+    layout: ServerLayout, authority: Authority, hosts: list[str], now: datetime
 ) -> x509.Certificate:
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "hub")])
-    return (
-        _builder(subject, issuer, key.public_key(), now, SERVER_DAYS)
-        .add_extension(x509.SubjectAlternativeName([_general_name(h) for h in hosts]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False
-        )
-        .sign(ca_key, hashes.SHA384())
-    )
-
-
-def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, now: datetime, days: int
-) -> x509.CertificateBuilder:
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(key)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - CLOCK_SLACK)
-        .not_valid_after(now + timedelta(days=days))
-    )
-
-
-def _general_name(host: str) -> x509.GeneralName:
-    try:
-        return x509.IPAddress(ipaddress.ip_address(host))
-    except ValueError:
-        pass
-    if not host or any(c.isspace() or c in "/:@" for c in host):
-        raise BadInputError(
-            f"'{host}' is neither a host name nor an IP address.",
-            hint="Give the names under which sites reach the hub: --host hub.example.org",
-        )
-    return x509.DNSName(host)
-
-
-def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(
+    """Key and certificate in one file each; a hub that reads between the two writes keeps the pair it has."""
+    key = ec.generate_private_key(ec.SECP384R1())
+    certificate = authority.certify_server(key.public_key(), hosts, now, now + timedelta(days=SERVER_DAYS))
+    pem = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
+    fresh = layout.pki / "server.key.new"
+    fresh.unlink(missing_ok=True)
+    _write_private(fresh, pem)
+    fresh.replace(layout.pki / "server.key")
+    write_atomically(layout.pki / "server.crt", to_pem(certificate).encode("ascii"))
+    return certificate
 
 
 def _write_private(path: Path, data: bytes) -> None:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from sqlalchemy import ColumnElement, Connection, insert, select
 from sqlalchemy.exc import IntegrityError
 
 from pixcell_core.contracts.canonical import digest, load_document
 from pixcell_core.contracts.enrolment import EnrolmentRequest
 from pixcell_core.errors import BadInputError, RefusedError
+from pixcell_core.trust import certificates
 from server.registry.events import note_act
 from server.registry.registry import Registry
 from server.registry.sealed import altered, seal, unseal
@@ -37,7 +36,7 @@ class SiteBook:
         if not found:
             raise BadInputError(
                 f"No site named {site} is enrolled.",
-                hint="The site runs `pixcell site enroll` and sends its request; then `pixcell kit add REQUEST`.",
+                hint="The site runs `pixcell site enroll` and sends its request; then `pixcell kit approve REQUEST`.",
                 code="unknown-site",
             )
         return found[0]
@@ -107,14 +106,4 @@ def _read(connection: Connection, *where: ColumnElement[bool]) -> list[Enrolment
 
 def node_public_key(request: EnrolmentRequest) -> ec.EllipticCurvePublicKey:
     """The site's P-384 node key; an input error if the text is not one."""
-    try:
-        key = load_ssh_public_key(request.node_key.encode("ascii"))
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise BadInputError(
-            f"The node key of {request.site} is damaged.", hint="Ask the site for its request file again."
-        ) from error
-    if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != "secp384r1":
-        raise BadInputError(
-            f"The node key of {request.site} is not P-384.", hint="Ask for a new request file."
-        )
-    return key
+    return certificates.node_public_key(request.node_key, request.site)

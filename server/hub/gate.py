@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from server.hub.admission import PEER, Admission, Refusal
+
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -49,6 +51,9 @@ RUNTIME_ROUTES = frozenset(
 )
 """What the executor on this machine calls; each is guarded by the shared secret or a task's token."""
 
+REASON_HEADER = b"pixcell-refusal"
+"""Header of a refusal: the reason in one word, for the site's own explanation."""
+
 MAX_BODY_BYTES = 64 * 1024 * 1024
 
 
@@ -57,10 +62,23 @@ class BodyTooLargeError(Exception):
 
 
 class Door:
-    """Passes POST on `routes` and GET on `/health`; everything else is told that nothing is here (404)."""
+    """Passes POST on `routes` and GET on `/health`; everything else is told that nothing is here (404).
 
-    def __init__(self, app: AsgiApp, routes: frozenset[str], max_body_bytes: int = MAX_BODY_BYTES) -> None:
+    With `admission` it is the public door: each request is judged by its certificate first, and every refusal, the
+    app's own included, is reported with a fixed reason.
+    """
+
+    def __init__(
+        self,
+        app: AsgiApp,
+        routes: frozenset[str],
+        max_body_bytes: int = MAX_BODY_BYTES,
+        *,
+        admission: Admission | None = None,
+        report: Callable[..., None] = lambda reason, **where: None,
+    ) -> None:
         self._app, self._routes, self._max = app, routes, max_body_bytes
+        self._admission, self._report = admission, report
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection (ASGI)."""
@@ -70,47 +88,88 @@ class Door:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})
             return
-        wanted = (scope["method"], scope["path"])
-        if wanted != ("GET", "/health") and not (wanted[0] == "POST" and wanted[1] in self._routes):
-            await _answer(send, 404)
+        # Flower answers /health and the routes; a path is compared whole, so no other spelling reaches them.
+        known = scope["method"] == "POST" and scope["path"] in self._routes
+        route = scope["path"].rsplit("/", 1)[-1] if known else None
+        refusal = self._judge(scope, route)
+        if refusal is not None:
+            await self._refuse(refusal, route, send)
             return
-        if _declared_length(scope) > self._max:
-            await _answer(send, 413)
+        if self._admission is None:
+            await self._pass(scope, receive, send, route, "")
             return
-        started = False
+        party = scope[PEER].party
+        refusal = self._admission.begin(party)
+        if refusal is not None:
+            await self._refuse(refusal, route, send)
+            return
+        try:
+            await self._pass(scope, receive, send, route, party)
+        finally:
+            self._admission.end(party)
+
+    def _judge(self, scope: Scope, route: str | None) -> Refusal | None:
+        refusal = self._admission.judge(scope, route) if self._admission is not None else None
+        if refusal is not None:
+            return refusal
+        party = scope[PEER].party if self._admission is not None else ""
+        if route is None and (scope["method"], scope["path"]) != ("GET", "/health"):
+            return Refusal(404, "nothing-here", party)
+        if _declared_length(scope, self._max) > self._max:
+            return Refusal(413, "body-too-large", party, hang_up=True)
+        return None
+
+    async def _pass(self, scope: Scope, receive: Receive, send: Send, route: str | None, party: str) -> None:
+        status, seen, too_large = 0, 0, False
 
         async def watched_send(message: MutableMapping[str, Any]) -> None:
-            nonlocal started
-            started = started or message["type"] == "http.response.start"
+            nonlocal status
+            if too_large:
+                return
+            if message["type"] == "http.response.start":
+                status = message["status"]
             await send(message)
 
-        try:
-            await self._app(scope, self._counted(receive), watched_send)
-        except BodyTooLargeError:
-            if not started:
-                await _answer(send, 413)
-
-    def _counted(self, receive: Receive) -> Receive:
-        seen = 0
-
         async def counted() -> MutableMapping[str, Any]:
-            nonlocal seen
+            nonlocal seen, too_large
             message = await receive()
             seen += len(message.get("body", b""))
             if seen > self._max:
+                too_large = True
                 raise BodyTooLargeError
             return message
 
-        return counted
+        try:
+            await self._app(scope, counted, watched_send)
+        except Exception:
+            # Frameworks wrap what a receiver raises; the flag says whether it was the limit.
+            if not too_large:
+                raise
+        if too_large:
+            self._report("body-too-large", party=party, method=route or "")
+            if not status:
+                await self._refuse(
+                    Refusal(413, "body-too-large", party, hang_up=True), route, send, tell=False
+                )
+        elif status >= 400:
+            self._report(f"answered-{status}", party=party, method=route or "")
+
+    async def _refuse(self, refusal: Refusal, route: str | None, send: Send, *, tell: bool = True) -> None:
+        if tell:
+            self._report(refusal.reason, party=refusal.party, method=route or "")
+        headers = [(b"content-length", b"0"), (REASON_HEADER, refusal.reason.encode("ascii"))]
+        if refusal.retry_after_s:
+            headers.append((b"retry-after", str(refusal.retry_after_s).encode("ascii")))
+        if refusal.hang_up:
+            # Also ends the reading of a body that nobody wants.
+            headers.append((b"connection", b"close"))
+        await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
+        await send({"type": "http.response.body", "body": b""})
 
 
-def _declared_length(scope: Scope) -> int:
+def _declared_length(scope: Scope, limit: int) -> int:
     for name, value in scope["headers"]:
         if name.lower() == b"content-length":
-            return int(value) if value.isdigit() else MAX_BODY_BYTES + 1
+            # More digits than any length has are not read as a number.
+            return int(value) if value.isdigit() and len(value) < 20 else limit + 1
     return 0
-
-
-async def _answer(send: Send, status: int) -> None:
-    await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"0")]})
-    await send({"type": "http.response.body", "body": b""})

@@ -1,7 +1,7 @@
 """The hub's processes: one embedded SuperLink with two listeners, and the executor that runs the round loop.
 
 The parent imports Flower once, forks the executor while it still has a single thread, then serves:
-  public door   TLS, fleet routes alone            <- the sites' SuperNodes
+  public door   mutual TLS, fleet routes alone     <- the sites' SuperNodes
   inner door    loopback, runtime routes alone     <- the executor, with the shared secret
 """
 
@@ -13,17 +13,25 @@ import json
 import os
 import signal
 import socket
+import ssl
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from cryptography import x509
+
+from pixcell_core.cli.contract import emit_note
 from pixcell_core.contracts.atomic import write_atomically
+from pixcell_core.contracts.canonical import read_bounded
 from pixcell_core.errors import ConnectionFailedError, RefusedError
 from pixcell_core.flower.executor import ExecutorSettings, serve_tasks
 from pixcell_core.flower.processes import Child, quiet_flower, stop_children
+from pixcell_core.trust.certificates import read_authority, read_certificate
+from server.enrolment.revocations import RevocationWatch
 from server.hub.gate import FLEET_ROUTES, RUNTIME_ROUTES, Door
 from server.layout import ServerLayout
 
@@ -45,6 +53,7 @@ class HubSettings:
 def serve_hub(settings: HubSettings) -> None:
     """Serve until SIGTERM or SIGINT; then stop every process started here."""
     layout = settings.layout
+    check_start(layout)
     # A registry that cannot be used is said at once; no connection to it may live on into the fork.
     layout.registry().close()
     quiet_flower(layout.hub / "flower")
@@ -63,6 +72,30 @@ def serve_hub(settings: HubSettings) -> None:
         for path in (layout.ready, settings.ready_file):
             if path is not None:
                 path.unlink(missing_ok=True)
+
+
+def check_start(layout: ServerLayout) -> None:
+    """Refuse to start where whom to let in is not known: a bad or expired certificate, CA or revocation list.
+
+    Says what ends within 30 days.
+    """
+    from server.enrolment.kits import expiry_warnings
+    from server.hub.listener import server_context
+
+    server_context(layout.pki)
+    certificate = read_certificate(read_bounded(layout.pki / "server.crt", 65_536), "server.crt")
+    if certificate.not_valid_after_utc <= datetime.now(UTC):
+        raise RefusedError(
+            f"The hub's certificate expired on {certificate.not_valid_after_utc:%Y-%m-%d}: no site would connect.",
+            hint="Make a new one: pixcell kit renew-hub. Kits of the sites stay as they are.",
+            code="server-certificate-expired",
+        )
+    for warning in expiry_warnings(layout):
+        emit_note(str(warning))
+
+
+def _authority(layout: ServerLayout) -> x509.Certificate:
+    return read_authority(read_bounded(layout.pki / "ca.crt", 65_536))
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -86,6 +119,7 @@ PRELOADED = (
     "flwr.superlink.cli.flower_superlink",
     "flwr.superlink.runtime.run_serverapp",
     "uvicorn.protocols.http.auto",
+    "server.hub.listener",
     "uvicorn.lifespan.on",
     "uvicorn.loops.auto",
     "server.hub.runs",
@@ -121,28 +155,40 @@ def _run_server_app(runtime: str, token: str) -> None:
 async def _serve(settings: HubSettings, public: socket.socket, inner: socket.socket, executor: Child) -> None:
     import uvicorn
 
+    from server.hub.admission import Admission
     from server.hub.event_log import EventLog
+    from server.hub.listener import PublicServer, server_context
     from server.hub.runs import RunDesk
 
     layout = settings.layout
     events = EventLog(layout.events)
     app = _superlink(layout, events)
-    fleet = _quiet_server(
+    watch = RevocationWatch(
+        layout, _authority(layout), lambda problem: events.say("revocations-ignored", code=problem)
+    )
+    admission = Admission(watch)
+    context = server_context(layout.pki)
+    fleet = PublicServer(
         uvicorn.Config(
-            Door(app, FLEET_ROUTES),  # type: ignore[arg-type]
+            Door(app, FLEET_ROUTES, admission=admission, report=events.refuse),  # type: ignore[arg-type]
             lifespan="off",
-            log_level="warning",
-            ssl_certfile=str(layout.pki / "server.crt"),
-            ssl_keyfile=str(layout.pki / "server.key"),
+            # What is refused stands in the event log, bounded; uvicorn's own lines are not.
+            log_level="error",
+            ws="none",
+            proxy_headers=False,
+            timeout_keep_alive=int(admission.limits.idle_s),
             timeout_graceful_shutdown=2,
             server_header=False,
-        )
+        ),
+        context,
+        admission,
+        events.refuse,
     )
     runtime = _quiet_server(
         uvicorn.Config(
             Door(app, RUNTIME_ROUTES),  # type: ignore[arg-type]
             lifespan="on",
-            log_level="warning",
+            log_level="error",
             timeout_graceful_shutdown=2,
             server_header=False,
         )
@@ -162,7 +208,7 @@ async def _serve(settings: HubSettings, public: socket.socket, inner: socket.soc
         await asyncio.sleep(0.02)
     _announce(settings, public)
     events.say("hub-started", port=public.getsockname()[1])
-    broken = False
+    broken, pair = False, _pair_mark(layout)
     while not stop.is_set() and not any(task.done() for task in serving):
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), TICK_S)
@@ -176,6 +222,9 @@ async def _serve(settings: HubSettings, public: socket.socket, inner: socket.soc
             # The hub must outlive a bad tick: its sites are connected. The trace is for the coordinator's log.
             traceback.print_exc()
             events.say("tick-failed")
+        events.tick()
+        pair = _take_up_renewed(layout, context, pair, events)
+    events.tick(final=True)
     events.say("hub-stopped")
     fleet.should_exit = runtime.should_exit = True
     await asyncio.gather(*serving)
@@ -185,6 +234,29 @@ async def _serve(settings: HubSettings, public: socket.socket, inner: socket.soc
             hint=f"See {layout.hub / 'executor.log'}, then start the hub again: runs go on from their last commit.",
             code="executor-ended",
         )
+
+
+def _pair_mark(layout: ServerLayout) -> tuple[int, ...]:
+    found = [(layout.pki / name).stat() for name in ("server.crt", "server.key")]
+    return tuple(number for one in found for number in (one.st_ino, one.st_mtime_ns))
+
+
+def _take_up_renewed(
+    layout: ServerLayout, context: ssl.SSLContext, before: tuple[int, ...], events: Any
+) -> tuple[int, ...]:
+    """Use a renewed server certificate for new connections; a pair that does not fit is left for the next look."""
+    from server.hub.listener import server_context
+
+    try:
+        mark = _pair_mark(layout)
+        if mark != before:
+            # A pair that does not fit together would leave the serving context without a key: try it elsewhere first.
+            server_context(layout.pki)
+            context.load_cert_chain(str(layout.pki / "server.crt"), str(layout.pki / "server.key"))
+            events.say("server-certificate-renewed")
+    except (OSError, RefusedError):
+        return before
+    return mark
 
 
 def _superlink(layout: ServerLayout, events: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Commands of consent: `pixcell site enroll`, `approve`, `deny`, `revoke`."""
+"""Commands of consent: `pixcell site enroll`, `install-kit`, `approve`, `deny`, `revoke`."""
 
 from __future__ import annotations
 
@@ -31,13 +31,35 @@ def register(root: typer.Typer) -> None:
         name: Annotated[str, typer.Option("--name", help="The site's public name.")],
         hub: Annotated[str, typer.Option("--hub", help="Address of the hub, host:port.")],
         ca: Annotated[Path, typer.Option("--ca", help="The consortium's CA certificate (ca.crt).")],
+        ca_fingerprint: Annotated[
+            str | None,
+            typer.Option("--ca-fingerprint", help="What the coordinator read; another CA is refused."),
+        ] = None,
+        new_tls_key: Annotated[
+            bool,
+            typer.Option("--new-tls-key", help="Make a new TLS key, to be used once its kit is installed."),
+        ] = False,
         format: FormatOption = OutputFormat.TEXT,
     ) -> object:
         """Make this site's keys and the request for the coordinator."""
         from site_client.approvals.enrolment import enrol
         from site_client.approvals.site_folder import SiteFolder
 
-        return enrol(SiteFolder(site_dir.absolute()), name, hub, ca)
+        folder = SiteFolder(site_dir.absolute())
+        return enrol(folder, name, hub, ca, ca_fingerprint=ca_fingerprint, new_tls_key=new_tls_key)
+
+    @site.command("install-kit")
+    @command
+    def install(
+        kit: Annotated[Path, typer.Argument(help="The kit the coordinator signed for this site.")],
+        site_dir: SiteDir,
+        format: FormatOption = OutputFormat.TEXT,
+    ) -> object:
+        """Verify the kit and put its certificate in place."""
+        from site_client.approvals.kit import install_kit
+        from site_client.approvals.site_folder import SiteFolder
+
+        return install_kit(SiteFolder(site_dir.absolute()), kit)
 
     @site.command("approve")
     @command

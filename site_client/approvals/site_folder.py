@@ -4,18 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
-
-from pydantic import StringConstraints
+from typing import Literal
 
 from pixcell_core.contracts.canonical import Document, load_document
+from pixcell_core.contracts.enrolment import HubAddress
 from pixcell_core.contracts.study import SiteName
 from pixcell_core.errors import BadInputError
-
-HubAddress = Annotated[
-    str, StringConstraints(pattern=r"^(\[[0-9a-fA-F:]+\]|[A-Za-z0-9.\-]{1,253}):[0-9]{1,5}$")
-]
-"""`host:port`, or `[IPv6]:port`."""
 
 
 class SiteIdentity(Document):
@@ -56,6 +50,11 @@ class SiteFolder:
     def tls_key(self) -> Path:
         """Key of the site's TLS client certificate, PEM."""
         return self.keys / "tls.key"
+
+    @property
+    def next_tls_key(self) -> Path:
+        """A new TLS key that waits for its kit; the one in use stays until then."""
+        return self.keys / "tls.next.key"
 
     @property
     def tls_certificate(self) -> Path:

@@ -22,6 +22,7 @@ from server.studies.book import StudyBook
 from site_client.ledger.journal import LEDGER_FILE
 from site_client.ledger.record import ReserveRecord
 from site_client.ledger.view import read_ledger
+from tests.server.enrolled import enrol_site, init_consortium
 from tests.server.processes import Processes, pixcell, site_process, wait_until
 from tests.site_client.trainer.site_fixture import TARGETS, make_base, make_features
 
@@ -103,7 +104,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
     root = tmp_path_factory.mktemp("federation")
     made = Federation(root, Processes(root))
     make_base(root / "base")
-    pixcell("init", "--dir", made.server)
+    init_consortium(made.server)
     made.processes.start("hub", "hub", "start", "--dir", made.server, "--ready-file", root / "hub.json")
     for site in SITES:
         make_features(made.site(site) / "features" / "train", site)
@@ -111,19 +112,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
         wait_until((root / "hub.json").exists, 60, "the hub")
         address = json.loads((root / "hub.json").read_text())["address"]
         for site in SITES:
-            request = pixcell(
-                "site",
-                "enroll",
-                "--site-dir",
-                made.site(site),
-                "--name",
-                site,
-                "--hub",
-                address,
-                "--ca",
-                made.server / "pki" / "ca.crt",
-            )["request"]
-            pixcell("kit", "add", request, "--dir", made.server)
+            enrol_site(made.server, made.site(site), site, address)
             made.processes.start(
                 site,
                 "site",

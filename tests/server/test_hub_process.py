@@ -4,96 +4,46 @@ from __future__ import annotations
 
 import json
 import socket
-import ssl
+from base64 import b64encode
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
-from cryptography.hazmat.primitives.serialization import load_ssh_private_key
-from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesRequest, RegisterNodeFleetRequest
-from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
-from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.proto.fleet_pb2 import PullMessagesRequest, RegisterNodeFleetRequest
 from flwr.superlink.main import create_app
-from flwr.supernode.fleet_http_client import FleetHttpClient
-from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
+from server.enrolment.pki import renew_hub
 from server.hub.gate import FLEET_ROUTES, RUNTIME_ROUTES
-from tests.server.processes import Processes, pixcell, wait_until
+from tests.server.enrolled import client_context, make_enrolment
+from tests.server.hub_process import Hub, activate, public_bytes, running_hub
+from tests.server.processes import pixcell, wait_until
 
 pytestmark = pytest.mark.end_to_end
 
 
-@dataclass
-class Hub:
-    """A running hub and its folder."""
-
-    folder: Path
-    address: str
-    process: int
-
-    @property
-    def ca(self) -> Path:
-        """Its certificate authority."""
-        return self.folder / "pki" / "ca.crt"
-
-    def fleet(self, key_file: Path) -> FleetHttpClient:
-        """A SuperNode's own client with the given key."""
-        key = load_ssh_private_key(key_file.read_bytes(), None)
-        return FleetHttpClient.from_server_address(
-            self.address,
-            False,
-            self.ca.read_bytes(),
-            interceptors=[
-                RuntimeVersionHttpInterceptor(component_name="SuperNode"),
-                NodeAuthHttpInterceptor(key, key.public_key()),
-            ],
-        )
-
-
-def public_bytes(key_file: Path) -> bytes:
-    """The public half as Flower sends it."""
-    return public_key_to_bytes(load_ssh_private_key(key_file.read_bytes(), None).public_key())
-
-
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
-    """A hub with one enrolled site, `east`, and a folder of a stranger who enrolled nowhere."""
+    """A hub with a site `east`, and a folder of a stranger who enrolled nowhere."""
     root = tmp_path_factory.mktemp("hub")
-    folder = root / "server"
-    pixcell("init", "--dir", folder)
-    for name in ("east", "stranger"):
-        pixcell(
-            "site",
-            "enroll",
-            "--site-dir",
-            root / name,
-            "--name",
-            name,
-            "--hub",
-            "127.0.0.1:1",
-            "--ca",
-            folder / "pki" / "ca.crt",
-        )
-    pixcell("kit", "add", root / "east" / "request.json", "--dir", folder)
-    processes = Processes(root)
-    processes.start("hub", "hub", "start", "--dir", folder, "--ready-file", root / "ready.json")
-    try:
-        wait_until((root / "ready.json").exists, 60, processes.log("hub"))
-        ready = json.loads((root / "ready.json").read_text())
-        yield Hub(folder, ready["address"], ready["process"])
-    finally:
-        processes.stop()
+    made = make_enrolment(root)
+    made.party("east")
+    made.request("stranger")
+    with running_hub(made) as hub:
+        yield hub
     assert not (root / "ready.json").exists()
 
 
 def outside(hub: Hub) -> httpx.Client:
-    """A client that trusts the consortium's CA and has no key."""
-    return httpx.Client(
-        base_url=f"https://{hub.address}", verify=ssl.create_default_context(cafile=str(hub.ca))
-    )
+    """A client with the kit of `east` that sends no node key by itself."""
+    context = client_context(hub.ca, hub.party("east"))
+    return httpx.Client(base_url=f"https://{hub.address}", verify=context, trust_env=False)
+
+
+def east_key(hub: Hub) -> dict[str, str]:
+    """Flower's header with the node key of `east`, without its signature."""
+    return {"flwr-public-key": b64encode(public_bytes(hub.party("east").node_key)).decode()}
 
 
 def every_route() -> list[tuple[str, str]]:
@@ -115,7 +65,7 @@ def test_the_public_door_answers_fleet_and_health_and_nothing_else(hub: Hub) -> 
     with outside(hub) as client:
         assert client.get("/health").status_code == 200
         for method, path in routes:
-            answer = client.request(method, path.replace("{", "").replace("}", ""))
+            answer = client.request(method, path.replace("{", "").replace("}", ""), headers=east_key(hub))
             if path in FLEET_ROUTES:
                 assert answer.status_code in (400, 401, 412, 415, 422), (path, answer.status_code)
             elif path != "/health":
@@ -138,7 +88,7 @@ def test_the_public_door_answers_fleet_and_health_and_nothing_else(hub: Hub) -> 
 )
 def test_no_spelling_of_a_path_reaches_more(hub: Hub, path: str) -> None:
     host, port = hub.address.split(":")
-    context = ssl.create_default_context(cafile=str(hub.ca))
+    context = client_context(hub.ca, hub.party("east"))
     with (
         socket.create_connection((host, int(port)), 10) as plain,
         context.wrap_socket(plain, server_hostname=host) as stream,
@@ -152,13 +102,14 @@ def test_no_spelling_of_a_path_reaches_more(hub: Hub, path: str) -> None:
 
 def test_a_body_above_the_limit_is_refused_by_its_announcement(hub: Hub) -> None:
     host, port = hub.address.split(":")
-    context = ssl.create_default_context(cafile=str(hub.ca))
+    context = client_context(hub.ca, hub.party("east"))
     with (
         socket.create_connection((host, int(port)), 10) as plain,
         context.wrap_socket(plain, server_hostname=host) as stream,
     ):
         stream.sendall(
-            b"POST /v1/fleet/push-object HTTP/1.1\r\nHost: h\r\nContent-Length: 99999999999\r\n\r\n"
+            b"POST /v1/fleet/push-object HTTP/1.1\r\nHost: h\r\nContent-Length: 99999999999\r\n"
+            b"flwr-public-key: " + east_key(hub)["flwr-public-key"].encode() + b"\r\n\r\n"
         )
         assert b" 413 " in stream.recv(64)
 
@@ -166,34 +117,43 @@ def test_a_body_above_the_limit_is_refused_by_its_announcement(hub: Hub) -> None
 def test_plain_http_and_a_foreign_ca_get_nothing(hub: Hub, tmp_path: Path) -> None:
     with pytest.raises(httpx.HTTPError):
         httpx.get(f"http://{hub.address}/health")
-    pixcell("init", "--dir", tmp_path / "other")
-    foreign = ssl.create_default_context(cafile=str(tmp_path / "other" / "pki" / "ca.crt"))
+    foreign = client_context(make_enrolment(tmp_path, "theirs").ca, hub.party("east"))
     with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
         httpx.get(f"https://{hub.address}/health", verify=foreign)
 
 
-def test_an_enrolled_key_is_let_in_and_an_unregistered_one_is_not(hub: Hub) -> None:
-    root = hub.folder.parent
-    with hub.fleet(root / "east" / "keys" / "node") as client:
-        node = client.ActivateNode(
-            ActivateNodeRequest(
-                public_key=public_bytes(root / "east" / "keys" / "node"), heartbeat_interval=10
-            )
-        ).node_id
-    assert str(node) == json.loads((hub.folder / "hub" / "nodes.json").read_text())["east"]
-    stranger = root / "stranger" / "keys" / "node"
-    with hub.fleet(stranger) as client:
-        with pytest.raises(httpx.HTTPStatusError) as refused:
-            client.ActivateNode(ActivateNodeRequest(public_key=public_bytes(stranger), heartbeat_interval=10))
-        assert refused.value.response.status_code in (401, 404, 412)
+def test_an_enrolled_site_is_let_in_and_asks_for_nobody_else(hub: Hub) -> None:
+    east = hub.party("east")
+    with hub.fleet(east, east.node_key) as client:
+        node = activate(client, east.node_key)
+        assert str(node) == json.loads((hub.folder / "hub" / "nodes.json").read_text())["east"]
         with pytest.raises(httpx.HTTPStatusError) as itself:
-            client.RegisterNode(RegisterNodeFleetRequest(public_key=public_bytes(stranger)))
+            client.RegisterNode(RegisterNodeFleetRequest(public_key=public_bytes(east.node_key)))
         assert itself.value.response.status_code == 404
         request = PullMessagesRequest()
-        request.node.node_id = node
+        request.node.node_id = node + 1
         with pytest.raises(httpx.HTTPStatusError) as borrowed:
             client.PullMessages(request)
         assert borrowed.value.response.status_code == 401
+        request.node.node_id = node
+        client.PullMessages(request)
+
+
+def test_a_renewed_server_certificate_is_taken_up_by_the_running_hub(hub: Hub) -> None:
+    def serial() -> str:
+        host, port = hub.address.split(":")
+        context = client_context(hub.ca, hub.party("east"))
+        with (
+            socket.create_connection((host, int(port)), 10) as plain,
+            context.wrap_socket(plain, server_hostname=host) as stream,
+        ):
+            return str(stream.getpeercert()["serialNumber"])
+
+    before = serial()
+    renew_hub(hub.made.layout, hub.made.authority)
+    wait_until(lambda: serial() != before, 15, "the new certificate")
+    with outside(hub) as client:
+        assert client.get("/health").status_code == 200
 
 
 def test_the_inner_door_is_on_loopback_guarded_by_the_secret_and_has_no_control(hub: Hub) -> None:
@@ -225,6 +185,9 @@ def test_the_event_log_says_who_called_and_nothing_of_what(hub: Hub) -> None:
         "run",
         "outcome",
         "code",
+        "reason",
+        "party",
+        "repeats",
     }
     assert all(set(line) <= allowed for line in lines)
 

@@ -21,6 +21,7 @@ from server.studies.book import StudyBook, make_study, read_settings
 from server.studies.start import start_adapter
 from tests.server.consortium import make_node_key
 from tests.server.consortium import make_study as a_study
+from tests.server.enrolled import PASSPHRASE
 from tests.site_client.trainer.site_fixture import TARGETS, make_base, start_of
 from tests.site_client.trainer.site_fixture import make_study as tiny_study
 
@@ -117,7 +118,7 @@ def request_of(site: str, **changes: str) -> EnrolmentRequest:
 
 def test_sites_are_enrolled_once_and_share_no_key(tmp_path: Path) -> None:
     layout = ServerLayout(tmp_path / "server")
-    initialise(layout, ["127.0.0.1"])
+    initialise(layout, ["127.0.0.1"], PASSPHRASE)
     book, east = SiteBook(layout.registry()), request_of("east")
 
     def add(request: EnrolmentRequest) -> None:
@@ -147,10 +148,10 @@ def test_a_consortium_is_made_once_and_its_secrets_are_private(tmp_path: Path) -
     layout = ServerLayout(tmp_path / "server")
     with pytest.raises(BadInputError, match="not a coordinator's folder"):
         layout.check()
-    initialise(layout, ["hub.example.org", "127.0.0.1"])
+    initialise(layout, ["hub.example.org", "127.0.0.1"], PASSPHRASE)
     before = digest((layout.pki / "ca.crt").read_bytes())
     with pytest.raises(RefusedError, match="already holds"):
-        initialise(layout, ["127.0.0.1"])
+        initialise(layout, ["127.0.0.1"], PASSPHRASE)
     assert digest((layout.pki / "ca.crt").read_bytes()) == before
     for private in (layout.pki / "ca.key", layout.pki / "server.key", layout.secrets / "executor.secret"):
         assert private.stat().st_mode & 0o777 == 0o600
@@ -160,5 +161,5 @@ def test_a_consortium_is_made_once_and_its_secrets_are_private(tmp_path: Path) -
 @pytest.mark.parametrize("host", ["", "a b", "https://hub", "hub:9"])
 def test_a_host_that_is_none_is_refused(tmp_path: Path, host: str) -> None:
     with pytest.raises(BadInputError, match="neither a host name"):
-        initialise(ServerLayout(tmp_path / "server"), [host])
+        initialise(ServerLayout(tmp_path / "server"), [host], PASSPHRASE)
     assert not (tmp_path / "server" / "pki" / "ca.crt").exists()

@@ -15,6 +15,7 @@ from server.enrolment.sites import SiteBook
 from server.layout import ServerLayout
 from server.studies.book import StudyBook
 from server.studies.commands import register
+from tests.server.enrolled import PASSPHRASE
 from tests.server.test_studies import request_of
 from tests.site_client.trainer.site_fixture import TARGETS, make_base
 
@@ -32,7 +33,7 @@ class Desk:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.base = folder / "server", make_base(folder / "base")
-        initialise(ServerLayout(self.folder), ["127.0.0.1"])
+        initialise(ServerLayout(self.folder), ["127.0.0.1"], PASSPHRASE)
         for site in ("east", "west"):
             (folder / f"{site}.json").write_bytes(request_of(site).to_bytes())
             SiteBook(ServerLayout(self.folder).registry()).add(folder / f"{site}.json")

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.x509.oid import NameOID
 
 from pixcell_core.contracts.artifacts import base_digest, installed_code_digest
@@ -78,7 +78,7 @@ def make_features(folder: Path, site: str, patients: int = 5, tiles: int = 3) ->
 
 def make_ca(path: Path) -> Path:
     """A certificate authority that signs nothing."""
-    key = ec.generate_private_key(ec.SECP384R1())
+    key = Ed25519PrivateKey.generate()
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "nobody")])
     now = datetime.now(UTC)
     certificate = (
@@ -90,7 +90,7 @@ def make_ca(path: Path) -> Path:
         .not_valid_before(now)
         .not_valid_after(now + timedelta(days=1))
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(key, hashes.SHA384())
+        .sign(key, None)
     )
     path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
     return path
