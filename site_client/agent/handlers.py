@@ -114,7 +114,9 @@ class Agent:
     def _require_app(self, study: Study) -> None:
         """The bundle behind this task must be the very one the approved study names."""
         if self._settings.app_digest is not None and study.app_digest != self._settings.app_digest:
-            raise RefusedError("the hub sent another app than the study names", hint="", code="app-not-approved")
+            raise RefusedError(
+                "the hub sent another app than the study names", hint="", code="app-not-approved"
+            )
 
     def _hand_over(self, study: Study, request: TrainRequest, adapter: Arrays) -> tuple[TrainReply, Arrays]:
         now = self._clock()

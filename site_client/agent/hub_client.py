@@ -142,16 +142,17 @@ def watched_fleet_client(watch: LinkWatch) -> type[Any]:
                 )
             self._client.close()
             self._client = hub_client(watch.folder, watch.proxy)
+            # A hook, since Flower ends the process in an interceptor where the hub's release differs.
+            self._client.event_hooks = {"response": [lambda response: _note_answer(watch, response)]}
 
         def _send(self, context: Any, *, stream: bool = False) -> httpx.Response:
             try:
                 response = super()._send(context, stream=stream)
                 require_hubs_answer(response)
             except Exception as error:
-                _note(watch, trouble_of(error, proxied=watch.proxy is not None))
+                if not getattr(error, "noted", False):
+                    _note(watch, trouble_of(error, proxied=watch.proxy is not None))
                 raise
-            if (trouble := trouble_of_answer(response)) is not None:
-                _note(watch, trouble)
             return response
 
         def SendNodeHeartbeat(self, request: Any) -> Any:
@@ -170,7 +171,16 @@ def require_hubs_answer(response: httpx.Response) -> None:
     if response.status_code < 300 and kind != "application/protobuf":
         raise NotTheHubError("an answer that no hub gives", request=response.request)
     if trouble is not None and trouble.code == "not-the-hub":
-        raise NotTheHubError(f"HTTP {response.status_code}, which no hub answers", request=response.request)
+        error = NotTheHubError(f"HTTP {response.status_code}, which no hub answers", request=response.request)
+        error.noted = True
+        raise error
+
+
+def _note_answer(watch: LinkWatch, response: httpx.Response) -> None:
+    if response.status_code >= 300:
+        response.read()
+        if (trouble := trouble_of_answer(response)) is not None:
+            _note(watch, trouble)
 
 
 def _note(watch: LinkWatch, trouble: LinkTrouble) -> None:

@@ -133,7 +133,9 @@ class LinkTrouble:
 
 
 class NotTheHubError(httpx.TransportError):
-    """An answer that no hub gives."""
+    """An answer that no hub gives. `noted`: its status was recorded already when it came in."""
+
+    noted = False
 
 
 _VERIFY = {

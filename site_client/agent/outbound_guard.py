@@ -14,7 +14,9 @@ from dataclasses import dataclass
 
 from pixcell_core.errors import RefusedError
 
-LOOKUPS = frozenset({"socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr", "socket.getnameinfo"})
+LOOKUPS = frozenset(
+    {"socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr", "socket.getnameinfo"}
+)
 CONNECTIONS = frozenset({"socket.connect", "socket.sendto", "socket.sendmsg"})
 PROGRAMS = frozenset({"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn"})
 
@@ -124,5 +126,7 @@ def _is_address(host: str) -> bool:
 def _loopback(address: object) -> bool:
     host = address[0] if isinstance(address, tuple) and address else ""
     return host == "localhost" or (
-        isinstance(host, str) and _is_address(host) and ipaddress.ip_address(host.partition("%")[0]).is_loopback
+        isinstance(host, str)
+        and _is_address(host)
+        and ipaddress.ip_address(host.partition("%")[0]).is_loopback
     )

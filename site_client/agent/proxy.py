@@ -75,6 +75,9 @@ class WayOut:
         )
 
 
+STRAIGHT = WayOut(None, "none")
+
+
 def choose_way_out(
     identity: SiteIdentity,
     given: str | None = None,
@@ -95,7 +98,7 @@ def choose_way_out(
         return WayOut(chosen, "site.json")
     found = environment.get("https_proxy") or environment.get("HTTPS_PROXY") or ""
     if not found or _exempt(hub or identity.hub, environment):
-        return WayOut(None, "none")
+        return STRAIGHT
     return WayOut(parse_proxy(found, credentials_file), "environment")
 
 

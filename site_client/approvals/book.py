@@ -60,7 +60,7 @@ class _Numbers(Document):
 
     schema_version: Literal["approval-numbers/v1"] = "approval-numbers/v1"
     last: Annotated[int, Field(ge=0, lt=2**53)] = 0
-    studies: Annotated[dict[Digest, int], Field(max_length=10_000)] = {}
+    studies: Annotated[dict[Digest, int], Field(max_length=10_000, default_factory=dict)]
 
 
 class ApprovalBook:
@@ -167,7 +167,8 @@ class ApprovalBook:
         matches = [
             s.study
             for s in self.studies()
-            if name == s.study.id or (len(name) >= 8 and s.study.digest.removeprefix("sha256:").startswith(name))
+            if name == s.study.id
+            or (len(name) >= 8 and s.study.digest.removeprefix("sha256:").startswith(name))
         ]
         if len(matches) != 1:
             raise BadInputError(
@@ -191,9 +192,7 @@ class ApprovalBook:
             )
         envelope = Envelope.load(path)
         key = SigningKey.load(self._folder.approval_key).verify_key
-        approval = check_approval(
-            envelope, key, study=study, site=self._folder.identity().site, now=now
-        )
+        approval = check_approval(envelope, key, study=study, site=self._folder.identity().site, now=now)
         if approval.sequence < self._numbers().studies.get(study.digest, 0):
             raise ApprovalError(
                 f"An older approval of study {study.id} lies where a newer decision was.",
