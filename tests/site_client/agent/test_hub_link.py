@@ -75,7 +75,9 @@ def hub_answer(path: str, body: bytes) -> Answer:
 
 
 def good_hub(serve: Callable[..., Any], authority: Authority, **settings: Any) -> TlsServer:
-    made: TlsServer = serve(TlsServer, authority.issue("hub", hosts=HERE), authority.ca, hub_answer, **settings)
+    made: TlsServer = serve(
+        TlsServer, authority.issue("hub", hosts=HERE), authority.ca, hub_answer, **settings
+    )
     return made
 
 

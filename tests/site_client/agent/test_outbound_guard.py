@@ -74,7 +74,10 @@ def test_the_peer_is_reached_by_address_and_by_name(listener: socket.socket) -> 
 
 
 def test_listening_on_loopback_stays_possible(listener: socket.socket) -> None:
-    assert run(listener, "socket.create_server(('127.0.0.1', 0)).close(); print('listens', said)") == "listens []"
+    assert (
+        run(listener, "socket.create_server(('127.0.0.1', 0)).close(); print('listens', said)")
+        == "listens []"
+    )
 
 
 def test_a_forked_child_is_no_way_around(listener: socket.socket) -> None:
