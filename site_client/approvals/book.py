@@ -91,7 +91,8 @@ class ApprovalBook:
                 code="not-in-study",
             )
         moment = (now or datetime.now(UTC)).replace(microsecond=0)
-        cap, end = epsilon_cap or study.epsilon_cap, expires_at or study.expires_at
+        cap = study.epsilon_cap if epsilon_cap is None else epsilon_cap
+        end = study.expires_at if expires_at is None else expires_at
         if not 0 < cap <= study.epsilon_cap or end > study.expires_at or end <= moment < study.expires_at:
             raise BadInputError(
                 f"An approval may allow less than the study asks for, not more: epsilon up to {study.epsilon_cap:g} per "

@@ -128,7 +128,7 @@ def test_less_than_the_study_asks_for_may_be_signed(site: SiteFolder, study: Stu
     assert code_of(lambda: book.require(study, soon)) == "approval-expired"
 
 
-@pytest.mark.parametrize("cap", [8.1, -1.0, float("inf")])
+@pytest.mark.parametrize("cap", [8.1, 0.0, -1.0, float("inf")])
 def test_more_than_the_study_asks_for_is_not_signed(site: SiteFolder, study: Study, cap: float) -> None:
     with pytest.raises(BadInputError) as refused:
         ApprovalBook(site).decide(study, "approve", epsilon_cap=cap)
