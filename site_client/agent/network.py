@@ -160,7 +160,8 @@ def public_error(gate: Any) -> Callable[..., Any]:
 
 
 def _close_off(settings: NetworkSettings, peer: Peer) -> None:
-    """Refuse all but one peer from here on."""
+    """No telemetry, not even its event (which runs programs to describe this machine); then only `peer` is reached."""
+    replace_names("flwr.supercore.telemetry", {"create_event": lambda *_: "disabled"})
     if settings.guarded:
         log = SiteLog(settings.folder.logs)
         allow_only((peer,), lambda event: log.say("outbound-refused", call=event))

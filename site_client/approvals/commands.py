@@ -109,11 +109,12 @@ def _decide(
     study = read_study(study_file)
     book = ApprovalBook(SiteFolder(site_dir.absolute()))
     if decision == "approve":
+        cap = study.epsilon_cap if epsilon_cap is None else epsilon_cap
         emit_note(
             f"Study {study.id}, digest {study.digest}\n"
             f"  {study.rounds} rounds x {study.steps_per_round} steps, q {study.sample_rate}, "
             f"sigma {study.noise_multiplier}, C {study.max_grad_norm}\n"
-            f"  may spend at most epsilon {study.epsilon_cap if epsilon_cap is None else epsilon_cap} per {study.unit} at delta {study.delta} here "
+            f"  may spend at most epsilon {cap} per {study.unit} at delta {study.delta} here "
             f"(neighbouring cohorts: {study.adjacency}); not covered: what conditions surrogates "
             f"({study.conditioning.mode})\n"
             f"  base {study.base_digest}\n  code {study.code_digest}\n"

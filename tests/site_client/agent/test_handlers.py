@@ -289,6 +289,7 @@ def test_the_names_we_replace_in_flower_exist_and_another_release_stops_us() -> 
         ("flwr.supernode.runtime.run_clientapp", "Error"),
         ("flwr.supernode.start_client_internal", "get_fused_config_from_fab"),
         ("flwr.supernode.fleet_http_connection", "FleetHttpClient"),
+        ("flwr.supercore.telemetry", "create_event"),
         ("flwr.supernode.start_client_internal", "time"),
         ("flwr.supernode.fleet_http_connection", "HEARTBEAT_DEFAULT_INTERVAL"),
         ("flwr.supercore.heartbeat", "HEARTBEAT_DEFAULT_INTERVAL"),
