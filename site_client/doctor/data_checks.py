@@ -102,7 +102,7 @@ def check_tiles(asked: Question) -> Finding:
         plans = list(catalogue.tile_counts())
         if not plans:
             return Finding(name="tiles", status="skip", found="no slide was cut yet", private=True)
-        lost = sorted({name for name in catalogue.patients() if name not in catalogue.patients_with_tiles()})
+        lost = sorted(set(catalogue.patients()) - catalogue.patients_with_tiles())
     if lost:
         return Finding(
             name="tiles",

@@ -213,9 +213,11 @@ class _Answered:
 def _answer(asked: Question) -> _Answered | LinkTrouble:
     """Ask the hub once for all checks of one run."""
     try:
-        with hub_client(asked.folder, asked.way_out.proxy, asked.timeout_s) as client:
-            with client.stream("GET", f"https://{asked.hub}/health") as response:
-                return _Answered(response)
+        with (
+            hub_client(asked.folder, asked.way_out.proxy, asked.timeout_s) as client,
+            client.stream("GET", f"https://{asked.hub}/health") as response,
+        ):
+            return _Answered(response)
     except PixcellError as error:
         known = {"no-kit": "kit-not-presented", "kit-expired": "kit-expired"}
         return LinkTrouble(known.get(error.code, "kit-refused"))
@@ -229,9 +231,11 @@ def presented_issuer(asked: Question) -> str:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     try:
-        with _reach(peer, asked.way_out.proxy, asked.timeout_s) as plain:
-            with context.wrap_socket(plain, server_hostname=peer.host) as stream:
-                shown = stream.getpeercert(binary_form=True)
+        with (
+            _reach(peer, asked.way_out.proxy, asked.timeout_s) as plain,
+            context.wrap_socket(plain, server_hostname=peer.host) as stream,
+        ):
+            shown = stream.getpeercert(binary_form=True)
         return x509.load_der_x509_certificate(shown).issuer.rfc4514_string()[:200] if shown else "nobody"
     except (OSError, ValueError):
         return "somebody whose certificate could not be read"

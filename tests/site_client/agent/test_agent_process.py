@@ -174,7 +174,8 @@ def test_a_bundle_that_no_approval_names_is_refused_and_the_hub_is_told(scene: S
     log = (scene.site.logs / "events.jsonl").read_text()
     assert any(json.loads(line)["event"] == "app-refused" for line in log.splitlines())
     ApprovalBook(scene.site).decide(right, "approve")
-    assert "the site's trainer is not running" in scene.asked("right")
+    scene.study("again", build_bundle())
+    assert "the site's trainer is not running" in scene.asked("again")
 
 
 def test_healthy_means_a_heartbeat_the_hub_accepted_lately(scene: Scene) -> None:
