@@ -204,7 +204,8 @@ class _Answered:
         tls = stream.get_extra_info("ssl_object") if stream is not None else None
         if tls is not None:
             self.tls = str(tls.version())
-            shown = tls.getpeercert(binary_form=True)
+            # By place: what stands here is OpenSSL's own object, which knows no keywords.
+            shown = tls.getpeercert(True)
             if shown:
                 self.ends = x509.load_der_x509_certificate(shown).not_valid_after_utc
 

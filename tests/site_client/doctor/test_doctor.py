@@ -350,9 +350,9 @@ def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A site's folder with three procedural patients, entered and cut."""
     root = tmp_path_factory.mktemp("slides")
     steps = (
-        ["synthesise", "--out", str(root / "slides"), "--patients", "3", "--size", "1024", "--seed", "1"],
+        ["synthesise", "--site-dir", str(root / "site"), "--out", str(root / "slides"), "--patients", "3"],
         ["add", "--site-dir", str(root / "site"), "--slides", str(root / "slides")],
-        ["tile", "--site-dir", str(root / "site"), "--size", "256", "--mpp", "1.0"],
+        ["tile", "--site-dir", str(root / "site"), "--tile-size", "128"],
     )
     for step in steps:
         done = CliRunner().invoke(build(), ["site", "data", *step])
@@ -479,10 +479,12 @@ def test_a_heartbeat_that_is_old_is_warned_of(asked: Question) -> None:
 def charge(asked: Question, steps: int) -> None:
     """Spend some of a budget of epsilon 8 at delta 1e-5."""
     round_charge = RoundCharge("study", 1, 1.0, 4.0, steps, 0.1, digest(b"code"))
-    with open_site_ledger(asked.folder.root, site="east", cap=BudgetCap(8.0, 1e-5)) as ledger:
-        with ledger.reserve(round_charge) as take:
-            for step in range(steps):
-                take(step)
+    with (
+        open_site_ledger(asked.folder.root, site="east", cap=BudgetCap(8.0, 1e-5)) as ledger,
+        ledger.reserve(round_charge) as take,
+    ):
+        for step in range(steps):
+            take(step)
 
 
 def test_the_budget_is_told_with_unit_and_delta(asked: Question) -> None:
