@@ -294,7 +294,11 @@ class Catalogue:
     def patients_with_tiles(self) -> frozenset[str]:
         """Names of patients of whom a tile was cut, under whatever plan."""
         query = (
-            select(Patient.name).join(Patient.slides).join(Slide.tilings).where(Tiling.tiles > 0).distinct()
+            select(Patient.name)
+            .join(Slide, Slide.patient_id == Patient.id)
+            .join(Tiling, Tiling.slide_id == Slide.id)
+            .where(Tiling.tiles > 0)
+            .distinct()
         )
         with self._read() as session:
             return frozenset(session.scalars(query))

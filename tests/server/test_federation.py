@@ -12,15 +12,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pixcell_core.contracts.canonical import load_document
+from pixcell_core.contracts.canonical import digest, load_document
 from pixcell_core.contracts.round import RunState
 from pixcell_core.contracts.spool import l2_norm, read_arrays
+from server.hub.bundle import build_bundle
 from server.rounds.store import RoundStore
 from server.studies.book import StudyBook
+from site_client.approvals.site_folder import SiteFolder
 from site_client.ledger.journal import LEDGER_FILE
 from site_client.ledger.record import ReserveRecord
 from site_client.ledger.view import read_ledger
 from tests.server.processes import Processes, pixcell, site_process, wait_until
+from tests.site_client.agent.peers import consortium_authority, install_kit
 from tests.site_client.trainer.site_fixture import TARGETS, make_base, make_features
 
 pytestmark = pytest.mark.end_to_end
@@ -65,6 +68,9 @@ class Federation:
             "--round-timeout": "60",
             "--base": str(self.root / "base"),
         } | changes
+        settings = self.root / "app.yaml"
+        settings.write_text(f'app_digest: "{digest(build_bundle())}"\n')
+        flags["--settings"] = str(settings)
         out = self.root / f"{name}.json"
         arguments = [text for pair in flags.items() for text in pair]
         pixcell("study", "create", "--dir", self.server, "--id", name, "--out", out, *arguments)
@@ -116,6 +122,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
                 made.server / "pki" / "ca.crt",
             )["request"]
             pixcell("kit", "add", request, "--dir", made.server)
+            install_kit(SiteFolder(made.site(site)), consortium_authority(made.server))
             made.processes.start(
                 site,
                 "site",

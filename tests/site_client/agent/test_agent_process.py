@@ -14,8 +14,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import serialization
 
 from pixcell_core.contracts.atomic import write_atomically
 from pixcell_core.contracts.canonical import digest
@@ -29,18 +27,11 @@ from site_client.approvals.book import ApprovalBook
 from site_client.approvals.site_folder import SiteFolder
 from tests.server.consortium import SHAPES, make_study
 from tests.server.processes import PIXCELL, Processes, pixcell, wait_until
-from tests.site_client.agent.peers import Authority, ConnectProxy, install_kit, unused_port
+from tests.site_client.agent.peers import ConnectProxy, consortium_authority, install_kit, unused_port
 
 pytestmark = pytest.mark.end_to_end
 
 AUDIT = Path(__file__).parent / "audit"
-
-
-def consortium_authority(server: Path) -> Authority:
-    """The consortium's own CA, to issue the certificate that a kit would carry."""
-    key = serialization.load_pem_private_key((server / "pki" / "ca.key").read_bytes(), None)
-    certificate = x509.load_pem_x509_certificate((server / "pki" / "ca.crt").read_bytes())
-    return Authority(server / "pki", key, certificate)  # type: ignore[arg-type]
 
 
 @dataclass
