@@ -84,11 +84,11 @@ class Supervisor:
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT; returns when every process is gone."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._stop)
         identity = self._folder.identity()
         require_kit(self._folder)
         self._lock = lock_agent(self._folder)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
         self._log = SiteLog(self._folder.logs)
         Spool(self._folder.spool).open()
         self._set_state("starting")
