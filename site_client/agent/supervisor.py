@@ -74,6 +74,7 @@ class Supervisor:
     def __init__(self, settings: SupervisorSettings, say: Callable[[str], None]) -> None:
         self._settings, self._say = settings, say
         self._folder = settings.folder
+        self._log = SiteLog(settings.folder.logs)
         self._stopping = False
         self._trainer: subprocess.Popen[bytes] | None = None
         self._trainer_due = 0.0
@@ -89,7 +90,6 @@ class Supervisor:
         self._lock = lock_agent(self._folder)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
-        self._log = SiteLog(self._folder.logs)
         Spool(self._folder.spool).open()
         self._set_state("starting")
         self._start_trainer()
@@ -149,9 +149,10 @@ class Supervisor:
                 del self._due[child.name]
                 child.start()
         self._look_at_trainer(now)
-        self._look_at_link(children[0])
+        self.look_at_link(children[0])
 
-    def _look_at_link(self, supernode: Child) -> None:
+    def look_at_link(self, supernode: Child) -> None:
+        """Read what the SuperNode wrote of its link: announce, explain, or end one that is stuck."""
         link = read_link(self._folder.agent)
         if supernode.pid is None or link is None or link.process != supernode.pid:
             return

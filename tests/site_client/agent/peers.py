@@ -266,7 +266,9 @@ class ConnectProxy:
         return f"http://127.0.0.1:{self.port}"
 
     def close(self) -> None:
-        """Stop listening."""
+        """Stop listening; a second time is fine."""
+        if not self._open:
+            return
         self._open = False
         with socket.socket() as wake:
             wake.connect_ex(("127.0.0.1", self.port))

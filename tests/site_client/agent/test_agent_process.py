@@ -22,12 +22,19 @@ from pixcell_core.contracts.study import Study
 from server.hub.bundle import build_bundle
 from server.layout import START_ADAPTER, ServerLayout
 from server.studies.book import StudyBook
-from site_client.agent.link_record import read_link
+from site_client.agent.link_record import LinkState, read_link
+from site_client.agent.link_trouble import LINK_TROUBLES
 from site_client.approvals.book import ApprovalBook
 from site_client.approvals.site_folder import SiteFolder
 from tests.server.consortium import SHAPES, make_study
 from tests.server.processes import PIXCELL, Processes, pixcell, wait_until
-from tests.site_client.agent.peers import ConnectProxy, consortium_authority, install_kit, unused_port
+from tests.site_client.agent.peers import (
+    Authority,
+    ConnectProxy,
+    consortium_authority,
+    install_kit,
+    unused_port,
+)
 
 pytestmark = pytest.mark.end_to_end
 
@@ -90,6 +97,10 @@ class Scene:
         )
         assert done.returncode in (0, 1), done.stderr
         return done.returncode == 0
+
+
+def _none() -> LinkState:
+    raise AssertionError("the agent wrote no link state")
 
 
 @pytest.fixture(scope="module")
@@ -195,6 +206,76 @@ def test_a_killed_supernode_rejoins_by_itself(scene: Scene) -> None:
         lambda: scene.supernode_changed(process.pid) and scene.healthy(), 90, scene.processes.log("east")
     )
     print(f"rejoined after {time.monotonic() - began:.1f} s")
+
+
+@pytest.fixture
+def west(scene: Scene, tmp_path: Path) -> Iterator[SiteFolder]:
+    """Another enrolled site with its certificate; what a test starts of it is ended."""
+    folder = SiteFolder(tmp_path / "west")
+    authority = consortium_authority(scene.server)
+    enrol = ("--name", "west", "--hub", scene.hub, "--ca", authority.ca)
+    request = pixcell("site", "enroll", "--site-dir", folder.root, *enrol)["request"]
+    if not (scene.server / "sites" / "west.json").exists():
+        pixcell("kit", "add", request, "--dir", scene.server)
+    install_kit(folder, authority)
+    yield folder
+    if "west" in scene.processes.running:
+        scene.processes.end("west")
+
+
+def test_through_a_proxy_with_credentials_and_no_other_way(
+    scene: Scene, west: SiteFolder, tmp_path: Path
+) -> None:
+    secret = tmp_path / "proxy.txt"
+    secret.touch(mode=0o600)
+    secret.write_text("west:s3cret")
+    proxy = ConnectProxy(credentials="west:s3cret")
+    try:
+        setting = ("--site-dir", west.root, "--credentials-file", secret)
+        assert pixcell("site", "proxy", proxy.url, *setting)["source"] == "site.json"
+        ready = tmp_path / "west.ready"
+        scene.processes.start("west", "site", "start", "--site-dir", west.root, "--ready-file", ready)
+        wait_until(ready.exists, 90, f"{scene.processes.log('west')}")
+        assert pixcell("site", "status", "--site-dir", west.root)["healthy"]
+        assert set(proxy.asked) == {f"CONNECT {scene.hub} HTTP/1.1"}
+        words = scene.processes.log("west") + (west.logs / "supernode.log").read_text(errors="replace")
+        assert f"through {proxy.url} (from site.json)" in words and "s3cret" not in words
+        # The guard lets this process reach the proxy alone: with the proxy gone there is no way around it.
+        proxy.close()
+        wait_until(lambda: (read_link(west.agent) or _none()).trouble != "", 60, "the proxy to be missed")
+        assert (read_link(west.agent) or _none()).trouble == "proxy-unreachable"
+    finally:
+        proxy.close()
+
+
+@pytest.mark.parametrize("obstacle", ["nobody", "refusing-proxy", "intercepting-proxy"])
+def test_no_obstacle_is_an_endless_silent_retry(scene: Scene, west: SiteFolder, obstacle: str) -> None:
+    stranger = Authority.make(west.root.parent / "stranger")
+    proxy = ConnectProxy(
+        refuse=403 if obstacle == "refusing-proxy" else 0,
+        intercept=stranger.issue("hub", hosts=("127.0.0.1",)) if obstacle == "intercepting-proxy" else None,
+    )
+    arguments = ("--hub", f"127.0.0.1:{unused_port()}") if obstacle == "nobody" else ("--proxy", proxy.url)
+    code = {
+        "nobody": "hub-unreachable",
+        "refusing-proxy": "proxy-refused",
+        "intercepting-proxy": "foreign-certificate",
+    }[obstacle]
+    try:
+        scene.processes.start("west", "site", "start", "--site-dir", west.root, *arguments)
+        wait_until(lambda: f"[{code}]" in scene.processes.log("west"), 60, scene.processes.log("west"))
+        shown = subprocess.run(
+            [*PIXCELL, "site", "status", "--site-dir", str(west.root), "--format", "json"],
+            capture_output=True,
+            text=True,
+        )
+        body = json.loads(shown.stdout)["data"]
+        assert shown.returncode == 1 and body["state"] == code and not body["healthy"]
+        assert LINK_TROUBLES[code][1] in body["reason"]
+        assert proxy.opened == b""
+    finally:
+        scene.processes.end("west")
+        proxy.close()
 
 
 def test_a_second_agent_of_the_site_is_refused(scene: Scene) -> None:

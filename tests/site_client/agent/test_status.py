@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,6 +14,7 @@ from typer.testing import CliRunner
 
 from pixcell_core.cli.main import build
 from pixcell_core.errors import RefusedError
+from pixcell_core.flower.processes import Child
 from site_client.agent.link_record import LinkRecorder, read_link
 from site_client.agent.link_trouble import LinkTrouble
 from site_client.agent.status import site_status
@@ -132,3 +136,41 @@ def test_two_agents_of_one_site_are_refused_and_a_lock_is_never_stale(site: Site
     assert second.value.code == "agent-running"
     held.close()
     lock_agent(site).close()
+
+
+def test_a_supernode_that_lives_but_says_nothing_is_killed(site: SiteFolder) -> None:
+    """Stopped by a signal it neither beats nor fails; the supervisor ends it, and starts it again as after a crash."""
+    supernode = Child("supernode", lambda: time.sleep(60), site.logs / "supernode.log")
+    supernode.start()
+    said: list[str] = []
+    supervisor = Supervisor(SupervisorSettings(site, stuck_s=60.0), said.append)
+    try:
+        assert supernode.pid is not None
+        LinkRecorder(site.agent, supernode.pid).accepted()
+        os.kill(supernode.pid, signal.SIGSTOP)
+        supervisor.look_at_link(supernode)
+        time.sleep(0.05)
+        assert supernode.poll(), "a fresh heartbeat is no reason"
+        long_ago = datetime.now(UTC) - timedelta(seconds=61)
+        LinkRecorder(site.agent, supernode.pid, lambda: long_ago).accepted()
+        supervisor.look_at_link(supernode)
+        end = time.monotonic() + 5
+        while supernode.poll() and time.monotonic() < end:
+            time.sleep(0.01)
+        assert supernode.exit_code == -signal.SIGKILL
+        assert any("says nothing" in text for text in said)
+    finally:
+        supernode.signal(signal.SIGKILL)
+
+
+def test_a_supernode_that_says_what_fails_is_left_to_retry(site: SiteFolder) -> None:
+    supernode = Child("supernode", lambda: time.sleep(60), site.logs / "supernode.log")
+    supernode.start()
+    try:
+        assert supernode.pid is not None
+        LinkRecorder(site.agent, supernode.pid).failed(LinkTrouble("hub-unreachable"))
+        Supervisor(SupervisorSettings(site), lambda text: None).look_at_link(supernode)
+        time.sleep(0.05)
+        assert supernode.poll() and site_status(site).state == "hub-unreachable"
+    finally:
+        supernode.signal(signal.SIGKILL)
