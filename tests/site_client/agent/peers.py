@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.server
 import socket
 import ssl
@@ -253,6 +254,7 @@ class ConnectProxy:
     ) -> None:
         self.asked: list[str] = []
         self.opened = b""
+        self._clients: list[socket.socket] = []
         self._refuse, self._credentials, self._intercept = refuse, credentials, intercept
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
@@ -274,6 +276,10 @@ class ConnectProxy:
             wake.connect_ex(("127.0.0.1", self.port))
         self._thread.join()
         self._listener.close()
+        for client in self._clients:
+            # Tunnels that are open end too.
+            with contextlib.suppress(OSError):
+                client.shutdown(socket.SHUT_RDWR)
 
     def _serve(self) -> None:
         while True:
@@ -281,6 +287,7 @@ class ConnectProxy:
             if not self._open:
                 client.close()
                 return
+            self._clients.append(client)
             threading.Thread(target=self._handle, args=(client,), daemon=True).start()
 
     def _handle(self, client: socket.socket) -> None:
