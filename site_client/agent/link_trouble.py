@@ -27,6 +27,11 @@ LINK_TROUBLES: dict[str, tuple[str, str]] = {
         "The hub did not answer in time.",
         "A firewall may drop packets silently, or the hub is overloaded. Ask both.",
     ),
+    "hub-hung-up": (
+        "The connection was closed before the hub answered: the hub is restarting, a firewall or another service "
+        "closes it, or the hub refuses this site's certificate without a word.",
+        "It is tried again; if it stays, check the address, and ask the coordinator whether the kit is still good.",
+    ),
     "hub-failing": (
         "The hub answers, but only with an error of its own.",
         "Tell the coordinator: the hub's own log says why. This site tries again by itself.",
@@ -164,7 +169,7 @@ _ALERTS = (
 )
 """TLS alerts (RFC 8446, 6) that a hub sends about the client's certificate, as OpenSSL names them."""
 
-_NOT_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "PACKET_LENGTH", "UNEXPECTED_EOF")
+_NOT_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "PACKET_LENGTH")
 
 
 def trouble_of(error: BaseException, *, proxied: bool = False) -> LinkTrouble:
@@ -174,6 +179,8 @@ def trouble_of(error: BaseException, *, proxied: bool = False) -> LinkTrouble:
         if isinstance(one, ssl.SSLCertVerificationError):
             return LinkTrouble(_VERIFY.get(one.verify_code, "bad-certificate"))
     for one in chain:
+        if isinstance(one, ssl.SSLEOFError):
+            return LinkTrouble("hub-hung-up")
         if isinstance(one, ssl.SSLError):
             return LinkTrouble(_tls_code(f"{one.reason or ''} {one}".upper().replace(" ", "_")))
     for one in chain:
@@ -188,7 +195,9 @@ def trouble_of(error: BaseException, *, proxied: bool = False) -> LinkTrouble:
         if isinstance(one, httpx.HTTPStatusError):
             return trouble_of_answer(one.response) or LinkTrouble("link-failed")
     if isinstance(error, httpx.RemoteProtocolError):
-        return LinkTrouble("not-the-hub")
+        return LinkTrouble("hub-hung-up" if "disconnected" in str(error) else "not-the-hub")
+    if isinstance(error, (httpx.ReadError, httpx.WriteError, httpx.CloseError)):
+        return LinkTrouble("hub-hung-up")
     if isinstance(error, httpx.ConnectError):
         return LinkTrouble("proxy-unreachable" if proxied else "hub-unreachable")
     if isinstance(error, httpx.TimeoutException):

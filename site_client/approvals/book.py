@@ -60,7 +60,7 @@ class _Numbers(Document):
 
     schema_version: Literal["approval-numbers/v1"] = "approval-numbers/v1"
     last: Annotated[int, Field(ge=0, lt=2**53)] = 0
-    studies: Annotated[dict[Digest, int], Field(max_length=10_000, default_factory=dict)]
+    studies: Annotated[dict[Digest, int], Field(max_length=10_000)] = Field(default_factory=dict)
 
 
 class ApprovalBook:

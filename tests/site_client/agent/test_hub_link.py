@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
+import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -413,6 +415,28 @@ def test_plain_http_at_the_address_is_not_taken_for_a_hub(
     assert plain.asked == []
 
 
+@pytest.mark.parametrize("greets", [False, True])
+def test_a_peer_that_hangs_up_is_not_called_another_service(
+    site: SiteFolder, authority: Authority, greets: bool
+) -> None:
+    """As a hub that restarts does: before the handshake, or right after it."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*authority.issue("hub", hosts=HERE))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def hang_up() -> None:
+            plain, _ = listener.accept()
+            with plain:
+                if greets:
+                    with context.wrap_socket(plain, server_side=True) as stream:
+                        stream.recv(65_536)
+
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        assert activate(site, f"127.0.0.1:{listener.getsockname()[1]}") == "hub-hung-up"
+        thread.join()
+
+
 def test_nobody_there_and_no_such_name(site: SiteFolder) -> None:
     assert activate(site, f"127.0.0.1:{unused_port()}") == "hub-unreachable"
     assert activate(site, "no-such-hub.invalid:443") == "hub-name-unknown"
@@ -462,8 +486,6 @@ def test_an_ended_run_is_no_trouble_of_the_link(
 
 
 def test_a_hub_that_never_answers_ends_in_time(site: SiteFolder, serve: Callable[..., Any]) -> None:
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as mute, hub_client(site, None, timeout_s=0.3) as client:
         with pytest.raises(httpx.HTTPError) as late:
             client.post(f"https://127.0.0.1:{mute.getsockname()[1]}/")
