@@ -6,7 +6,7 @@ from importlib import import_module
 
 import typer
 
-ROOMS = ("slides", "features", "ledger", "approvals", "agent", "trainer", "generate", "release")
+ROOMS = ("slides", "features", "ledger", "approvals", "agent", "doctor", "trainer", "generate", "release")
 
 
 def register(root: typer.Typer) -> None:

@@ -229,7 +229,11 @@ class Study(Document):
 
 
 class Approval(Document):
-    """A site's decision about one study digest. Signed by the site; nobody else can make, widen or move it."""
+    """A site's decision about one study digest. Signed by the site; nobody else can make, widen or move it.
+
+    `sequence` grows with every decision a site makes: of two decisions the one with the larger number counts, so that
+    an approval from before a withdrawal cannot come back. `epsilon_cap` may be less than the study's, never more.
+    """
 
     schema_version: Literal["approval/v1"] = "approval/v1"
     study_id: StudyId
@@ -237,6 +241,7 @@ class Approval(Document):
     site: SiteName
     decision: Literal["approve", "deny", "revoke"]
     epsilon_cap: Annotated[float, Field(gt=0)]
+    sequence: Annotated[int, Field(ge=0, lt=2**53)] = 0
     decided_at: AwareDatetime
     expires_at: AwareDatetime
 
@@ -278,6 +283,12 @@ def check_approval(
             f"The approval of {site} or the study itself expired.",
             hint="Make a new study with a later end, or ask the site to approve again.",
             code="approval-expired",
+        )
+    if approval.expires_at > study.expires_at:
+        raise ApprovalError(
+            "The approval lasts longer than the study it is for.",
+            hint="Approve again from the study file itself.",
+            code="approval-too-wide",
         )
     if approval.epsilon_cap > study.epsilon_cap:
         raise ApprovalError(

@@ -10,9 +10,10 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from pixcell_core.contracts.canonical import parse_document
-from pixcell_core.contracts.round import ARRAYS, FLAT, PREPARE, PrepareRequest, TrainRequest
+from pixcell_core.contracts.round import ARRAYS, FLAT, PREPARE, PrepareReply, PrepareRequest, TrainRequest
 from pixcell_core.contracts.spool import MAX_ARRAY_BYTES, Arrays, SpoolError, unflatten
 from pixcell_core.flower.messages import decode_array, document_of, pack
+from site_client.agent.app_gate import NOT_APPROVED, PUBLIC_REASON, AppRefusedError
 from site_client.agent.handlers import Agent, AgentSettings
 from site_client.approvals.site_folder import SiteFolder
 
@@ -38,11 +39,33 @@ def create_client_app(agent: Agent) -> ClientApp:
     return made
 
 
-def installed_app() -> ClientApp:
-    """The app of the site whose folder the executor's environment names."""
+def create_refusing_app() -> ClientApp:
+    """The app for a task whose bundle no approval names: it says so to the hub's question, and fails at all else."""
+    made = ClientApp()
+
+    @made.query(PREPARE)
+    def prepare(message: Message, context: Context) -> Message:
+        asked = parse_document(PrepareRequest, document_of(message), name="question")
+        reply = PrepareReply(study_digest=asked.study_digest, code=NOT_APPROVED, reason=PUBLIC_REASON)
+        return Message(pack(reply), reply_to=message)
+
+    @made.train()
+    def train(message: Message, context: Context) -> Message:
+        raise AppRefusedError(PUBLIC_REASON, hint="")
+
+    return made
+
+
+def site_of_environment() -> SiteFolder:
+    """The folder of the site for which the executor was started."""
+    return SiteFolder(Path(os.environ[SITE_VARIABLE]))
+
+
+def installed_app(app_digest: str | None = None) -> ClientApp:
+    """The app of the site whose folder the executor's environment names, for tasks with this bundle."""
     grace = float(os.environ.get(GRACE_VARIABLE, "20"))
-    folder = SiteFolder(Path(os.environ[SITE_VARIABLE]))
-    return create_client_app(Agent(AgentSettings(folder, trainer_grace_s=grace)))
+    settings = AgentSettings(site_of_environment(), trainer_grace_s=grace, app_digest=app_digest)
+    return create_client_app(Agent(settings))
 
 
 def arrays_of(message: Message, request: TrainRequest) -> Arrays:

@@ -35,11 +35,16 @@ MAX_STUDIES = 16
 
 @dataclass(frozen=True)
 class AgentSettings:
-    """Where the site is; how often the spool is looked at; how long a vanished trainer is waited for."""
+    """Where the site is; how often the spool is looked at; how long a vanished trainer is waited for.
+
+    `app_digest` is that of the bundle that came with the task: studies that name another, or none, are refused. It is
+    None only where no bundle exists, in a grid inside one process.
+    """
 
     folder: SiteFolder
     poll_s: float = 0.05
     trainer_grace_s: float = 20.0
+    app_digest: str | None = None
 
 
 class Agent:
@@ -64,12 +69,15 @@ class Agent:
             if study.digest != request.study_digest:
                 raise RefusedError("the study is not the one its digest names", hint="", code="study-altered")
             envelope = self._book.require(study, self._clock())
+            self._require_app(study)
         except PixcellError as error:
             reason = {
                 "not-approved": "this site has not approved the study",
                 "approval-denied": "this site denied the study",
                 "approval-withdrawn": "this site withdrew its approval",
                 "approval-expired": "the approval or the study expired",
+                "approval-superseded": "this site's newest decision is not the one that lies there",
+                "app-not-approved": "the hub sent another app than the study names",
             }.get(error.code, "this site did not accept the study")
             return PrepareReply(study_digest=request.study_digest, code=error.code, reason=reason)
         self._remember(study)
@@ -96,11 +104,19 @@ class Agent:
     def _train(self, study: Study, request: TrainRequest, adapter: Arrays) -> tuple[TrainReply, Arrays]:
         try:
             self._book.require(study, self._clock())
+            self._require_app(study)
             if arrays_digest(adapter) != request.input_digest:
                 raise RefusedError("the adapter is not the one announced", hint="", code="adapter-altered")
             return self._hand_over(study, request, adapter)
         except PixcellError as error:
             return self._refusal(request, error.code, _PUBLIC.get(error.code, "the site refused the round"))
+
+    def _require_app(self, study: Study) -> None:
+        """The bundle behind this task must be the very one the approved study names."""
+        if self._settings.app_digest is not None and study.app_digest != self._settings.app_digest:
+            raise RefusedError(
+                "the hub sent another app than the study names", hint="", code="app-not-approved"
+            )
 
     def _hand_over(self, study: Study, request: TrainRequest, adapter: Arrays) -> tuple[TrainReply, Arrays]:
         now = self._clock()
@@ -219,6 +235,8 @@ _PUBLIC = {
     "approval-denied": "this site denied the study",
     "approval-withdrawn": "this site withdrew its approval",
     "approval-expired": "the approval or the study expired",
+    "approval-superseded": "this site's newest decision is not the one that lies there",
+    "app-not-approved": "the hub sent another app than the study names",
     "adapter-altered": "the adapter that arrived is not the one announced",
     "unknown-study": "the site was not asked about this study first",
 }

@@ -1,4 +1,4 @@
-"""Commands of consent: `pixcell site enroll`, `install-kit`, `approve`, `deny`, `revoke`."""
+"""Commands of consent: `pixcell site enroll`, `install-kit`, `approve`, `deny`, `revoke`, `studies`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pixcell_core.errors import BadInputError, RefusedError
 
 if TYPE_CHECKING:
     from site_client.approvals.book import Decision
+    from site_client.approvals.listing import StudiesShown, StudyShown
 
 SiteDir = Annotated[Path, typer.Option("--site-dir", help="The site's folder.")]
 StudyFile = Annotated[Path, typer.Argument(help="The study file the coordinator sent.")]
@@ -64,10 +65,20 @@ def register(root: typer.Typer) -> None:
     @site.command("approve")
     @command
     def approve(
-        study: StudyFile, site_dir: SiteDir, yes: Yes = False, format: FormatOption = OutputFormat.TEXT
+        study: StudyFile,
+        site_dir: SiteDir,
+        epsilon_cap: Annotated[
+            float | None,
+            typer.Option(help="Allow less than the study asks for: epsilon, in its unit and at its delta."),
+        ] = None,
+        days: Annotated[
+            int | None, typer.Option(help="Allow it for so many days only.", min=1, max=3650)
+        ] = None,
+        yes: Yes = False,
+        format: FormatOption = OutputFormat.TEXT,
     ) -> object:
         """Read a study and sign that it may run here."""
-        return _decide(study, site_dir, "approve", yes)
+        return _decide(study, site_dir, "approve", yes, epsilon_cap, days)
 
     @site.command("deny")
     @command
@@ -85,26 +96,56 @@ def register(root: typer.Typer) -> None:
         """Withdraw an approval; it takes effect at the next round."""
         return _decide(study, site_dir, "revoke", yes)
 
+    @site.command("studies")
+    @command
+    def studies(
+        site_dir: SiteDir,
+        study: Annotated[
+            str | None,
+            typer.Argument(help="Id, or the first digits of the digest, of one study to show whole."),
+        ] = None,
+        format: FormatOption = OutputFormat.TEXT,
+    ) -> StudiesShown | StudyShown:
+        """List the studies this site decided about and what holds now; or show one."""
+        from site_client.approvals.listing import list_studies, show_study
+        from site_client.approvals.site_folder import SiteFolder
 
-def _decide(study_file: Path, site_dir: Path, decision: Decision, yes: bool) -> object:
+        folder = SiteFolder(site_dir.absolute())
+        folder.identity()
+        return list_studies(folder) if study is None else show_study(folder, study)
+
+
+def _decide(
+    study_file: Path,
+    site_dir: Path,
+    decision: Decision,
+    yes: bool,
+    epsilon_cap: float | None = None,
+    days: int | None = None,
+) -> object:
+    from datetime import UTC, datetime, timedelta
+
     from site_client.approvals.book import ApprovalBook, read_study
     from site_client.approvals.site_folder import SiteFolder
 
     study = read_study(study_file)
     book = ApprovalBook(SiteFolder(site_dir.absolute()))
     if decision == "approve":
+        cap = study.epsilon_cap if epsilon_cap is None else epsilon_cap
         emit_note(
             f"Study {study.id}, digest {study.digest}\n"
             f"  {study.rounds} rounds x {study.steps_per_round} steps, q {study.sample_rate}, "
             f"sigma {study.noise_multiplier}, C {study.max_grad_norm}\n"
-            f"  may spend at most epsilon {study.epsilon_cap} per {study.unit} at delta {study.delta} here "
+            f"  may spend at most epsilon {cap} per {study.unit} at delta {study.delta} here "
             f"(neighbouring cohorts: {study.adjacency}); not covered: what conditions surrogates "
             f"({study.conditioning.mode})\n"
-            f"  base {study.base_digest}\n  code {study.code_digest}"
+            f"  base {study.base_digest}\n  code {study.code_digest}\n"
+            f"  app  {study.app_digest or 'none: this site will refuse its rounds until the study names one'}"
         )
     if not yes:
         _confirm(f"{decision.capitalize()} study {study.id}?")
-    return book.decide(study, decision)
+    end = min(study.expires_at, datetime.now(UTC) + timedelta(days=days)) if days is not None else None
+    return book.decide(study, decision, epsilon_cap=epsilon_cap, expires_at=end)
 
 
 def _confirm(question: str) -> None:

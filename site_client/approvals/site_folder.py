@@ -12,12 +12,18 @@ from pixcell_core.contracts.study import SiteName
 from pixcell_core.errors import BadInputError
 
 
+ProxyAddress = Annotated[str, StringConstraints(pattern=r"^(direct|http://[A-Za-z0-9.\-\[\]:]{1,260})$")]
+"""`http://host:port` of a proxy, or `direct` for none whatever the environment says."""
+
+
 class SiteIdentity(Document):
-    """Who this site is, and where its hub listens."""
+    """Who this site is, where its hub listens, and the proxy on the way there (credentials by file only)."""
 
     schema_version: Literal["site/v1"] = "site/v1"
     site: SiteName
     hub: HubAddress
+    proxy: ProxyAddress | None = None
+    proxy_credentials: Annotated[str, StringConstraints(max_length=4096)] | None = None
 
 
 @dataclass(frozen=True)

@@ -291,6 +291,18 @@ class Catalogue:
             query = select(func.count()).select_from(Tiling).where(Tiling.plan == plan, Tiling.tiles == 0)
             return int(session.scalar(query) or 0)
 
+    def patients_with_tiles(self) -> frozenset[str]:
+        """Names of patients of whom a tile was cut, under whatever plan."""
+        query = (
+            select(Patient.name)
+            .join(Slide, Slide.patient_id == Patient.id)
+            .join(Tiling, Tiling.slide_id == Slide.id)
+            .where(Tiling.tiles > 0)
+            .distinct()
+        )
+        with self._read() as session:
+            return frozenset(session.scalars(query))
+
     def tile_counts(self) -> dict[str, int]:
         """Number of tiles under each plan."""
         query = select(Tiling.plan, func.sum(Tiling.tiles)).group_by(Tiling.plan).order_by(Tiling.plan)

@@ -105,7 +105,7 @@ class PatientVote:
             # What was paid for may be used after the study's end, but not against the site's word.
             book.require(self._study, now=self._study.created_at)
             return stored
-        book.require(self._study)
+        cap = book.approval(self._study).epsilon_cap
         if self._study.code_digest != installed_code_digest():
             raise RefusedError(
                 "The code installed here is not the code the study names.",
@@ -126,11 +126,11 @@ class PatientVote:
             purpose=VOTE_PURPOSE,
         )
         self._record.prepare()
-        with self._ledger(len(store.patients)) as ledger:
+        with self._ledger(len(store.patients), cap) as ledger:
             # Asked under the lock: of two runs at the same time the second finds what the first has paid for.
             if (stored := self.stored()) is not None:
                 return stored
-            require_study_room(ledger.records, self._study, charge.event)
+            require_study_room(ledger.records, self._study, charge.event, epsilon_cap=cap)
             with ledger.reserve(charge) as reserve:
                 noisy = NoisyVotes(
                     self._cohort,
@@ -151,7 +151,7 @@ class PatientVote:
         self._on_point("charged")
         return StoreCohort(FeatureStore.open(self._site.train_features))
 
-    def _ledger(self, patients: int) -> Ledger:
+    def _ledger(self, patients: int, epsilon_cap: float) -> Ledger:
         """The site's ledger; a new one takes the study's cap, an existing one keeps its owner's.
 
         `patients` only bounds delta (1 / 10 N) and is written nowhere.
@@ -162,7 +162,7 @@ class PatientVote:
         except BadInputError as error:
             if error.code != "budget-cap":
                 raise
-            cap = BudgetCap(self._study.epsilon_cap, self._study.delta)
+            cap = BudgetCap(epsilon_cap, self._study.delta)
             return open_site_ledger(root, site=site, cap=cap, patients=patients, wait_seconds=LEDGER_WAIT_S)
 
     def _require_fit(self, store: FeatureStore) -> None:

@@ -133,10 +133,10 @@ class Trainer:
     def _train(self, job: TrainJob, start: Arrays, again: bool) -> Arrays:
         study = read_study_of(job)
         # The agent asked the same questions. The trainer asks again: its ledger and its patients are at stake.
-        self._book.require(study)
+        approval = self._book.approval(study)
         self._check_fit(study)
         self._require_cohort()
-        cap = BudgetCap(study.epsilon_cap, study.delta)
+        cap = BudgetCap(approval.epsilon_cap, study.delta)
         with self._ledger(cap) as ledger:
             require_known_heads(ledger, job.known_heads)
             charge = RoundCharge(
@@ -149,7 +149,9 @@ class Trainer:
                 self._code_digest,
                 cohort=self._settings.cohort,
             )
-            require_study_room(ledger.records, study, charge.event, cohort=charge.cohort)
+            require_study_room(
+                ledger.records, study, charge.event, cohort=charge.cohort, epsilon_cap=approval.epsilon_cap
+            )
             began = time.monotonic()
 
             def traced(trace: LocalStepTrace) -> None:
@@ -277,6 +279,7 @@ PUBLIC_REASONS = dict.fromkeys(
     "approval-denied": "this site denied the study",
     "approval-withdrawn": "this site withdrew its approval",
     "approval-expired": "the approval or the study expired",
+    "approval-superseded": "this site's newest decision is not the one that lies there",
     "base-differs": "this site holds another base model",
     "code-differs": "other training code is installed at this site",
     "features-differ": "the site's features were made with other settings",

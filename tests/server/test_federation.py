@@ -12,10 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pixcell_core.contracts.canonical import digest
 from pixcell_core.contracts.round import RunState
 from pixcell_core.contracts.spool import l2_norm, read_arrays
 from pixcell_core.contracts.study import Study
 from server.registry.opening import open_registry
+from server.hub.bundle import build_bundle
 from server.rounds.board import RunBoard
 from server.rounds.store import RoundStore
 from server.studies.book import StudyBook
@@ -68,6 +70,9 @@ class Federation:
             "--round-timeout": "60",
             "--base": str(self.root / "base"),
         } | changes
+        settings = self.root / "app.yaml"
+        settings.write_text(f'app_digest: "{digest(build_bundle())}"\n')
+        flags["--settings"] = str(settings)
         out = self.root / f"{name}.json"
         arguments = [text for pair in flags.items() for text in pair]
         pixcell("study", "create", "--dir", self.server, "--id", name, "--out", out, *arguments)

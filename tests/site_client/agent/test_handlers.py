@@ -17,7 +17,7 @@ from pixcell_core.contracts.round import KnownHead, PrepareRequest, TrainRequest
 from pixcell_core.contracts.spool import Arrays, SpoolError, TrainerBeat, TrainResult, arrays_digest
 from pixcell_core.contracts.study import Study
 from site_client.agent.handlers import Agent, AgentSettings, job_id_of
-from site_client.agent.network import explain, replace_names
+from site_client.agent.network import replace_names
 from site_client.approvals.book import ApprovalBook
 from site_client.approvals.enrolment import enrol
 from site_client.approvals.site_folder import SiteFolder
@@ -279,12 +279,6 @@ def test_the_spool_follows_no_links(folder: SiteFolder, tmp_path: Path) -> None:
         spool.read_job(name)
 
 
-def test_what_the_hub_says_is_explained_to_the_site() -> None:
-    assert explain("… Failed to activate SuperNode.")[0] == "not-let-in"
-    assert explain("ssl.SSLError CERTIFICATE_VERIFY_FAILED")[0] == "bad-certificate"
-    assert explain("")[0] == "hub-unreachable"
-
-
 def test_the_names_we_replace_in_flower_exist_and_another_release_stops_us() -> None:
     from flwr.supernode.runtime import run_clientapp
 
@@ -292,6 +286,10 @@ def test_the_names_we_replace_in_flower_exist_and_another_release_stops_us() -> 
     replace_names("flwr.supernode.runtime.run_clientapp", {"install_from_fab": before})
     for module, name in (
         ("flwr.supernode.runtime.run_clientapp", "get_load_client_app_fn"),
+        ("flwr.supernode.runtime.run_clientapp", "Error"),
+        ("flwr.supernode.start_client_internal", "get_fused_config_from_fab"),
+        ("flwr.supernode.fleet_http_connection", "FleetHttpClient"),
+        ("flwr.supercore.telemetry", "create_event"),
         ("flwr.supernode.start_client_internal", "time"),
         ("flwr.supernode.fleet_http_connection", "HEARTBEAT_DEFAULT_INTERVAL"),
         ("flwr.supercore.heartbeat", "HEARTBEAT_DEFAULT_INTERVAL"),
