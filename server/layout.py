@@ -38,6 +38,11 @@ class ServerLayout:
         return self.root / "studies"
 
     @property
+    def pretraining(self) -> Path:
+        """One folder per pretraining job."""
+        return self.root / "pretraining"
+
+    @property
     def heads(self) -> Path:
         """Per site, the last head of its privacy ledger that was heard of, over all studies."""
         return self.root / "heads"
