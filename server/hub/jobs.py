@@ -219,7 +219,11 @@ class JobDesk:
         state = job.state()
         # A job that reached a new checkpoint has earned all its restarts again: it gets somewhere.
         heard, every = attempt.heard, care.checkpoint_every
-        gained = heard is not None and heard.stage == "training" and heard.done // every > heard.resumed_at // every
+        gained = (
+            heard is not None
+            and heard.stage == "training"
+            and heard.done // every > heard.resumed_at // every
+        )
         fruitless = 0 if gained else state.fruitless
         words = f"Attempt {attempt.number}: {why} {hint}".strip()
         self._events.say("job-attempt-failed", job=job.name, attempt=attempt.number, code=what)
@@ -236,9 +240,7 @@ class JobDesk:
             )
             return
         tried = f" {fruitless} restarts did not help." if again else ""
-        self._write(
-            job, state="failed", code=what, reason=(words + tried)[:500], fruitless=0, process=None
-        )
+        self._write(job, state="failed", code=what, reason=(words + tried)[:500], fruitless=0, process=None)
 
     def _stopped(self, job: JobFolder) -> None:
         job.stop_file.unlink(missing_ok=True)

@@ -201,7 +201,9 @@ class JobBook:
         if state.state == "completed" and state.base_digest != record.base_digest:
             raise _altered(name, "its record is not the one that the hub saw.")
         if met != record.base_digest:
-            raise _altered(name, f"the model has digest {met[:19]}…, committed was {record.base_digest[:19]}….")
+            raise _altered(
+                name, f"the model has digest {met[:19]}…, committed was {record.base_digest[:19]}…."
+            )
         return job.result / MODEL, record
 
 

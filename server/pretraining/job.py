@@ -13,7 +13,9 @@ JobName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,59}$")
 """A job's name: lower-case letters, digits and hyphens, at most 60."""
 
 JobStage = Literal["queued", "starting", "drawing", "encoding", "training", "saving"]
-JobStateName = Literal["submitted", "running", "stuck", "stopping", "stopped", "completed", "failed", "interrupted"]
+JobStateName = Literal[
+    "submitted", "running", "stuck", "stopping", "stopped", "completed", "failed", "interrupted"
+]
 ErrorCode = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{0,60}$")]
 FolderPath = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^/")]
 

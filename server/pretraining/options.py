@@ -17,14 +17,16 @@ DrawOption = Annotated[
     int | None, typer.Option("--draw", min=0, help="Pretraining: draw this many procedural tiles.")
 ]
 BaseOption = Annotated[
-    Path | None, typer.Option("--base", help="Pretraining: model folder to start from; the starter if absent.")
+    Path | None,
+    typer.Option("--base", help="Pretraining: model folder to start from; the starter if absent."),
 ]
 TileSizeOption = Annotated[
     int | None, typer.Option("--tile-size", help="Pretraining: pixels per tile side; 128 if absent.")
 ]
 StepsOption = Annotated[int | None, typer.Option("--steps", min=1, help="Pretraining: steps; 40 if absent.")]
 BatchOption = Annotated[
-    int | None, typer.Option("--batch-size", min=1, help="Pretraining: tiles per process and step; 32 if absent.")
+    int | None,
+    typer.Option("--batch-size", min=1, help="Pretraining: tiles per process and step; 32 if absent."),
 ]
 RateOption = Annotated[
     float | None, typer.Option("--learning-rate", min=0.0, help="Pretraining: step size; 1e-4 if absent.")
@@ -37,7 +39,8 @@ ThreadsOption = Annotated[
     typer.Option("--threads", min=0, help="Pretraining: CPU threads per process; a fair share if absent."),
 ]
 ProcessesOption = Annotated[
-    int | None, typer.Option("--processes", min=1, help="Pretraining: processes that train together; 1 if absent.")
+    int | None,
+    typer.Option("--processes", min=1, help="Pretraining: processes that train together; 1 if absent."),
 ]
 DeviceOption = Annotated[
     str | None, typer.Option("--device", help="Pretraining: auto, cpu or cuda (one GPU per process).")

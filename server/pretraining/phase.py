@@ -38,7 +38,9 @@ class JobShown(BaseModel):
         from rich.table import Table
 
         job = self.job
-        table = Table(title=f"{job['name']}: {job['state']}", caption=job["reason"] or None, show_header=False)
+        table = Table(
+            title=f"{job['name']}: {job['state']}", caption=job["reason"] or None, show_header=False
+        )
         rows = {
             "phase": "pretrain",
             "step": f"{job['step']} of {job['steps']}",
@@ -144,7 +146,11 @@ def watches_job(folder: Path, name: str, phase: str | None = None) -> bool:
     layout = ServerLayout(folder.absolute()).check()
     if is_pretraining(phase, {}):
         return True
-    return phase is None and JobBook(layout.pretraining).has(name) and not (layout.studies / f"{name}.json").is_file()
+    return (
+        phase is None
+        and JobBook(layout.pretraining).has(name)
+        and not (layout.studies / f"{name}.json").is_file()
+    )
 
 
 def watch_job(folder: Path, name: str, *, once: bool, timeout: float) -> JobShown:
@@ -274,6 +280,8 @@ def _require_hub(layout: ServerLayout) -> None:
 
 def _seen(layout: ServerLayout, state: JobState) -> JobState:
     if state.state in ACTIVE and not _hub_alive(layout):
-        reason = "The hub is not running. The job goes on from its last checkpoint when the hub is started again."
+        reason = (
+            "The hub is not running. The job goes on from its last checkpoint when the hub is started again."
+        )
         return state.model_copy(update={"state": "interrupted", "reason": reason, "seconds_left": None})
     return state

@@ -47,7 +47,9 @@ def work(folder: str, attempt: int, meeting: str) -> str:
     except OSError as error:
         traceback.print_exc()
         why = f"{type(error).__name__}: {error.strerror or error}."
-        write_failure(job, attempt, "job-io", why, "See the job's log, and whether its disk has room.", again=True)
+        write_failure(
+            job, attempt, "job-io", why, "See the job's log, and whether its disk has room.", again=True
+        )
     except Exception as error:
         traceback.print_exc()
         write_failure(
@@ -194,4 +196,3 @@ def _codes(job: JobFolder) -> tuple[str, ...]:
         codes.append(now)
         write_atomically(path, canonical_bytes(list(codes)))
     return tuple(codes)
-

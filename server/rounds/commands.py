@@ -12,7 +12,6 @@ from pydantic import BaseModel
 from pixcell_core.cli.contract import FormatOption, OutputFormat, command, emit_note
 from pixcell_core.cli.main import group
 from pixcell_core.errors import ConnectionFailedError, RefusedError, TimedOutError
-
 from server.pretraining import options as pretraining
 
 if TYPE_CHECKING:

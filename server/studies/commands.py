@@ -220,7 +220,9 @@ def _create(
     if base is not None:
         values["base_digest"] = base_digest(base)
     if "base_digest" not in values:
-        raise BadInputError("The study names no base model.", hint="Give --base FOLDER or --base-from JOB.", code="no-base")
+        raise BadInputError(
+            "The study names no base model.", hint="Give --base FOLDER or --base-from JOB.", code="no-base"
+        )
     values.setdefault("code_digest", installed_code_digest())
     values.setdefault("sites", SiteBook(layout.sites).names())
     values.setdefault("quorum", len(values["sites"]))
