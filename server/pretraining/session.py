@@ -183,7 +183,9 @@ def _encode(pixels: torch.Tensor, processes: Processes, watch: SessionWatch) -> 
     from pixcell_core.starter import load_autoencoder, load_encoder
     from pixcell_core.training.trainer import EncodedTiles
 
-    autoencoder, encoder = load_autoencoder().to(processes.device), load_encoder().to(processes.device)
+    autoencoder, encoder = load_autoencoder(), load_encoder()
+    for network in (autoencoder, encoder):
+        torch.nn.Module.to(network, processes.device)
     means, stds, embeddings = [], [], []
     with torch.inference_mode():
         for part in pixels.split(ENCODED_AT_ONCE):
