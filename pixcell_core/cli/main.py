@@ -101,10 +101,13 @@ def _say_as_envelope(code: str, message: str, hint: str) -> None:
     asked = " ".join(sys.argv[1:])
     if "--format json" not in asked and "--format=json" not in asked:
         return
+    from pixcell_core.error_catalogue import number_of
+
     body = {
         "schema_version": SCHEMA_VERSION,
         "status": "error",
         "code": code,
+        "number": number_of(code),
         "message": message,
         "hint": hint,
     }

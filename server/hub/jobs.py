@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from pixcell_core.errors import PixcellError
 from server.layout import ServerLayout
 from server.pretraining.book import STOP_NOW, JobBook, JobFolder
-from server.pretraining.job import ACTIVE, JobProgress, JobRequest, JobState
+from server.pretraining.job import ACTIVE, JobFailure, JobProgress, JobRequest, JobState
 from server.pretraining.launcher import EXIT_DONE, EXIT_STOPPED
 
 RESTART_PAUSE_S = 1.0
@@ -209,13 +209,8 @@ class JobDesk:
     def _again_or_fail(self, attempt: _Attempt, code: int) -> None:
         job, care = attempt.job, attempt.request.care
         failure = job.failure()
-        if failure is not None and failure.attempt == attempt.number:
-            what, why, hint, again = failure.code, failure.message, failure.hint, failure.again
-        elif code == EXIT_DONE:
-            what, why, hint, again = "no-result", "It ended without a result.", "", False
-        else:
-            how = f"signal {-code}" if code < 0 else f"exit code {code}"
-            what, why, hint, again = "launcher-killed", f"Its launcher ended by {how}.", "", True
+        if failure is None or failure.attempt != attempt.number:
+            failure = _unexplained(attempt.number, code)
         state = job.state()
         # A job that reached a new checkpoint has earned all its restarts again: it gets somewhere.
         heard, every = attempt.heard, care.checkpoint_every
@@ -225,22 +220,24 @@ class JobDesk:
             and heard.done // every > heard.resumed_at // every
         )
         fruitless = 0 if gained else state.fruitless
-        words = f"Attempt {attempt.number}: {why} {hint}".strip()
-        self._events.say("job-attempt-failed", job=job.name, attempt=attempt.number, code=what)
-        if again and fruitless < care.restarts:
+        words = f"Attempt {attempt.number}: {failure.message} {failure.hint}".strip()
+        self._events.say("job-attempt-failed", job=job.name, attempt=attempt.number, code=failure.code)
+        if failure.again and fruitless < care.restarts:
             self._not_before[job.name] = self._clock() + RESTART_PAUSE_S * 2**fruitless
             self._write(
                 job,
                 state="submitted",
                 stage="queued",
-                code=what,
+                code=failure.code,
                 reason=f"{words} It goes on from its last checkpoint."[:500],
                 fruitless=fruitless + 1,
                 process=None,
             )
             return
-        tried = f" {fruitless} restarts did not help." if again else ""
-        self._write(job, state="failed", code=what, reason=(words + tried)[:500], fruitless=0, process=None)
+        tried = f" {fruitless} restarts did not help." if failure.again else ""
+        self._write(
+            job, state="failed", code=failure.code, reason=(words + tried)[:500], fruitless=0, process=None
+        )
 
     def _stopped(self, job: JobFolder) -> None:
         job.stop_file.unlink(missing_ok=True)
@@ -279,6 +276,16 @@ class JobDesk:
 
 _STOPPED = "Stopped as asked. Start it again to go on from its last checkpoint."
 _HUB_STOPPED = "The hub was stopped during the job. It goes on from its last checkpoint."
+
+
+def _unexplained(attempt: int, code: int) -> JobFailure:
+    """Why an attempt ended that could not say so itself."""
+    if code == EXIT_DONE:
+        return JobFailure(attempt=attempt, code="no-result", message="It ended without a result.")
+    how = f"signal {-code}" if code < 0 else f"exit code {code}"
+    return JobFailure(
+        attempt=attempt, code="launcher-killed", message=f"Its launcher ended by {how}.", again=True
+    )
 
 
 def _end(attempt: _Attempt) -> None:
