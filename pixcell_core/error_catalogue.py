@@ -2,6 +2,7 @@
 
 Usage, from a checkout:
     python -m pixcell_core.error_catalogue --missing            lines for codes that have no entry yet
+    python -m pixcell_core.error_catalogue --add                put them into the table, for you to fill in
     python -m pixcell_core.error_catalogue --write docs/exits.md
 """
 
@@ -60,6 +61,9 @@ def parse_table(text: str) -> dict[str, Entry]:
 
     Raises `ValueError` for a number or a code that stands twice, a retired number, or a line that is no entry.
     """
+    rooms_named = re.findall(r"^([a-z_/]+):", text, flags=re.MULTILINE)
+    if twice := {room for room in rooms_named if rooms_named.count(room) > 1}:
+        raise ValueError(f"{', '.join(sorted(twice))} stands twice: YAML would forget the first")
     loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     rooms = yaml.load(text, Loader=loader)
     retired = set(rooms.pop(RETIRED, None) or [])
@@ -91,30 +95,46 @@ def number_of(code: str) -> str | None:
     """`PX-1203` for a code; None for one without an entry, such as a code a peer made up."""
     try:
         found = entries().get(code)
-    except (OSError, ValueError, yaml.YAMLError):
+    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError):
         return None  # an error message must never fail for want of its number
     return found.name if found else None
 
 
 def missing_lines(root: Path) -> list[str]:
     """Lines to fill in for codes of the source below `root` that have no entry, under their rooms."""
+    return [line for room, lines in _missing(root).items() for line in (f"{room}:", *lines)]
+
+
+def with_missing(text: str, root: Path) -> str:
+    """The table's text with the missing lines in their rooms, still to be filled in."""
+    for room, lines in _missing(root).items():
+        added = "".join(f"{line}\n" for line in lines)
+        found = re.search(rf"^{re.escape(room)}:\n(?:  - .*\n)*", text, flags=re.MULTILINE)
+        if found:
+            text = text[: found.end()] + added + text[found.end() :]
+        else:
+            text = text.replace(f"{RETIRED}:", f"{room}:\n{added}{RETIRED}:")
+    return text
+
+
+def _missing(root: Path) -> dict[str, list[str]]:
     from pixcell_core.error_sources import codes_in
 
-    known, lines = entries(), list[str]()
     taken: dict[str, int] = {}
-    for entry in known.values():
+    for entry in entries().values():
         taken[entry.room] = max(taken.get(entry.room, 0), entry.number)
     wanted: dict[str, list[str]] = {}
     for code, found in codes_in(root).items():
-        if code not in known:
+        if code not in entries():
             wanted.setdefault(found.rooms[0], []).append(code)
+    lines: dict[str, list[str]] = {}
     for room, codes in sorted(wanted.items()):
-        lines.append(f"{room}:")
         number = taken.get(room) or _free_block(room, taken)
-        for code in sorted(codes):
-            number += 1
-            lines.append(f'  - [{number}, {code}, "MEANING.", "REMEDY."]')
-        taken[room] = number
+        lines[room] = [
+            f'  - [{number + k}, {code}, "MEANING.", "REMEDY."]'
+            for k, code in enumerate(sorted(codes), start=1)
+        ]
+        taken[room] = number + len(codes)
     return lines
 
 
@@ -180,12 +200,16 @@ def main(arguments: list[str]) -> int:
     what.add_argument(
         "--missing", action="store_true", help="lines for codes without an entry; exit 1 if any"
     )
+    what.add_argument("--add", action="store_true", help="put these lines into the table")
     what.add_argument("--write", type=Path, metavar="FILE", help="write the page of exits")
     given = parser.parse_args(arguments)
     if given.missing:
         lines = missing_lines(given.root)
         print("\n".join(lines) if lines else "every code has an entry")
         return 1 if lines else 0
+    if given.add:
+        TABLE.write_text(with_missing(TABLE.read_text(encoding="utf-8"), given.root), encoding="utf-8")
+        return 0
     try:
         text = page(given.root)
     except ValueError as error:

@@ -12,7 +12,7 @@ import typer
 
 from pixcell_core import error_catalogue, error_sources
 from pixcell_core.cli import contract, main
-from pixcell_core.error_catalogue import entries, missing_lines, number_of, page, parse_table
+from pixcell_core.error_catalogue import entries, missing_lines, number_of, page, parse_table, with_missing
 from pixcell_core.error_sources import PACKAGES, codes_in
 from pixcell_core.errors import BadInputError, PixcellError
 
@@ -53,7 +53,7 @@ PLANTED = [
     'raise RefusedError("No.", hint="Stop.", code="planted-code")',
     'raise RefusedError("No.", hint="Stop.", code="study-exists" if known else "planted-code")',
     'class PlantedError(RefusedError):\n    default_code = "planted-code"',
-    'def refuse(message: str, code: str):\n    raise RefusedError(message, hint="", code=code)\nrefuse("No.", "planted-code")',
+    'def refuse(words: str, code: str):\n    raise RefusedError(words, hint="", code=code)\nrefuse("No.", "planted-code")',
     'def refuse(message: str, code: str = "planted-code"):\n    raise RefusedError(message, hint="", code=code)',
     'class Answer:\n    code: str\n    reason: str\nAnswer("planted-code", "no reason")',
     'def ready():\n    return "planted-code", "it is not"',
@@ -97,7 +97,8 @@ def test_a_room_that_is_new_gets_a_block_of_its_own(copy: Path) -> None:
     assert lines[0] == "server/registry:" and re.match(r"  - \[(\d+)", lines[1])
     number = int(re.findall(r"\[(\d+)", lines[1])[0])
     assert number % 100 == 1 and number < 6000
-    assert all(abs(entry.number - number) >= 1 for entry in entries().values())
+    text = with_missing(error_catalogue.TABLE.read_text(encoding="utf-8"), copy)
+    assert parse_table(text)["newer-base"].room == "server/registry"
 
 
 def test_a_table_with_a_number_twice_or_a_retired_one_is_refused() -> None:
@@ -109,6 +110,7 @@ def test_a_table_with_a_number_twice_or_a_retired_one_is_refused() -> None:
         good.replace("[2,", "[3,"),
         good.replace('"m"', '""'),
         good.replace("[2,", '["2",'),
+        good + 'a/b:\n  - [4, four, "m", "r"]\n',
     ):
         with pytest.raises(ValueError):
             parse_table(bad)
@@ -120,7 +122,7 @@ def test_numbers_lie_in_the_block_of_their_package_and_texts_are_sentences() -> 
         first = error_catalogue.FIRST_OF_PACKAGE[package]
         assert first <= entry.number < first + (2000 if package == "pixcell_core" else 1000), entry
         for text in (entry.means, entry.remedy):
-            assert len(text) > 10 and text[-1] in ".%)`" and not text.startswith(" "), entry
+            assert len(text) > 8 and text[-1] in ".%)`" and not text.startswith(" "), entry
         assert entry.means != entry.remedy and "MEANING" not in entry.means
 
 
