@@ -64,7 +64,15 @@ class JobDesk:
             self._begun = True
             self._each(self._take_up)
         if self._running is not None:
-            self._look_at(self._running)
+            attempt = self._running
+            try:
+                over = self._look_at(attempt)
+            except PixcellError as error:
+                _end(attempt)
+                self._set_aside(attempt.job, error.code)
+                over = True
+            # Only now: where the disk refused the state, the next tick says it again.
+            self._running = None if over else attempt
         self._each(self._start_or_drop)
 
     def close(self) -> None:
@@ -86,9 +94,11 @@ class JobDesk:
                 act(job)
             except (PixcellError, OSError) as error:
                 # One damaged folder must not keep the others from going on.
-                self._broken.add(job.name)
-                code = error.code if isinstance(error, PixcellError) else "job-io"
-                self._events.say("job-unreadable", job=job.name, code=code)
+                self._set_aside(job, error.code if isinstance(error, PixcellError) else "job-io")
+
+    def _set_aside(self, job: JobFolder, code: str) -> None:
+        self._broken.add(job.name)
+        self._events.say("job-unreadable", job=job.name, code=code)
 
     def _take_up(self, job: JobFolder) -> None:
         """What an earlier hub left: nothing runs yet in this one."""
@@ -146,32 +156,29 @@ class JobDesk:
         )
         self._events.say("job-started", job=job.name, attempt=number)
 
-    def _look_at(self, attempt: _Attempt) -> None:
+    def _look_at(self, attempt: _Attempt) -> bool:
+        """Write how the attempt is; returns whether it is over."""
         job = attempt.job
         code = attempt.process.poll()
         self._hear(attempt)
         if code is not None:
-            self._running = None
             _end(attempt)
             self._ended(attempt, code)
-            return
-        silent = self._clock() - attempt.heard_at
-        wish, stuck = job.asked_to_stop(), silent > attempt.request.care.stuck_after_s
+            return True
+        limit = attempt.request.care.stuck_after_s
+        wish, stuck = job.asked_to_stop(), self._clock() - attempt.heard_at > limit
         if wish == STOP_NOW or (wish and stuck):
-            self._running = None
             _end(attempt)
             self._stopped(job)
-        elif stuck:
-            limit = attempt.request.care.stuck_after_s
-            self._change(
-                job,
-                state="stuck",
-                reason=f"No progress for more than {limit:g} s. See the job's log; stop it and start it again.",
-            )
+            return True
+        if stuck:
+            reason = f"No progress for more than {limit:g} s. See the job's log; stop it and start it again."
+            self._change(job, state="stuck", reason=reason)
         elif wish:
             self._change(job, state="stopping", reason="It ends after its next checkpoint.")
         elif job.state().state == "stuck":
             self._change(job, state="running", reason="")
+        return False
 
     def _hear(self, attempt: _Attempt) -> None:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 import traceback
@@ -37,6 +38,8 @@ PRETRAINING_CODE = (
 
 def work(folder: str, attempt: int, meeting: str) -> str:
     """The body of a worker process. An error a person can cause goes to the failure file, without a trace."""
+    # The launcher's handler would make an error of the end that follows from another worker's.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     die_with_parent(os.getppid())
     job = JobFolder(Path(folder))
     try:

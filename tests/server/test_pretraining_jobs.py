@@ -418,6 +418,34 @@ def test_a_damaged_folder_keeps_no_other_job_from_going_on(ground: Ground) -> No
     desk.close()
 
 
+def test_a_job_whose_state_is_spoilt_while_it_runs_is_ended_and_set_aside(ground: Ground) -> None:
+    bad, good, desk = ground.submit("a"), ground.submit("b"), ground.desk()
+    desk.tick()
+    process = psutil.Process(bad.state().process)
+    bad.state_file.write_text("[]")
+    desk.tick()
+    assert gone([process]) and good.state().state == "running"
+    assert [e["code"] for e in ground.events.said if e["event"] == "job-unreadable"] == ["bad-document"]
+    desk.close()
+
+
+def test_a_worker_ended_because_of_another_one_claims_no_failure_of_its_own(ground: Ground) -> None:
+    job = ground.submit("j", steps=10_000)
+
+    def launchers_handler(number: int, frame: object) -> None:
+        raise RuntimeError("the launcher's")
+
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGTERM, launchers_handler)
+        worker.work(str(job.root), 1, str(job.work / "meeting" / "w"))
+        os._exit(0)
+    wait_until(lambda: (said := job.progress()) is not None and said.stage == "training", PATIENCE, "steps")
+    os.kill(child, signal.SIGTERM)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+    assert job.failure() is None
+
+
 def in_a_child(action: Callable[[], object]) -> int:
     """Run in a fork, as the launcher runs its workers; returns the exit code."""
     child = os.fork()
