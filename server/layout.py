@@ -38,6 +38,11 @@ class ServerLayout:
         return open_registry(self.root)
 
     @property
+    def pretraining(self) -> Path:
+        """One folder per pretraining job."""
+        return self.root / "pretraining"
+
+    @property
     def hub(self) -> Path:
         """State, logs and ready file of the hub."""
         return self.root / "hub"

@@ -99,16 +99,20 @@ def _print_result(result: Any, form: OutputFormat) -> None:
 
 
 def _print_error(form: OutputFormat, code: str, message: str, hint: str) -> None:
+    from pixcell_core.error_catalogue import number_of
+
+    number = number_of(code)
     if form is OutputFormat.JSON:
         body = {
             "schema_version": SCHEMA_VERSION,
             "status": "error",
             "code": code,
+            "number": number,
             "message": message,
             "hint": hint,
         }
         print(json.dumps(body), flush=True)
-    emit_note(f"error [{code}]: {message}\n  → {hint}")
+    emit_note(f"error [{code}]{f' {number}' if number else ''}: {message}\n  → {hint}")
 
 
 def command(function: Callable[P, R]) -> Callable[P, None]:

@@ -19,7 +19,7 @@ GROUP_HELP = {
     "site data": "Slides and tiles: synthesise, add, check, tile, split, show.",
     "site budget": "The privacy ledger of this site.",
     "study": "Studies: the signed documents every site approves.",
-    "run": "Federated rounds: start, watch.",
+    "run": "Runs: central pretraining and federated rounds, started, watched, stopped.",
     "hub": "The coordinator's hub that sites connect to.",
     "registry": "The coordinator's database: show, choose, check, copy, upgrade.",
     "kit": "Site kits: keys that may join the consortium.",
@@ -102,10 +102,13 @@ def _say_as_envelope(code: str, message: str, hint: str) -> None:
     asked = " ".join(sys.argv[1:])
     if "--format json" not in asked and "--format=json" not in asked:
         return
+    from pixcell_core.error_catalogue import number_of
+
     body = {
         "schema_version": SCHEMA_VERSION,
         "status": "error",
         "code": code,
+        "number": number_of(code),
         "message": message,
         "hint": hint,
     }

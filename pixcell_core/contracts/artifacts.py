@@ -50,8 +50,16 @@ def installed_code_digest() -> str:
     A package that is not installed here (a coordinator need not have `site_client`) is an input error: a study can
     be written only where its code can be read.
     """
+    return code_digest(TRAINING_CODE)
+
+
+def code_digest(entries: tuple[str, ...]) -> str:
+    """`sha256:<hex>` over names and bytes of installed source files and folders, given as `package/path`.
+
+    Raises `BadInputError` where a package is not installed.
+    """
     listing: dict[str, str] = {}
-    for entry in TRAINING_CODE:
+    for entry in entries:
         package, _, rest = entry.partition("/")
         place = _package_folder(package) / rest
         sources = sorted(place.rglob("*.py")) if place.is_dir() else [place]

@@ -6,9 +6,10 @@ Gradients are averaged by torch's DistributedDataParallel; only the leading proc
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -64,6 +65,10 @@ class Processes:
         dist.all_reduce(total)
         return [float(v) / self.world for v in total]
 
+    def leader_says(self, question: Callable[[], bool]) -> bool:
+        """The leading process's answer, in every process; the others are not asked."""
+        return self.mean([float(self.leads and question())])[0] > 0
+
     def check_same(self, step: int) -> None:
         """Refuse to go on where the processes resumed from different steps.
 
@@ -88,15 +93,26 @@ class Processes:
 
 
 @contextmanager
-def joined_processes(device: torch.device) -> Iterator[Processes]:
-    """Join the processes that torchrun started, and part from them at the end; alone where it started none."""
+def joined_processes(device: torch.device, meeting: Path | None = None) -> Iterator[Processes]:
+    """Join the processes that torchrun started, and part from them at the end; alone where it started none.
+
+    Args:
+        device: where this process computes.
+        meeting: a file by which processes of one machine find each other, not there yet when the first comes. Without
+            it they meet at torchrun's address, a port on which anybody who reaches the machine is listened to.
+    """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         yield Processes(device=device)
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    if meeting is None:
+        dist.init_process_group(backend)
+    else:
+        rank = int(os.environ["RANK"])
+        dist.init_process_group(backend, init_method=f"file://{meeting}", rank=rank, world_size=world)
     try:
         yield Processes(dist.get_rank(), dist.get_world_size(), device)
     finally:

@@ -259,11 +259,19 @@ class Trainer:
         return self.advance().loss
 
     def run(
-        self, checkpoint: Path | None, on_step: Callable[[int, float], None] = lambda step, loss: None
-    ) -> None:
+        self,
+        checkpoint: Path | None,
+        on_step: Callable[[int, float], None] = lambda step, loss: None,
+        *,
+        stop: Callable[[], bool] | None = None,
+    ) -> bool:
         """Train to the last step, resuming from and writing to `checkpoint`; the model ends as its average.
 
         Only the leading process writes; every process reads the checkpoint, so several machines share its folder.
+        `stop` is asked after each checkpoint but the last; what it says in the leading process counts for all.
+
+        Returns:
+            Whether the last step was reached; where `stop` ended the run, the model is not its average.
         """
         if checkpoint is not None:
             self.resume(checkpoint)
@@ -280,6 +288,8 @@ class Trainer:
                 due = last or self.step % self.settings.checkpoint_every == 0
                 if checkpoint is not None and due and self.processes.leads:
                     self.save(checkpoint)
+                if stop is not None and due and not last and self.processes.leader_says(stop):
+                    return False
                 if self.sheet is not None and self.sheet.due(self.step):
                     with self.ema.swapped_into(self.model):
                         self.sheet.write(self.step, self.model)
@@ -287,3 +297,4 @@ class Trainer:
             self.batches.close()
         self.ema.copy_to(self.model)
         self.model.eval()
+        return True

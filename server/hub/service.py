@@ -157,6 +157,7 @@ async def _serve(settings: HubSettings, public: socket.socket, inner: socket.soc
 
     from server.hub.admission import Admission
     from server.hub.event_log import EventLog
+    from server.hub.jobs import JobDesk
     from server.hub.listener import PublicServer, server_context
     from server.hub.runs import RunDesk
 
@@ -198,6 +199,7 @@ async def _serve(settings: HubSettings, public: socket.socket, inner: socket.soc
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     desk = RunDesk(layout, app.state.linkstate_factory.state(), events)
+    jobs = JobDesk(layout, events)
     desk.begin()
     desk.tick()
     serving = [
@@ -218,6 +220,7 @@ async def _serve(settings: HubSettings, public: socket.socket, inner: socket.soc
             break
         try:
             await asyncio.to_thread(desk.tick)
+            await asyncio.to_thread(jobs.tick)
         except Exception:
             # The hub must outlive a bad tick: its sites are connected. The trace is for the coordinator's log.
             traceback.print_exc()
@@ -225,6 +228,7 @@ async def _serve(settings: HubSettings, public: socket.socket, inner: socket.soc
         events.tick()
         pair = _take_up_renewed(layout, context, pair, events)
     events.tick(final=True)
+    await asyncio.to_thread(jobs.close)
     events.say("hub-stopped")
     fleet.should_exit = runtime.should_exit = True
     await asyncio.gather(*serving)

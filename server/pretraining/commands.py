@@ -31,13 +31,17 @@ def pretrain_command(
     steps: Annotated[int, typer.Option("--steps", min=1)] = 40,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 32,
     learning_rate: Annotated[float, typer.Option("--learning-rate", min=0.0)] = 1e-4,
+    checkpoint_every: Annotated[
+        int, typer.Option("--checkpoint-every", min=1, help="Steps between checkpoints.")
+    ] = 20,
     seed: Annotated[int, typer.Option("--seed", help="Seed of drawing and training.")] = 0,
     threads: Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0 lets torch choose.")] = 0,
     format: FormatOption = OutputFormat.TEXT,
 ) -> PretrainingResult:
     """Central pretraining: continue the base model on public tiles. Run again to resume."""
     from pixcell_core.starter import STARTER
-    from server.pretraining.session import PretrainingRequest, draw_public_tiles, pretrain
+    from server.pretraining.public_tiles import draw_public_tiles
+    from server.pretraining.session import PretrainingRequest, pretrain
 
     if (tiles is None) == (draw == 0):
         raise BadInputError(
@@ -59,6 +63,7 @@ def pretrain_command(
         learning_rate=learning_rate,
         seed=seed,
         threads=threads,
+        checkpoint_every=checkpoint_every,
     )
     with progress("pretraining", total=steps, unit="steps") as bar:
         return pretrain(request, bar.advance)

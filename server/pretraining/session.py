@@ -1,36 +1,34 @@
-"""Continues the base model on public tiles, with checkpoint and resume.
+"""Continues the base model on public tiles, on one process or several, with checkpoint and resume.
 
 The result is a model folder whose digest the study then names. Nothing here touches a hospital's data.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
-import struct
-import zlib
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
-from pixcell_core.errors import BadInputError
+from pixcell_core.errors import BadInputError, RefusedError
+from server.pretraining.public_tiles import read_public_tiles
 
-# Whatever the imaging library raises at files that are cut, garbled or hostile.
-UNREADABLE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff"})
+if TYPE_CHECKING:
+    from pixcell_core.training.parallel import Processes
+    from pixcell_core.training.tile_sources import EncodedTiles
+
+ENCODED_AT_ONCE = 64
+LOCK_PATIENCE_S = 30.0
+"""How long a session waits for another one in its folder: one that was killed a moment ago is gone by then."""
 
 
 class PretrainingResult(BaseModel):
@@ -54,7 +52,7 @@ class PretrainingResult(BaseModel):
 
 @dataclass(frozen=True)
 class PretrainingRequest:
-    """Settings of a central pretraining."""
+    """Settings of a central pretraining. `batch_size` is per process; `threads` 0 lets torch choose."""
 
     base: Path
     tiles: Path
@@ -65,124 +63,110 @@ class PretrainingRequest:
     learning_rate: float
     seed: int
     threads: int
+    checkpoint_every: int = 20
 
 
-def draw_public_tiles(folder: Path, count: int, size: int, seed: int, on_tile: Callable[[int], None]) -> None:
-    """Draw `count` procedural tiles of `size` px into `folder`; those that exist are kept."""
-    from pixcell_core.procedural import TissueClass, patient_look, render_field, site_look
+class SessionWatch:
+    """What a session tells while it goes on, and asks; this one is silent and never stops it."""
 
-    folder.mkdir(parents=True, exist_ok=True)
-    classes = list(TissueClass)
-    side = 4
-    for field_number in range(-(-count // side**2)):
-        names = [folder / f"public-{field_number * side**2 + i:06d}.png" for i in range(side**2)]
-        names = names[: count - field_number * side**2]
-        if not all(n.exists() for n in names):
-            site_seed = seed + field_number % 16
-            drawn = render_field(
-                side * size,
-                side * size,
-                mpp=0.5,
-                site=site_look(site_seed),
-                patient=patient_look(site_seed, seed + 5000 + field_number),
-                tissue=classes[field_number % len(classes)],
-                seed=seed + field_number,
-            )
-            for i, name in enumerate(names):
-                y, x = (i // side) * size, (i % side) * size
-                partial = name.with_suffix(".partial")
-                Image.fromarray(drawn.rgb[y : y + size, x : x + size]).save(
-                    partial, format="PNG", compress_level=1
-                )
-                partial.replace(name)
-        on_tile(len(names))
+    def encoded(self, done: int, total: int) -> None:
+        """So many tiles of all are encoded."""
+
+    def stepped(self, step: int, loss: float) -> None:
+        """A step is done; the first told of a resumed session comes after its checkpoint's."""
+
+    def should_stop(self) -> bool:
+        """Whether to end after this checkpoint."""
+        return False
 
 
-def read_public_tiles(folder: Path, size: int) -> torch.Tensor:
-    """Read every image below `folder` as centre crops, uint8 (N, 3, size, size).
+class _Counting(SessionWatch):
+    def __init__(self, on_step: Callable[[int], None]) -> None:
+        self._on_step = on_step
 
-    Raises:
-        BadInputError: no image, an unreadable one, or one smaller than a tile.
-    """
-    images = []
-    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES):
-        try:
-            with Image.open(path) as image:
-                pixels = np.asarray(image.convert("RGB"))
-        except UNREADABLE as error:
-            raise BadInputError(
-                f"{path.name} is no image we can read.",
-                hint="Take it out of the folder of public tiles, or repair it.",
-                code="unreadable-tile",
-            ) from error
-        y, x = (pixels.shape[0] - size) // 2, (pixels.shape[1] - size) // 2
-        if y < 0 or x < 0:
-            raise BadInputError(
-                f"{path.name} is {pixels.shape[1]}×{pixels.shape[0]} px, smaller than a tile of {size} px.",
-                hint="Give tiles of at least the study's tile size.",
-                code="tile-too-small",
-            )
-        images.append(torch.from_numpy(pixels[y : y + size, x : x + size].copy()).permute(2, 0, 1))
-    if not images:
+    def stepped(self, step: int, loss: float) -> None:
+        self._on_step(1)
+
+
+def check_tile_size(size: int) -> None:
+    """Refuse tiles that cannot be cut into latent patches (`BadInputError`)."""
+    if size < 16 or size % 16:
         raise BadInputError(
-            f"There is no image in {folder.name}.",
-            hint="Put public tiles there, or let `--draw N` draw procedural ones.",
-            code="no-public-tiles",
+            f"A tile of {size} px cannot be cut into latent patches.",
+            hint="Give a multiple of 16 px, e.g. 128 or 256.",
+            code="tile-size-impossible",
         )
-    return torch.stack(images)
 
 
 def pretrain(request: PretrainingRequest, on_step: Callable[[int], None]) -> PretrainingResult:
-    """Continue training the base on public tiles; killed and run again it goes on from its checkpoint.
+    """Continue training the base on public tiles, in this process, on the CPU; run again it goes on.
 
     Raises:
         BadInputError: no usable tiles or base, or a folder that holds a pretraining of other settings.
     """
-    from pixcell_core.models import PixCellTransformer2DModel
-    from pixcell_core.starter import load_autoencoder, load_encoder
-    from pixcell_core.starter.weights import load_folder, save_folder, weights_digest
-    from pixcell_core.training.trainer import EncodedTiles, Trainer, TrainingSettings
+    result = run_session(request, _Counting(on_step))
+    assert result is not None  # nobody stops it, and this process leads
+    return result
 
+
+def run_session(
+    request: PretrainingRequest, watch: SessionWatch, processes: Processes | None = None
+) -> PretrainingResult | None:
+    """Train to the last step, or until the watch of the leading process says to stop after a checkpoint.
+
+    Killed and run again, with the same settings, threads and number of processes, it goes on from its checkpoint to the
+    model an undisturbed session would have made, bit for bit on a CPU.
+
+    Returns:
+        The result, in the leading process; None in others, or where it was stopped.
+
+    Raises:
+        BadInputError: no usable tiles or base, or a folder that holds a pretraining of other settings.
+        RefusedError: another session is at work in this folder.
+    """
+    from pixcell_core.models import PixCellTransformer2DModel
+    from pixcell_core.starter import load_autoencoder
+    from pixcell_core.starter.weights import load_folder, save_folder, weights_digest
+    from pixcell_core.training.parallel import Processes
+    from pixcell_core.training.trainer import Trainer, TrainingSettings
+
+    ours = processes or Processes()
     if request.threads:
         torch.set_num_threads(request.threads)
-    if request.tile_size < 16 or request.tile_size % 16:
-        raise BadInputError(
-            f"A tile of {request.tile_size} px cannot be cut into latent patches.",
-            hint="Give a multiple of 16 px, e.g. 128 or 256.",
-            code="tile-size-impossible",
-        )
+    check_tile_size(request.tile_size)
     pixels = read_public_tiles(request.tiles, request.tile_size)
     model = load_folder(PixCellTransformer2DModel, request.base)
-    _keep_settings(request, weights_digest(request.base), pixels)
-    autoencoder, encoder = load_autoencoder(), load_encoder()
-    means, stds, embeddings = [], [], []
-    with torch.inference_mode():
-        for part in pixels.split(64):
-            latent = autoencoder.encode(part.float() / 127.5 - 1).latent_dist
-            means.append(latent.mean)
-            stds.append(latent.std)
-            embeddings.append(encoder.encode(part))
-    tiles = EncodedTiles(*(torch.cat(x).clone() for x in (means, stds, embeddings)))
+    config = load_autoencoder().config
     settings = TrainingSettings(
         steps=request.steps,
         batch_size=request.batch_size,
         learning_rate=request.learning_rate,
         seed=request.seed,
-        shift_factor=float(autoencoder.config["shift_factor"]),
-        scaling_factor=float(autoencoder.config["scaling_factor"]),
+        checkpoint_every=request.checkpoint_every,
+        shift_factor=float(config["shift_factor"]),
+        scaling_factor=float(config["scaling_factor"]),
     )
-    trainer, log = Trainer(model, tiles, settings), request.out / "metrics.jsonl"
-    with log.open("a") as metrics:
+    if ours.leads:
+        _keep_settings(request, weights_digest(request.base), pixels)
+    alone: AbstractContextManager[None] = _alone_in(request.out) if ours.leads else nullcontext()
+    with alone:
+        ours.check_same(0)  # nobody looks for a checkpoint before the leader has the folder to itself
+        trainer = Trainer(model, _encode(pixels, ours, watch), settings, processes=ours)
+        log = request.out / "metrics.jsonl"
+        with log.open("a") if ours.leads else nullcontext(None) as metrics:
 
-        def note(step: int, loss: float) -> None:
-            metrics.write(json.dumps({"step": step, "loss": round(loss, 6)}) + "\n")
-            metrics.flush()
-            on_step(1)
+            def note(step: int, loss: float) -> None:
+                if metrics is not None:
+                    metrics.write(json.dumps({"step": step, "loss": round(loss, 6)}) + "\n")
+                    metrics.flush()
+                    watch.stepped(step, loss)
 
-        trainer.run(request.out / "checkpoint.pt", note)
-    folder = request.out / "transformer"
-    save_folder(model, folder)
-    history = _losses(log)
+            finished = trainer.run(request.out / "checkpoint.pt", note, stop=watch.should_stop)
+        if not finished or not ours.leads:
+            return None
+        folder = request.out / "transformer"
+        save_folder(model.cpu(), folder)  # type: ignore[arg-type]
+        history = _losses(log)
     tenth = max(1, len(history) // 10)
     return PretrainingResult(
         base=str(folder),
@@ -192,6 +176,47 @@ def pretrain(request: PretrainingRequest, on_step: Callable[[int], None]) -> Pre
         loss_first=float(np.mean(history[:tenth])),
         loss_last=float(np.mean(history[-tenth:])),
     )
+
+
+def _encode(pixels: torch.Tensor, processes: Processes, watch: SessionWatch) -> EncodedTiles:
+    """Latents and embeddings of tiles, uint8 (N, 3, size, size); every process makes all of them on its device."""
+    from pixcell_core.starter import load_autoencoder, load_encoder
+    from pixcell_core.training.trainer import EncodedTiles
+
+    autoencoder, encoder = load_autoencoder(), load_encoder()
+    for network in (autoencoder, encoder):
+        torch.nn.Module.to(network, processes.device)
+    means, stds, embeddings = [], [], []
+    with torch.inference_mode():
+        for part in pixels.split(ENCODED_AT_ONCE):
+            here = part.to(processes.device)
+            latent = autoencoder.encode(here.float() / 127.5 - 1).latent_dist
+            means.append(latent.mean.cpu())
+            stds.append(latent.std.cpu())
+            embeddings.append(encoder.encode(here).cpu())
+            if processes.leads:
+                watch.encoded(sum(len(m) for m in means), len(pixels))
+    return EncodedTiles(*(torch.cat(x).clone() for x in (means, stds, embeddings)))
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock: two sessions would write one checkpoint. The kernel frees it when a process dies."""
+    with (folder / "session.lock").open("w") as lock:
+        end = time.monotonic() + LOCK_PATIENCE_S
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise RefusedError(
+                        f"Another pretraining is at work in {folder.name}.",
+                        hint="Wait for its end, or give another output folder.",
+                        code="pretraining-busy",
+                    ) from None
+                time.sleep(0.1)
+        yield
 
 
 def _keep_settings(request: PretrainingRequest, base: str, pixels: torch.Tensor) -> None:

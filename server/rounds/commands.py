@@ -12,10 +12,12 @@ from pydantic import BaseModel
 from pixcell_core.cli.contract import FormatOption, OutputFormat, command, emit_note
 from pixcell_core.cli.main import group
 from pixcell_core.errors import ConnectionFailedError, RefusedError, TimedOutError
+from server.pretraining import options as pretraining
 
 if TYPE_CHECKING:
     from pixcell_core.contracts.round import RunState
     from server.layout import ServerLayout
+    from server.pretraining.phase import JobShown
 
 DirOption = Annotated[Path, typer.Option("--dir", help="The coordinator's folder.")]
 POLL_S = 0.3
@@ -71,11 +73,45 @@ def register(root: typer.Typer) -> None:
         timeout: Annotated[float, typer.Option(help="Seconds to wait with --wait.")] = 86_400.0,
         ready_timeout: Annotated[float, typer.Option(help="Seconds the sites have to become ready.")] = 180.0,
         poll: Annotated[float, typer.Option(help="Seconds between the loop's looks at replies.")] = 0.2,
+        phase: pretraining.PhaseOption = None,
+        tiles: pretraining.TilesOption = None,
+        draw: pretraining.DrawOption = None,
+        base: pretraining.BaseOption = None,
+        tile_size: pretraining.TileSizeOption = None,
+        steps: pretraining.StepsOption = None,
+        batch_size: pretraining.BatchOption = None,
+        learning_rate: pretraining.RateOption = None,
+        seed: pretraining.SeedOption = None,
+        threads: pretraining.ThreadsOption = None,
+        processes: pretraining.ProcessesOption = None,
+        device: pretraining.DeviceOption = None,
+        checkpoint_every: pretraining.CheckpointOption = None,
+        stuck_after: pretraining.StuckOption = None,
+        restarts: pretraining.RestartsOption = None,
         format: FormatOption = OutputFormat.TEXT,
-    ) -> RunShown:
-        """Start a study's rounds, or go on after the last committed one."""
+    ) -> RunShown | JobShown:
+        """Start a study's rounds, or go on after the last committed one; or a job of central pretraining."""
         from server.layout import ServerLayout
+        from server.pretraining.phase import is_pretraining, start_job
 
+        job = {
+            "tiles": tiles,
+            "draw": draw,
+            "base": base,
+            "tile_size": tile_size,
+            "steps": steps,
+            "batch_size": batch_size,
+            "learning_rate": learning_rate,
+            "seed": seed,
+            "threads": threads,
+            "processes": processes,
+            "device": device,
+            "checkpoint_every": checkpoint_every,
+            "stuck_after": stuck_after,
+            "restarts": restarts,
+        }
+        if is_pretraining(phase, job):
+            return start_job(folder, study_id, job, wait=wait, timeout=timeout)
         layout = ServerLayout(folder.absolute()).check()
         _submit(layout, study_id, {"poll_s": poll, "ready_timeout_s": ready_timeout})
         return _show(
@@ -89,15 +125,34 @@ def register(root: typer.Typer) -> None:
         folder: DirOption,
         once: Annotated[bool, typer.Option("--once", help="Show the state and leave.")] = False,
         timeout: Annotated[float, typer.Option(help="Seconds to watch.")] = 86_400.0,
+        phase: pretraining.PhaseOption = None,
         format: FormatOption = OutputFormat.TEXT,
-    ) -> RunShown:
+    ) -> RunShown | JobShown:
         """Watch a run to its end: a row per site, what each lacks, and why a site did not count."""
         from server.layout import ServerLayout
+        from server.pretraining.phase import watch_job, watches_job
 
+        if watches_job(folder, study_id, phase):
+            return watch_job(folder, study_id, once=once, timeout=timeout)
         layout = ServerLayout(folder.absolute()).check()
         return _show(
             layout, study_id, _read(layout, study_id) if once else _follow(layout, study_id, timeout)
         )
+
+    @run.command("stop")
+    @command
+    def stop(
+        name: Annotated[str, typer.Argument(help="Name of the pretraining job.")],
+        folder: DirOption,
+        now: Annotated[
+            bool, typer.Option("--now", help="At once: the steps since the last checkpoint are done again.")
+        ] = False,
+        format: FormatOption = OutputFormat.TEXT,
+    ) -> JobShown:
+        """End a pretraining job after its next checkpoint; start it again to go on from there."""
+        from server.pretraining.phase import stop_job
+
+        return stop_job(folder, name, now=now)
 
 
 def _submit(layout: ServerLayout, study_id: str, loop: dict[str, float]) -> None:

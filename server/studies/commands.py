@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from pixcell_core.cli.contract import FormatOption, OutputFormat, command
 from pixcell_core.cli.main import group
 from pixcell_core.errors import BadInputError
+from server.pretraining.options import BaseFromOption
 
 DirOption = Annotated[Path, typer.Option("--dir", help="The coordinator's folder.")]
 DEFAULT_TARGETS = "attn1.to_q,attn1.to_k,attn1.to_v,attn1.to_out.0,attn2.to_v,attn2.to_out.0"
@@ -62,6 +63,7 @@ def register(root: typer.Typer) -> None:
         base: Annotated[
             Path | None, typer.Option(help="Folder of the base transformer the study starts from.")
         ] = None,
+        base_from: BaseFromOption = None,
         sites: Annotated[
             str | None, typer.Option(help="Comma-separated names of the enrolled sites.")
         ] = None,
@@ -129,6 +131,10 @@ def register(root: typer.Typer) -> None:
         format: FormatOption = OutputFormat.TEXT,
     ) -> StudyShown:
         """Write a study from settings (flags win over the YAML file)."""
+        from server.layout import ServerLayout
+        from server.pretraining.phase import base_for_study
+
+        base = base_for_study(ServerLayout(folder.absolute()).check(), base, base_from)
         given = {
             "rounds": rounds,
             "steps_per_round": steps,
@@ -213,7 +219,9 @@ def _create(
     if base is not None:
         values["base_digest"] = base_digest(base)
     if "base_digest" not in values:
-        raise BadInputError("The study names no base model.", hint="Give --base FOLDER.", code="no-base")
+        raise BadInputError(
+            "The study names no base model.", hint="Give --base FOLDER or --base-from JOB.", code="no-base"
+        )
     values.setdefault("code_digest", installed_code_digest())
     values.setdefault("sites", SiteBook(layout.registry()).names())
     values.setdefault("quorum", len(values["sites"]))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import StringConstraints
 
 from pixcell_core.contracts.canonical import Document, load_document
 from pixcell_core.contracts.enrolment import HubAddress
 from pixcell_core.contracts.study import SiteName
 from pixcell_core.errors import BadInputError
-
 
 ProxyAddress = Annotated[str, StringConstraints(pattern=r"^(direct|http://[A-Za-z0-9.\-\[\]:]{1,260})$")]
 """`http://host:port` of a proxy, or `direct` for none whatever the environment says."""

@@ -16,8 +16,8 @@ from pixcell_core.contracts.canonical import digest
 from pixcell_core.contracts.round import RunState
 from pixcell_core.contracts.spool import l2_norm, read_arrays
 from pixcell_core.contracts.study import Study
-from server.registry.opening import open_registry
 from server.hub.bundle import build_bundle
+from server.registry.opening import open_registry
 from server.rounds.board import RunBoard
 from server.rounds.store import RoundStore
 from server.studies.book import StudyBook

@@ -19,12 +19,8 @@ from pixcell_core.errors import BadInputError
 from pixcell_core.models import PixCellTransformer2DModel
 from pixcell_core.starter.weights import load_folder, save_folder, weights_digest
 from server.pretraining import commands
-from server.pretraining.session import (
-    PretrainingRequest,
-    draw_public_tiles,
-    pretrain,
-    read_public_tiles,
-)
+from server.pretraining.public_tiles import draw_public_tiles, read_public_tiles
+from server.pretraining.session import PretrainingRequest, pretrain
 
 
 @pytest.fixture(autouse=True)

@@ -103,6 +103,7 @@ def test_each_error_has_its_own_exit_code_and_says_what_to_do(
         "schema_version": 1,
         "status": "error",
         "code": "slide-turned",
+        "number": None,
         "message": "The slide is upside down.",
         "hint": "Turn it.",
     }

@@ -22,6 +22,7 @@ from server.registry.registry import Registry
 from server.registry.schema import HEAD, MIGRATIONS, REVISIONS, migrate
 from server.studies.book import StudyBook
 from tests.server.consortium import make_study
+from tests.server.enrolled import PASSPHRASE
 from tests.server.registry.cluster import Cluster, require_binaries
 
 
@@ -29,7 +30,7 @@ from tests.server.registry.cluster import Cluster, require_binaries
 def layout(tmp_path: Path) -> ServerLayout:
     """A coordinator's folder as `pixcell init` makes it."""
     made = ServerLayout(tmp_path / "server")
-    initialise(made, ["127.0.0.1"])
+    initialise(made, ["127.0.0.1"], PASSPHRASE)
     return made
 
 

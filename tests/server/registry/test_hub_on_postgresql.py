@@ -13,6 +13,7 @@ from server.registry.opening import open_registry
 from server.rounds.board import RunBoard
 from server.studies.book import StudyBook
 from tests.server.consortium import make_study
+from tests.server.enrolled import init_consortium
 from tests.server.processes import Processes, pixcell, wait_until
 from tests.server.registry.cluster import Cluster
 
@@ -24,7 +25,7 @@ def coordinator(cluster: Cluster, tmp_path: Path) -> Iterator[tuple[ServerLayout
     """A coordinator's folder with a study, its registry on the cluster."""
     cluster.empty()
     layout, processes = ServerLayout(tmp_path / "server"), Processes(tmp_path)
-    pixcell("init", "--dir", layout.root)
+    init_consortium(layout.root)
     secret = cluster.password_file(tmp_path)
     pixcell("registry", "use", cluster.url, "--password-file", secret, "--dir", layout.root)
     StudyBook(open_registry(layout.root)).add(make_study())
@@ -66,7 +67,7 @@ def test_requests_wait_while_the_registry_is_away(
 
 def test_a_hub_does_not_start_on_a_newer_registry(tmp_path: Path) -> None:
     layout = ServerLayout(tmp_path / "server")
-    pixcell("init", "--dir", layout.root)
+    init_consortium(layout.root)
     pixcell("registry", "check", "--dir", layout.root)
     with open_registry(layout.root).write() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '0099'"))

@@ -125,13 +125,6 @@ class Authority:
         return path
 
 
-def consortium_authority(server: Path) -> Authority:
-    """The consortium's own CA, to issue the certificate that a kit would carry."""
-    key = serialization.load_pem_private_key((server / "pki" / "ca.key").read_bytes(), None)
-    certificate = x509.load_pem_x509_certificate((server / "pki" / "ca.crt").read_bytes())
-    return Authority(server / "pki", key, certificate)  # type: ignore[arg-type]
-
-
 def install_kit(folder: SiteFolder, authority: Authority, **validity: timedelta) -> None:
     """Give a site a TLS certificate of the authority, as an installed kit would."""
     certificate, key = authority.issue(folder.identity().site, **validity)

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import psutil
@@ -27,18 +28,18 @@ from site_client.agent.link_trouble import LINK_TROUBLES
 from site_client.approvals.book import ApprovalBook
 from site_client.approvals.site_folder import SiteFolder
 from tests.server.consortium import SHAPES, make_study
+from tests.server.enrolled import enrol_site, init_consortium
 from tests.server.processes import PIXCELL, Processes, pixcell, wait_until
 from tests.site_client.agent.peers import (
     Authority,
     ConnectProxy,
-    consortium_authority,
-    install_kit,
     unused_port,
 )
 
 pytestmark = pytest.mark.end_to_end
 
 AUDIT = Path(__file__).parent / "audit"
+NUMBERS = count(1)
 
 
 @dataclass
@@ -62,7 +63,7 @@ class Scene:
         """A study of this site alone that names the bundle, known to the coordinator and approved."""
         study = make_study(id=name, sites=("east",), quorum=1, app_digest=digest(app), round_timeout_s=30.0)
         layout = ServerLayout(self.server)
-        StudyBook(layout.studies).add(study)
+        StudyBook(layout.registry()).add(study)
         import numpy as np
 
         start = {n: np.zeros(shape, np.float32) for n, shape in SHAPES.items()}
@@ -107,17 +108,14 @@ def _none() -> LinkState:
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     root = tmp_path_factory.mktemp("agent")
     processes = Processes(root)
-    pixcell("init", "--dir", root / "server")
+    init_consortium(root / "server")
     processes.start("hub", "hub", "start", "--dir", root / "server", "--ready-file", root / "hub.json")
     detour = ConnectProxy(refuse=403)
     try:
         wait_until((root / "hub.json").exists, 90, "the hub")
         hub = str(json.loads((root / "hub.json").read_text())["address"])
         made = Scene(root, processes, hub, f"127.0.0.1:{unused_port()}")
-        enrol = ("--name", "east", "--hub", hub, "--ca", root / "server" / "pki" / "ca.crt")
-        request = pixcell("site", "enroll", "--site-dir", made.site.root, *enrol)["request"]
-        pixcell("kit", "add", request, "--dir", made.server)
-        install_kit(made.site, consortium_authority(made.server))
+        enrol_site(made.server, made.site.root, "east", hub)
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("PYTHONPATH", os.pathsep.join([str(AUDIT), os.environ.get("PYTHONPATH", "")]))
             patch.setenv("AUDIT_FILE", str(root / "audit.jsonl"))
@@ -170,7 +168,7 @@ def test_the_audit_hook_would_have_seen_and_stopped_another_call(scene: Scene) -
 def test_a_bundle_that_no_approval_names_is_refused_and_the_hub_is_told(scene: Scene) -> None:
     scene.study("wrong", b"another bundle than the hub sends")
     assert "the hub sent another app than the study names" in scene.asked("wrong")
-    right = StudyBook(ServerLayout(scene.server).studies).get("right")
+    right = StudyBook(ServerLayout(scene.server).registry()).get("right")
     ApprovalBook(scene.site).decide(right, "revoke")
     assert "this site approved no study with the app that the hub sent" in scene.asked("right")
     log = (scene.site.logs / "events.jsonl").read_text()
@@ -183,7 +181,7 @@ def test_a_bundle_that_no_approval_names_is_refused_and_the_hub_is_told(scene: S
 def test_healthy_means_a_heartbeat_the_hub_accepted_lately(scene: Scene) -> None:
     assert scene.healthy()
     shown = pixcell("site", "status", "--site-dir", scene.site.root)
-    assert shown["state"] == "connected" and 80 < shown["certificate_days_left"] <= 90
+    assert shown["state"] == "connected" and 360 < shown["certificate_days_left"] <= 365
     assert 0 <= shown["heartbeat_age_s"] < 30 and shown["trainer"] == "not running"
     assert {s["study"]: s["standing"] for s in shown["studies"]}["right"] == "approved"
 
@@ -212,12 +210,8 @@ def test_a_killed_supernode_rejoins_by_itself(scene: Scene) -> None:
 def west(scene: Scene, tmp_path: Path) -> Iterator[SiteFolder]:
     """Another enrolled site with its certificate; what a test starts of it is ended."""
     folder = SiteFolder(tmp_path / "west")
-    authority = consortium_authority(scene.server)
-    enrol = ("--name", "west", "--hub", scene.hub, "--ca", authority.ca)
-    request = pixcell("site", "enroll", "--site-dir", folder.root, *enrol)["request"]
-    if not (scene.server / "sites" / "west.json").exists():
-        pixcell("kit", "add", request, "--dir", scene.server)
-    install_kit(folder, authority)
+    # New keys are a new party: a name belongs to the keys it was enrolled with.
+    enrol_site(scene.server, folder.root, f"west-{next(NUMBERS)}", scene.hub)
     yield folder
     if "west" in scene.processes.running:
         scene.processes.end("west")

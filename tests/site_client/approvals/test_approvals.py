@@ -141,10 +141,6 @@ CHANGES: dict[str, Any] = {
     "adapter": {"rank": 3, "targets": ("block", "other")},
     "created_at": datetime(2020, 1, 1, tzinfo=UTC),
     "expires_at": datetime(2090, 1, 1, tzinfo=UTC),
-    "aggregation": {"rule": "median"},
-    "app_digest": "sha256:" + "1" * 64,
-    "straggler_rule": "grace",
-    "straggler_grace_s": 61.0,
 }
 
 
