@@ -95,9 +95,7 @@ class Roster:
         self, key: SigningKey, attempt: RoundAttempt, site: str, channel_key: bytes, mask_key: bytes
     ) -> SignedKeys:
         """A site's fresh public keys under its approval key, for this attempt alone."""
-        body = MaskingKeys(
-            attempt=attempt, site=site, channel_key=channel_key.hex(), mask_key=mask_key.hex()
-        )
+        body = MaskingKeys(attempt=attempt, site=site, channel_key=channel_key.hex(), mask_key=mask_key.hex())
         return SignedKeys(
             site=site,
             channel_key=body.channel_key,
@@ -132,15 +130,19 @@ class Roster:
                 code="survivors-not-signed",
             )
         for entry in signatures:
-            if not self._signed(entry.site, entry.signature, SURVIVORS_TYPE, body):
-                raise MaskingRefusedError(
-                    f"{entry.site} did not sign this list of survivors.",
-                    hint=_HOSTILE,
-                    code="survivors-not-signed",
-                )
+            self.check_one_survivor(body, entry)
         if len(signers) < self.threshold:
             raise MaskingRefusedError(
                 f"{len(signers)} sites signed this list of survivors; {self.threshold} are needed.",
+                hint=_HOSTILE,
+                code="survivors-not-signed",
+            )
+
+    def check_one_survivor(self, body: MaskingSurvivors, entry: SurvivorsSignature) -> None:
+        """Raises `MaskingRefusedError` unless the site the signature names signed exactly `body`."""
+        if not self._signed(entry.site, entry.signature, SURVIVORS_TYPE, body):
+            raise MaskingRefusedError(
+                f"{entry.site} did not sign this list of survivors.",
                 hint=_HOSTILE,
                 code="survivors-not-signed",
             )

@@ -103,12 +103,12 @@ class MaskingSite:
             attempt.round < state.attempt.round or attempt.nonce == state.attempt.nonce
         ):
             raise MaskingRefusedError(
-                "The attempt is of an earlier round, or was begun before.", hint=_START_AGAIN, code="stale-attempt"
+                "The attempt is of an earlier round, or was begun before.",
+                hint=_START_AGAIN,
+                code="stale-attempt",
             )
         channel, mask = new_private_key(), new_private_key()
-        signed = self._roster.sign_keys(
-            self._key, attempt, self._site, public_key(channel), public_key(mask)
-        )
+        signed = self._roster.sign_keys(self._key, attempt, self._site, public_key(channel), public_key(mask))
         self._save(
             MaskingState(
                 study_digest=state.study_digest,
@@ -157,9 +157,7 @@ class MaskingSite:
             )
             if entry.site != self._site:
                 purpose = channel_purpose(request.attempt, transcript, self._site, entry.site)
-                secret = shared_key(
-                    _secret(state.channel_private), bytes.fromhex(entry.channel_key), purpose
-                )
+                secret = shared_key(_secret(state.channel_private), bytes.fromhex(entry.channel_key), purpose)
                 sealed.append(SealedShare(peer=entry.site, box=seal(secret, b"".join(pair), purpose)))
         mine = places[self._site]
         self._save(
@@ -212,9 +210,7 @@ class MaskingSite:
             pair = unseal(secret, entry.box, purpose)
             if pair is not None and pair[0] <= 1 and pair[SHARE_BYTES] <= 1:
                 held.append(
-                    HeldShare(
-                        owner=entry.peer, seed=pair[:SHARE_BYTES].hex(), key=pair[SHARE_BYTES:].hex()
-                    )
+                    HeldShare(owner=entry.peer, seed=pair[:SHARE_BYTES].hex(), key=pair[SHARE_BYTES:].hex())
                 )
         self._save(
             state.moved(
@@ -286,17 +282,13 @@ class MaskingSite:
             seeds=tuple(RevealedShare(owner=h.owner, share=h.seed) for h in state.held if h.owner in alive),
             keys=tuple(RevealedShare(owner=h.owner, share=h.key) for h in state.held if h.owner not in alive),
         )
-        self._save(
-            state.moved("opened", opened=request.attempt.round, held=(), keys=(), answer=answer)
-        )
+        self._save(state.moved("opened", opened=request.attempt.round, held=(), keys=(), answer=answer))
         return answer
 
     def _statement(self) -> MaskingSurvivors:
         state = self._state
         assert state.attempt is not None and state.transcript is not None
-        return MaskingSurvivors(
-            attempt=state.attempt, transcript=state.transcript, survivors=state.survivors
-        )
+        return MaskingSurvivors(attempt=state.attempt, transcript=state.transcript, survivors=state.survivors)
 
     def _at(self, stage: Stage, attempt: RoundAttempt) -> MaskingState:
         """The state, if it is at `stage` of exactly this attempt."""
