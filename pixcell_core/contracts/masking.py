@@ -16,16 +16,16 @@ from pydantic import AfterValidator, Field, StringConstraints
 from pixcell_core.contracts.canonical import Digest, Document
 from pixcell_core.contracts.study import SiteName
 
-KEYS = "masking-keys"
+KEYS = "masking_keys"
 """Name of the query by which the hub asks a site for the fresh keys of an attempt."""
 
-SHARES = "masking-shares"
+SHARES = "masking_shares"
 """Name of the query that brings a site the keys of its peers and takes its sealed shares back."""
 
-SURVIVORS = "masking-survivors"
+SURVIVORS = "masking_survivors"
 """Name of the query that asks a site to sign whose updates the sum is of."""
 
-UNMASK = "masking-unmask"
+UNMASK = "masking_unmask"
 """Name of the query that asks a site for the shares which open the sum."""
 
 MIN_COHORT = 3

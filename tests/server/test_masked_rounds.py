@@ -1,0 +1,299 @@
+"""Masked rounds on the grid: real agents' masking on real folders, every fault of a site, and a hub that dies."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message
+from flwr.common.constant import ErrorCode
+
+from pixcell_core.contracts.canonical import parse_document
+from pixcell_core.contracts.masking import SharesReply, SurvivorsReply, UnmaskReply
+from pixcell_core.contracts.round import ARRAYS, CONTROL, DOCUMENT, FLAT
+from pixcell_core.flower.messages import document_of
+from server.rounds.masked import MaskedAbort, MaskedSum
+from site_client.agent.masking import load_state
+from site_client.approvals.book import ApprovalBook
+from tests.server.masked_consortium import NAME, Make, MaskedConsortium, make_masked_consortium
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Make]:
+    """Makes a consortium; keyword arguments change it."""
+    made: list[MaskedConsortium] = []
+
+    def of(**changes: object) -> MaskedConsortium:
+        made.append(make_masked_consortium(tmp_path, **changes))
+        return made[-1]
+
+    yield of
+    for consortium in made:
+        consortium.grid.close()
+
+
+def collect(c: MaskedConsortium, number: int = 1, **settings: float) -> MaskedSum | MaskedAbort:
+    """One round of all sites."""
+    return c.exchange(**settings).collect(number, c.adapter, c.input_digest, list(c.sites))
+
+
+def check(c: MaskedConsortium, found: MaskedSum | MaskedAbort, sites: list[str], number: int = 1) -> None:
+    """The sum is that of exactly `sites`, to a millionth."""
+    assert isinstance(found, MaskedSum), found
+    assert list(found.sites) == sites
+    wanted = c.plain(sites, number)
+    assert np.linalg.norm(found.total - wanted) < 1e-6 * np.linalg.norm(wanted)
+
+
+def kind_of(message: Message) -> str:
+    """The stage of a question."""
+    return message.metadata.message_type.removeprefix("query.masking_")
+
+
+def rounds_opened(c: MaskedConsortium) -> list[int]:
+    """The last opened round at each site."""
+    states = [load_state(next(folder.masking.glob("*.json"))) for folder in c.sites.values()]
+    return [state.opened for state in states if state is not None]
+
+
+def test_rounds_are_the_plain_sums_and_leave_no_secret(make: Make) -> None:
+    c = make()
+    for number in (1, 2):
+        found = collect(c, number)
+        check(c, found, list(c.sites), number)
+        assert isinstance(found, MaskedSum) and not found.excluded
+        np.testing.assert_allclose(found.mean({NAME: (c.size,)})[NAME], found.total / 5)
+    c.grid.close()
+    for folder in c.sites.values():
+        (path,) = folder.masking.glob("*.json")
+        state = load_state(path)
+        assert state is not None and path.stat().st_mode & 0o777 == 0o600
+        assert (state.stage, state.opened, state.held) == ("opened", 2, ())
+        assert (state.channel_private, state.mask_private, state.seed) == (None, None, None)
+
+
+@pytest.mark.parametrize("stage", ["keys", "shares", "train", "survivors", "unmask"])
+def test_a_site_that_goes_silent_at_any_stage_costs_nobody_else_the_round(make: Make, stage: str) -> None:
+    c = make(round_timeout_s=0.4)
+    lost = c.nodes["s002"]
+    c.grid.tamper = lambda asked, reply: (
+        [] if kind_of(asked) == stage and asked.metadata.dst_node_id == lost else [reply]
+    )
+    found = collect(c)
+    late = stage in ("survivors", "unmask")
+    check(c, found, [s for s in c.sites if late or s != "s002"])
+    assert isinstance(found, MaskedSum)
+    assert late or (set(found.excluded), found.excluded["s002"].code) == ({"s002"}, "deadline")
+
+
+@pytest.mark.parametrize("stage", ["keys", "shares", "train", "survivors"])
+def test_below_the_threshold_the_round_ends_before_anything_is_opened(make: Make, stage: str) -> None:
+    c = make(round_timeout_s=0.3)
+    lost = {c.nodes[s] for s in ("s000", "s002", "s004")}
+    c.grid.tamper = lambda asked, reply: (
+        [] if kind_of(asked) == stage and asked.metadata.dst_node_id in lost else [reply]
+    )
+    found = collect(c, stage_timeout_s=0.3)
+    assert isinstance(found, MaskedAbort) and not found.asked_to_open
+    assert found.code == "too-few-sites" and found.hint and set(found.excluded) == {"s000", "s002", "s004"}
+    assert rounds_opened(c) == [0] * 5
+    # With the sites back the same round is tried anew, with new keys.
+    c.grid.tamper = lambda asked, reply: [reply]
+    check(c, collect(c), list(c.sites))
+
+
+def test_shares_that_are_missing_at_the_end_are_asked_for_again_not_trained_again(make: Make) -> None:
+    c = make()
+    lost = {c.nodes[s] for s in ("s000", "s002", "s004")}
+    c.grid.tamper = lambda asked, reply: (
+        [] if kind_of(asked) == "unmask" and asked.metadata.dst_node_id in lost else [reply]
+    )
+    found = collect(c)
+    assert isinstance(found, MaskedAbort) and found.asked_to_open and found.code == "unmasking-incomplete"
+    c.grid.tamper = lambda asked, reply: [reply]
+    check(c, collect(c), list(c.sites))
+    assert sorted(c.trained) == list(c.sites)
+
+
+class HubDied(Exception):
+    """The process of the hub ends here."""
+
+
+@pytest.mark.parametrize("stage", ["keys", "shares", "train", "survivors", "unmask"])
+@pytest.mark.parametrize("after", [0, 2])
+def test_a_hub_that_dies_at_any_stage_comes_back_to_the_same_round(
+    make: Make, stage: str, after: int
+) -> None:
+    c = make()
+    seen = []
+
+    def die(message: Message) -> None:
+        if kind_of(message) == stage:
+            seen.append(message)
+            if len(seen) > after:
+                raise HubDied
+
+    c.grid.on_push = die
+    with pytest.raises(HubDied):
+        collect(c)
+    c.grid.on_push = lambda message: None
+    time.sleep(0.05)
+    trained = len(c.trained)
+    check(c, collect(c), list(c.sites))
+    # Once the opening was prepared, no site trains the round again.
+    assert len(c.trained) - trained == (0 if stage == "unmask" else 5)
+    c.exchange().done()
+    assert not list((c.folder / "masked").iterdir())
+    check(c, collect(c, 2), list(c.sites), 2)
+
+
+def test_a_committed_round_is_never_opened_a_second_time(make: Make) -> None:
+    c = make()
+    check(c, collect(c), list(c.sites))
+    c.exchange().done()
+    found = collect(c)
+    assert isinstance(found, MaskedAbort) and not found.asked_to_open
+    assert {why.code for why in found.excluded.values()} == {"already-opened"}
+    assert sorted(c.trained) == list(c.sites)
+
+
+def test_a_kept_attempt_of_another_round_does_not_disturb_the_next(make: Make) -> None:
+    c = make()
+    check(c, collect(c), list(c.sites))
+    check(c, collect(c, 2), list(c.sites), 2)
+
+
+def rewrite(reply: Message, document: bytes | None = None, tensor: np.ndarray | None = None) -> list[Message]:
+    """The reply with another document or another tensor."""
+    if document is not None:
+        reply.content[CONTROL] = ConfigRecord({DOCUMENT: document.decode()})
+    if tensor is not None:
+        reply.content[ARRAYS] = ArrayRecord({FLAT: Array(tensor)})
+    return [reply]
+
+
+BAD_UPDATES = {
+    "tensor-dtype": lambda size: np.zeros(size, np.float32),
+    "tensor-shape": lambda size: np.zeros(1, np.uint32),
+}
+
+
+@pytest.mark.parametrize("code", BAD_UPDATES)
+def test_a_wrong_tensor_costs_its_own_site_the_round(make: Make, code: str) -> None:
+    c = make()
+    c.grid.tamper = lambda asked, reply: (
+        rewrite(reply, tensor=BAD_UPDATES[code](c.size))
+        if kind_of(asked) == "train" and asked.metadata.dst_node_id == c.nodes["s001"]
+        else [reply]
+    )
+    found = collect(c)
+    check(c, found, ["s000", "s002", "s003", "s004"])
+    assert isinstance(found, MaskedSum) and found.excluded["s001"].code == code
+
+
+@pytest.mark.parametrize("stage", ["keys", "shares", "train", "survivors", "unmask"])
+@pytest.mark.parametrize("text", [b"", b"{}", b'{"attempt": 1}', b"\xff".decode("latin1").encode()])
+def test_a_document_that_is_none_costs_its_own_site_the_place(make: Make, stage: str, text: bytes) -> None:
+    c = make()
+    c.grid.tamper = lambda asked, reply: (
+        rewrite(reply, text)
+        if kind_of(asked) == stage and asked.metadata.dst_node_id == c.nodes["s001"]
+        else [reply]
+    )
+    late = stage in ("survivors", "unmask")
+    check(c, collect(c), [s for s in c.sites if late or s != "s001"])
+
+
+def test_replies_that_come_twice_count_once(make: Make) -> None:
+    c = make()
+    c.grid.tamper = lambda asked, reply: [reply, reply]
+    check(c, collect(c), list(c.sites))
+
+
+def test_a_wrong_share_is_known_by_its_commitment_and_not_used(make: Make) -> None:
+    c = make()
+
+    def lie(asked: Message, reply: Message) -> list[Message]:
+        if kind_of(asked) != "unmask" or asked.metadata.dst_node_id != c.nodes["s000"]:
+            return [reply]
+        said = parse_document(UnmaskReply, document_of(reply))
+        first = said.seeds[0].model_copy(update={"share": "00" + "5" * 130})
+        return rewrite(reply, said.model_copy(update={"seeds": (first, *said.seeds[1:])}).to_bytes())
+
+    c.grid.tamper = lie
+    check(c, collect(c), list(c.sites))
+
+
+def test_a_sharer_whose_boxes_do_not_open_is_found_before_anything_is_opened(make: Make) -> None:
+    c = make()
+
+    def garble(asked: Message, reply: Message) -> list[Message]:
+        if kind_of(asked) != "shares" or asked.metadata.dst_node_id != c.nodes["s003"]:
+            return [reply]
+        said = parse_document(SharesReply, document_of(reply))
+        boxes = tuple(b.model_copy(update={"box": "A" * 214 + "=="}) for b in said.sealed)
+        return rewrite(reply, said.model_copy(update={"sealed": boxes}).to_bytes())
+
+    c.grid.tamper = garble
+    found = collect(c)
+    assert isinstance(found, MaskedAbort) and found.code == "shares-not-opened" and "s003" in found.reason
+    assert not found.asked_to_open and rounds_opened(c) == [0] * 5
+    # Without the site the round goes on.
+    kept = [s for s in c.sites if s != "s003"]
+    check(c, c.exchange().collect(1, c.adapter, c.input_digest, kept), kept)
+
+
+def test_a_signature_of_other_survivors_is_not_counted(make: Make) -> None:
+    c = make()
+
+    def forge(asked: Message, reply: Message) -> list[Message]:
+        if kind_of(asked) != "survivors" or asked.metadata.dst_node_id != c.nodes["s003"]:
+            return [reply]
+        said = parse_document(SurvivorsReply, document_of(reply))
+        return rewrite(reply, said.model_copy(update={"signature": "A" * 86 + "=="}).to_bytes())
+
+    c.grid.tamper = forge
+    check(c, collect(c), list(c.sites))
+
+
+def test_a_site_that_withdrew_or_left_is_not_waited_for(make: Make) -> None:
+    c = make()
+    ApprovalBook(c.sites["s000"]).decide(c.study, "revoke")
+    c.grid.offline = {c.nodes["s001"]}
+    began = time.monotonic()
+    found = collect(c, stage_timeout_s=30.0)
+    check(c, found, ["s002", "s003", "s004"])
+    assert isinstance(found, MaskedSum)
+    assert {s: why.code for s, why in found.excluded.items()} == {
+        "s000": "approval-withdrawn",
+        "s001": "site-offline",
+    }
+    assert time.monotonic() - began < 10.0
+
+
+def test_the_grace_rule_ends_a_round_soon_after_the_quorum(make: Make) -> None:
+    c = make(straggler_rule="grace", straggler_grace_s=0.2, round_timeout_s=60.0)
+    c.grid.tamper = lambda asked, reply: (
+        [] if kind_of(asked) == "train" and asked.metadata.dst_node_id == c.nodes["s004"] else [reply]
+    )
+    began = time.monotonic()
+    check(c, collect(c), ["s000", "s001", "s002", "s003"])
+    assert time.monotonic() - began < 10.0
+
+
+def test_a_hundred_sites_and_a_dozen_that_leave(make: Make) -> None:
+    c = make(count=100, threshold=67, size=20, round_timeout_s=120.0)
+    leaving = {c.nodes[f"s{i:03d}"] for i in range(0, 96, 8)}
+    lost = Error(ErrorCode.NODE_UNAVAILABLE, "no heartbeat")
+    c.grid.tamper = lambda asked, reply: (
+        [Message(lost, reply_to=asked)]
+        if kind_of(asked) == "train" and asked.metadata.dst_node_id in leaving
+        else [reply]
+    )
+    found = collect(c, stage_timeout_s=120.0)
+    check(c, found, [s for s in c.sites if c.nodes[s] not in leaving])
+    assert isinstance(found, MaskedSum)
+    assert {why.code for why in found.excluded.values()} == {"site-offline"}
