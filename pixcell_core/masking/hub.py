@@ -41,6 +41,7 @@ from pixcell_core.masking.roster import (
     keys_transcript,
     pairwise_purpose,
     self_purpose,
+    survivors_message,
 )
 from pixcell_core.masking.shamir import join, lagrange_at_zero
 
@@ -72,6 +73,7 @@ class HubAttempt:
     unopened: dict[str, set[str]] = field(default_factory=dict)
     seed_shares: dict[str, dict[str, bytes]] = field(default_factory=dict)
     key_shares: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    _statement: bytes = b""
 
     def __post_init__(self) -> None:
         if self.total.size == 0:
@@ -148,6 +150,7 @@ class HubAttempt:
     def survivors_request(self) -> SurvivorsRequest:
         """The fourth question, to every survivor. Raises where they are too few."""
         self.roster.require(self.alive, "survivors")
+        self._statement = b""
         return SurvivorsRequest(attempt=self.attempt, survivors=self.alive)
 
     def take_signature(self, site: str, reply: SurvivorsReply) -> None:
@@ -156,7 +159,9 @@ class HubAttempt:
         if site not in self.survivors or reply.signature is None:
             raise _wrong("the answer holds no signature, or comes from a site that is no survivor")
         signature = SurvivorsSignature(site=site, signature=reply.signature)
-        self.roster.check_one_survivor(self.statement(), signature)
+        # Its bytes are the same for every survivor, and long where there are many.
+        self._statement = self._statement or survivors_message(self.statement())
+        self.roster.check_one_survivor(self._statement, signature)
         self.signatures[site] = reply.signature
         self.unopened[site] = set(reply.unopened)
 

@@ -10,7 +10,7 @@ import binascii
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from pixcell_core.contracts.canonical import Document, digest
+from pixcell_core.contracts.canonical import digest
 from pixcell_core.contracts.masking import (
     KEYS_TYPE,
     MIN_COHORT,
@@ -100,7 +100,7 @@ class Roster:
             site=site,
             channel_key=body.channel_key,
             mask_key=body.mask_key,
-            signature=_sign(key, KEYS_TYPE, body),
+            signature=_sign(key, pre_authentication_encoding(KEYS_TYPE, body.to_bytes())),
         )
 
     def check_keys(self, attempt: RoundAttempt, keys: Iterable[SignedKeys]) -> None:
@@ -109,7 +109,8 @@ class Roster:
             body = MaskingKeys(
                 attempt=attempt, site=entry.site, channel_key=entry.channel_key, mask_key=entry.mask_key
             )
-            if not self._signed(entry.site, entry.signature, KEYS_TYPE, body):
+            message = pre_authentication_encoding(KEYS_TYPE, body.to_bytes())
+            if not self._signed(entry.site, entry.signature, message):
                 raise MaskingRefusedError(
                     f"The keys that came for {entry.site} are not signed by {entry.site}.",
                     hint=_HOSTILE,
@@ -118,11 +119,11 @@ class Roster:
 
     def sign_survivors(self, key: SigningKey, body: MaskingSurvivors) -> str:
         """A site's signature over the survivors it was told of."""
-        return _sign(key, SURVIVORS_TYPE, body)
+        return _sign(key, survivors_message(body))
 
     def check_survivors(self, body: MaskingSurvivors, signatures: Sequence[SurvivorsSignature]) -> None:
         """Raises `MaskingRefusedError` unless a threshold of different survivors signed exactly `body`."""
-        signers = [entry.site for entry in signatures]
+        signers, message = [entry.site for entry in signatures], survivors_message(body)
         if len(set(signers)) != len(signers) or not set(signers) <= set(body.survivors):
             raise MaskingRefusedError(
                 "A signature stands twice, or is of a site that is no survivor.",
@@ -130,7 +131,7 @@ class Roster:
                 code="survivors-not-signed",
             )
         for entry in signatures:
-            self.check_one_survivor(body, entry)
+            self.check_one_survivor(message, entry)
         if len(signers) < self.threshold:
             raise MaskingRefusedError(
                 f"{len(signers)} sites signed this list of survivors; {self.threshold} are needed.",
@@ -138,24 +139,27 @@ class Roster:
                 code="survivors-not-signed",
             )
 
-    def check_one_survivor(self, body: MaskingSurvivors, entry: SurvivorsSignature) -> None:
-        """Raises `MaskingRefusedError` unless the site the signature names signed exactly `body`."""
-        if not self._signed(entry.site, entry.signature, SURVIVORS_TYPE, body):
+    def check_one_survivor(self, message: bytes, entry: SurvivorsSignature) -> None:
+        """Raises `MaskingRefusedError` unless the site the signature names signed exactly `message`."""
+        if not self._signed(entry.site, entry.signature, message):
             raise MaskingRefusedError(
                 f"{entry.site} did not sign this list of survivors.",
                 hint=_HOSTILE,
                 code="survivors-not-signed",
             )
 
-    def _signed(self, site: str, signature: str, kind: str, body: Document) -> bool:
+    def _signed(self, site: str, signature: str, message: bytes) -> bool:
         identity = self.identities.get(site)
         try:
             raw = base64.b64decode(signature, validate=True)
         except binascii.Error:
             return False
-        return identity is not None and identity.verify(
-            raw, pre_authentication_encoding(kind, body.to_bytes())
-        )
+        return identity is not None and identity.verify(raw, message)
+
+
+def survivors_message(body: MaskingSurvivors) -> bytes:
+    """The bytes that a survivor signs."""
+    return pre_authentication_encoding(SURVIVORS_TYPE, body.to_bytes())
 
 
 def keys_transcript(attempt: RoundAttempt, keys: Sequence[SignedKeys]) -> str:
@@ -195,5 +199,5 @@ def _context(attempt: RoundAttempt) -> list[str | int]:
     return [attempt.study_digest, attempt.round, attempt.input_digest, attempt.nonce]
 
 
-def _sign(key: SigningKey, kind: str, body: Document) -> str:
-    return base64.b64encode(key.sign(pre_authentication_encoding(kind, body.to_bytes()))).decode("ascii")
+def _sign(key: SigningKey, message: bytes) -> str:
+    return base64.b64encode(key.sign(message)).decode("ascii")
