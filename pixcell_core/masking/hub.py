@@ -32,7 +32,7 @@ from pixcell_core.contracts.masking import (
     UnmaskReply,
     UnmaskRequest,
 )
-from pixcell_core.masking.keys import MaskingRefusedError, derive, public_key, shared_key
+from pixcell_core.masking.keys import MaskingRefusedError, derive, load_private, public_key, shared_key
 from pixcell_core.masking.keystream import Mask, Words, apply_masks
 from pixcell_core.masking.roster import (
     Roster,
@@ -238,9 +238,10 @@ class HubAttempt:
             private = self._secret(self.key_shares[site], weights, site)
             if public_key(private).hex() != self.keys[site].mask_key:
                 raise _inconsistent(site)
+            loaded = load_private(private)
             for other in self.alive:
                 purpose = pairwise_purpose(self.attempt, transcript, site, other)
-                secret = shared_key(private, bytes.fromhex(self.keys[other].mask_key), purpose)
+                secret = shared_key(loaded, bytes.fromhex(self.keys[other].mask_key), purpose)
                 # What is left in the sum is what `other` put there: it added where its name comes first.
                 masks.append(Mask(secret, subtract=other < site))
         opened = self.total.copy()

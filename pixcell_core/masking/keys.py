@@ -35,15 +35,18 @@ def public_key(private: bytes) -> bytes:
     return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
 
 
-def shared_key(private: bytes, public: bytes, purpose: Sequence[str | int]) -> bytes:
+def load_private(private: bytes) -> X25519PrivateKey:
+    """A private key ready for many exchanges: reading one costs as much as an exchange."""
+    return X25519PrivateKey.from_private_bytes(private)
+
+
+def shared_key(private: X25519PrivateKey, public: bytes, purpose: Sequence[str | int]) -> bytes:
     """32 bytes that only the holders of the two private keys know, for one `purpose`.
 
     Raises `MaskingRefusedError` for a public key of small order: with it the shared secret would be known to all.
     """
     try:
-        secret = X25519PrivateKey.from_private_bytes(private).exchange(
-            X25519PublicKey.from_public_bytes(public)
-        )
+        secret = private.exchange(X25519PublicKey.from_public_bytes(public))
     except ValueError as error:
         raise MaskingRefusedError(
             "A public key of a peer is not usable: anybody could know what is shared under it.",

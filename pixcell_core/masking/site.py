@@ -36,7 +36,14 @@ from pixcell_core.contracts.masking import (
     UnmaskReply,
     UnmaskRequest,
 )
-from pixcell_core.masking.keys import MaskingRefusedError, derive, new_private_key, public_key, shared_key
+from pixcell_core.masking.keys import (
+    MaskingRefusedError,
+    derive,
+    load_private,
+    new_private_key,
+    public_key,
+    shared_key,
+)
 from pixcell_core.masking.keystream import Mask, Words, apply_masks
 from pixcell_core.masking.roster import (
     Roster,
@@ -142,6 +149,7 @@ class MaskingSite:
                 )
         transcript = keys_transcript(request.attempt, request.keys)
         seed, threshold = os.urandom(32), self._roster.threshold
+        channel = load_private(_secret(state.channel_private))
         places = {name: self._roster.places[name] for name in names}
         of_seed = split(seed, threshold, list(places.values()))
         of_key = split(_secret(state.mask_private), threshold, list(places.values()))
@@ -157,7 +165,7 @@ class MaskingSite:
             )
             if entry.site != self._site:
                 purpose = channel_purpose(request.attempt, transcript, self._site, entry.site)
-                secret = shared_key(_secret(state.channel_private), bytes.fromhex(entry.channel_key), purpose)
+                secret = shared_key(channel, bytes.fromhex(entry.channel_key), purpose)
                 sealed.append(SealedShare(peer=entry.site, box=seal(secret, b"".join(pair), purpose)))
         mine = places[self._site]
         self._save(
@@ -201,12 +209,10 @@ class MaskingSite:
                 code="sharers-altered",
             )
         assert state.keys_transcript is not None
-        held = list(state.held)
+        held, channel = list(state.held), load_private(_secret(state.channel_private))
         for entry in request.sealed:
             purpose = channel_purpose(attempt, state.keys_transcript, entry.peer, self._site)
-            secret = shared_key(
-                _secret(state.channel_private), bytes.fromhex(peers[entry.peer].channel_key), purpose
-            )
+            secret = shared_key(channel, bytes.fromhex(peers[entry.peer].channel_key), purpose)
             pair = unseal(secret, entry.box, purpose)
             if pair is not None and pair[0] <= 1 and pair[SHARE_BYTES] <= 1:
                 held.append(
@@ -229,7 +235,7 @@ class MaskingSite:
         The secrets leave the disk first: after a crash in between, this site drops out of the attempt.
         """
         state = self._at("holding", attempt)
-        transcript, mask_private = state.transcript or "", _secret(state.mask_private)
+        transcript, mask_private = state.transcript or "", load_private(_secret(state.mask_private))
         masks = [Mask(derive(_secret(state.seed), self_purpose(attempt, transcript, self._site)))]
         for entry in state.keys:
             if entry.site in state.sharers and entry.site != self._site:
