@@ -294,6 +294,27 @@ def test_two_sums_of_one_round_are_refused_and_would_otherwise_give_the_update_a
     assert np.allclose(found, np.clip(parties.update(VICTIM), -BOUND, BOUND), atol=1e-6)
 
 
+def test_two_attempts_of_one_round_cannot_both_be_opened() -> None:
+    """The hub opens one attempt with just enough sites, and turns the rest to a second attempt of the same round."""
+    parties = Parties.make(5, 3)
+    hub, _ = masked(parties)
+    request = signatures(parties, hub, tuple(parties.sites), ["s00", "s01", "s02"])
+    for name in ("s00", "s01", "s02"):
+        parties.sites[name].machine().unmask(request)
+    again = parties.hub()
+    for name in ("s03", "s04"):
+        again.take_keys(name, parties.sites[name].machine().keys(again.keys_request()))
+    for name in ("s00", "s01", "s02"):
+        refused("already-opened", lambda name=name: parties.sites[name].machine().keys(again.keys_request()))
+    # An honest hub stops here; a hostile one asks all the same, with the keys it has.
+    few = SharesRequest(attempt=again.attempt, keys=again.signed_keys)
+    refused("too-few-sites", lambda: parties.sites["s03"].machine().shares(few))
+    padded = SharesRequest(attempt=again.attempt, keys=(hub.keys["s00"], *again.signed_keys))
+    refused("keys-not-signed", lambda: parties.sites["s03"].machine().shares(padded))
+    # Nor does the first attempt serve it any longer: these sites left it.
+    refused("stale-attempt", lambda: parties.sites["s03"].machine().unmask(request))
+
+
 def test_every_question_of_an_ended_attempt_is_refused() -> None:
     parties = Parties.make(3, 2)
     old = parties.hub()

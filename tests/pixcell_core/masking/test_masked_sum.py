@@ -151,6 +151,18 @@ def test_one_number_is_off_by_half_a_step_at_most(sites: int, seed: int) -> None
     assert np.abs(grid.read_sum(words, 1) - flat).max() <= grid.step / 2 * (1 + 1e-9)
 
 
+@pytest.mark.parametrize(("sites", "times", "holds"), [(5, 700, True), (5, 2000, False), (100, 35, True)])
+def test_the_bound_may_be_so_many_times_the_typical_coordinate(sites: int, times: int, holds: bool) -> None:
+    grid = FixedPoint(BOUND, sites)
+    rows = np.random.default_rng(3).normal(0, BOUND / times, (sites, 4000)).astype(np.float32)
+    total, words = np.zeros(4000, "<u4"), np.empty(4000, "<u4")
+    for row in rows:
+        grid.filler(row)(0, words)
+        total += words
+    wanted = np.sum(np.clip(rows.astype(np.float64), -BOUND, BOUND), axis=0)
+    assert (relative(grid.read_sum(total, sites), wanted) < 1e-6) is holds
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_an_update_that_is_not_finite_never_leaves(value: float) -> None:
     parties = Parties.make(3, 2)
