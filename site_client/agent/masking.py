@@ -200,7 +200,8 @@ def save_state(path: Path, state: MaskingState) -> None:
     """Put a state in place, durably and for the owner alone, and overwrite the blocks of the one before."""
     before = path.open("r+b") if path.exists() else None
     try:
-        write_whole(path, state.to_bytes(), mode=0o600)
+        # Nobody signs or compares these bytes; the canonical form would be slow where there are many sites.
+        write_whole(path, state.model_dump_json().encode("utf-8"), mode=0o600)
         if before is not None:
             before.write(bytes(os.fstat(before.fileno()).st_size))
             before.flush()
