@@ -227,6 +227,13 @@ class MaskedExchange:
         )
 
     def _ask_signatures(self, hub: HubAttempt) -> None:
+        if len(hub.alive) < self._study.quorum:
+            # Once opened, the round could not be tried again with more sites.
+            raise MaskingRefusedError(
+                f"{len(hub.alive)} sites sent an update, the quorum is {self._study.quorum}.",
+                hint="Bring the sites up, then start the run again: committed rounds are kept.",
+                code="below-quorum",
+            )
         content = pack(hub.survivors_request())
         self._run(
             _Stage(
