@@ -312,9 +312,9 @@ def test_the_grace_rule_ends_a_round_soon_after_the_quorum(make: Make) -> None:
     assert time.monotonic() - began < 10.0
 
 
-def test_a_hundred_sites_and_a_dozen_that_leave(make: Make) -> None:
-    c = make(count=100, threshold=67, size=20, round_timeout_s=120.0)
-    leaving = {c.nodes[f"s{i:03d}"] for i in range(0, 96, 8)}
+def test_forty_sites_of_which_five_leave(make: Make) -> None:
+    c = make(count=40, threshold=27, size=20, round_timeout_s=120.0)
+    leaving = {c.nodes[f"s{i:03d}"] for i in range(0, 40, 8)}
     lost = Error(ErrorCode.NODE_UNAVAILABLE, "no heartbeat")
     c.grid.tamper = lambda asked, reply: (
         [Message(lost, reply_to=asked)]
@@ -331,7 +331,7 @@ FAULTS = ("none", "none", "none", "error", "garbage", "anothers", "earlier", "tw
 STAGES = ("keys", "shares", "train", "survivors", "unmask")
 
 
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.sampled_from(FAULTS), min_size=25, max_size=25))
 def test_whatever_sites_answer_the_sum_is_right_or_the_round_ends_cleanly(
     tmp_path_factory: pytest.TempPathFactory, faults: list[str]
