@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -54,6 +55,24 @@ def make_site(folder: Path, name: str, key: SigningKey) -> SiteFolder:
     return made
 
 
+class IdleClock:
+    """Time passes only while no site is at work: a deadline cuts off those who never answer, however slow the machine."""
+
+    def __init__(self, grid: LocalGrid) -> None:
+        self._grid, self._now = grid, 0.0
+
+    def now(self) -> float:
+        """Seconds."""
+        return self._now
+
+    def sleep(self, seconds: float) -> None:
+        """Wait for sites at work; otherwise let the time pass."""
+        if all(job.done() for job in list(self._grid._jobs.values())):
+            self._now += seconds
+        else:
+            time.sleep(seconds)
+
+
 @dataclass
 class MaskedConsortium:
     """Sites, their folders, and a grid between them and the hub's exchange."""
@@ -69,6 +88,11 @@ class MaskedConsortium:
         self.nodes = {name: 100 + i for i, name in enumerate(self.sites)}
         self.names = {node: name for name, node in self.nodes.items()}
         self.grid = LocalGrid({self.nodes[name]: self.app(name) for name in self.sites}, workers=2)
+
+    def settle(self) -> None:
+        """Wait until no site is at work any more."""
+        while not all(job.done() for job in list(self.grid._jobs.values())):
+            time.sleep(0.002)
 
     def masking(self, site: str) -> SiteMasking:
         """The masking of one site, as a new process of its agent would make it."""
@@ -119,6 +143,7 @@ class MaskedConsortium:
     def exchange(self, **settings: Any) -> MaskedExchange:
         """A fresh exchange on the same folder, as after a restart."""
         waits = {"poll_s": 0.002, "stage_timeout_s": 0.4} | settings
+        clock = IdleClock(self.grid)
         return MaskedExchange(
             self.grid,
             self.study,
@@ -126,6 +151,8 @@ class MaskedConsortium:
             self.folder / "masked",
             HeadBook(self.folder / "heads"),
             MaskedSettings(**waits),
+            clock=clock.now,
+            sleep=clock.sleep,
         )
 
 

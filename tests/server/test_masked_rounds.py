@@ -150,7 +150,7 @@ def test_a_hub_that_dies_at_any_stage_comes_back_to_the_same_round(
     with pytest.raises(HubDied):
         collect(c)
     c.grid.on_push = lambda message: None
-    time.sleep(0.05)
+    c.settle()
     trained = len(c.trained)
     check(c, collect(c), list(c.sites))
     # Once the opening was prepared, no site trains the round again.
