@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import AwareDatetime, Field, StringConstraints
 
 from pixcell_core.contracts.canonical import Digest, Document
+from pixcell_core.contracts.masking import MaskedRequest
 from pixcell_core.contracts.study import SiteName, StudyId
 
 ARRAYS = "arrays"
@@ -73,7 +74,8 @@ class PrepareReply(Document):
 class TrainRequest(Document):
     """Hub to site: train one round, starting from the adapter in the tensor record.
 
-    `ledger_head` is the last one this site sent: the site's ledger must still hold it.
+    `ledger_head` is the last one this site sent: the site's ledger must still hold it. `masking` stands in every round
+    of a study that masks: who shared secrets with whom, and the shares for this site.
     """
 
     schema_version: Literal["train-request/v1"] = "train-request/v1"
@@ -82,6 +84,7 @@ class TrainRequest(Document):
     input_digest: Digest
     layout: Annotated[tuple[TensorPlace, ...], Field(min_length=1, max_length=20_000)]
     ledger_head: KnownHead | None = None
+    masking: MaskedRequest | None = None
 
 
 class TrainReply(Document):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,13 @@ def pack(document: Document, arrays: Arrays | None = None) -> RecordDict:
     return content
 
 
+def pack_words(document: Document, words: npt.NDArray[np.uint32]) -> RecordDict:
+    """The content of a message with a masked update: one row of uint32 in the place of the flat tensor."""
+    content = pack(document)
+    content[ARRAYS] = ArrayRecord({FLAT: Array(words)})
+    return content
+
+
 def document_of(message: Message) -> bytes:
     """The text document of a message; empty where the message is not as agreed."""
     records = message.content.config_records
@@ -37,13 +45,22 @@ def document_of(message: Message) -> bytes:
 
 def decode_array(data: bytes, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
     """Decode an .npy buffer whose own header must agree; numpy would allocate what a lying header asks for."""
+    return _decode(data, shape, "<f4").astype(np.float32)
+
+
+def decode_words(data: bytes, shape: tuple[int, ...]) -> npt.NDArray[np.uint32]:
+    """Decode a masked update as `decode_array` does an update; a view of `data`, read-only."""
+    return _decode(data, shape, "<u4")
+
+
+def _decode(data: bytes, shape: tuple[int, ...], kind: str) -> npt.NDArray[Any]:
     stream = io.BytesIO(data)
     version = np.lib.format.read_magic(stream)
     if version != (1, 0):
         raise ValueError("unexpected version of the array format")
     claimed, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
     wanted = 4 * math.prod(shape)
-    if claimed != shape or dtype != np.dtype("<f4") or len(data) - stream.tell() != wanted:
+    if claimed != shape or dtype != np.dtype(kind) or len(data) - stream.tell() != wanted:
         raise ValueError("the array is not what its header says")
-    flat = np.frombuffer(data, dtype="<f4", offset=stream.tell())
-    return flat.reshape(shape, order="F" if fortran else "C").astype(np.float32)
+    flat = np.frombuffer(data, dtype=kind, offset=stream.tell())
+    return flat.reshape(shape, order="F" if fortran else "C")

@@ -61,8 +61,19 @@ def screen(message: Message, expected: Expected, known: KnownHead | None = None)
     `known` is the last head of this site's ledger that was heard of. A ledger only grows: a head before it, or another
     one at the same place, means that the ledger was put back or written anew.
     """
+    reply = screen_document(message, expected, known)
+    if isinstance(reply, Rejection):
+        return reply
+    update = _screen_arrays(message, expected)
+    return update if isinstance(update, Rejection) else Accepted(update, reply.ledger_head)
+
+
+def screen_document(
+    message: Message, expected: Expected, known: KnownHead | None = None
+) -> TrainReply | Rejection:
+    """The document of a reply whose sender trained this round, or why it does not count; tensors are not looked at."""
     if message.has_error():
-        return _of_error(message)
+        return of_error(message)
     if message.content.metric_records:
         return Rejection("extra-record", "the reply carries metrics; a site sends its update alone")
     try:
@@ -82,8 +93,7 @@ def screen(message: Message, expected: Expected, known: KnownHead | None = None)
         head is None or head.sequence < known.sequence or (head.sequence == known.sequence and head != known)
     ):
         return Rejection("ledger-rewound", "the site's privacy ledger is behind the one it showed before")
-    update = _screen_arrays(message, expected)
-    return update if isinstance(update, Rejection) else Accepted(update, head)
+    return reply
 
 
 def _screen_arrays(message: Message, expected: Expected) -> Arrays | Rejection:
@@ -114,7 +124,8 @@ def _screen_arrays(message: Message, expected: Expected) -> Arrays | Rejection:
     return update
 
 
-def _of_error(message: Message) -> Rejection:
+def of_error(message: Message) -> Rejection:
+    """Why a message that carries an error instead of a reply does not count."""
     error = message.error
     if error.code == ErrorCode.NODE_UNAVAILABLE:
         return Rejection("site-offline", "the hub lost contact with the site")

@@ -1,0 +1,35 @@
+"""The page on secure aggregation promises nothing without a test, and every refusal has its line."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[3]
+PAGE = (ROOT / "docs" / "secure-aggregation.md").read_text(encoding="utf-8")
+FILES = (
+    "tests/pixcell_core/masking/test_hostile_hub.py",
+    "tests/pixcell_core/masking/test_known_answers.py",
+    "tests/pixcell_core/masking/test_masked_sum.py",
+    "tests/server/test_masked_rounds.py",
+    "tests/site_client/agent/test_masking.py",
+)
+
+
+def test_every_test_that_the_page_names_exists() -> None:
+    text = "\n".join((ROOT / name).read_text(encoding="utf-8") for name in FILES)
+    named = set(re.findall(r"`(test_[a-z0-9_]+)`", PAGE))
+    assert len(named) > 30
+    assert not [name for name in named if f"def {name}(" not in text]
+
+
+def test_every_promise_names_a_test() -> None:
+    """Each item under what the hub cannot do."""
+    promises = PAGE.split("## What the hub cannot do")[1].split("## What it does not protect")[0]
+    items = re.split(r"\n- ", promises)[1:]
+    assert len(items) >= 8 and all("`test_" in item for item in items)
+
+
+def test_every_file_that_the_page_names_exists() -> None:
+    for name in re.findall(r"`((?:tests|bench)/[a-z_/]+\.py)", PAGE):
+        assert (ROOT / name).is_file(), name
