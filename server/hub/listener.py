@@ -75,7 +75,7 @@ class PartyProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         raw = transport.get_extra_info("ssl_object").getpeercert(binary_form=True)
         with contextlib.suppress(PixcellError, ValueError):
-            self._peer = party_of(x509.load_der_x509_certificate(raw))
+            self._peer = party_of(x509.load_der_x509_certificate(raw or b""))
         self._counted = self._admission.connect(self.party)
         if not self._counted:
             self._report("too-many-connections", party=self.party)
