@@ -169,6 +169,22 @@ _ALERTS = (
 )
 """TLS alerts (RFC 8446, 6) that a hub sends about the client's certificate, as OpenSSL names them."""
 
+REASON_HEADER = "pixcell-refusal"
+"""Header in which the hub's door says why it refuses a request."""
+
+DOOR_REASONS = {
+    "not-a-party": "kit-not-presented",
+    "certificate-revoked": "kit-revoked",
+    "certificate-expired": "kit-expired",
+    "certificate-not-yet-valid": "clock-wrong",
+    "role-may-not": "kit-refused",
+    "no-node-key": "kit-refused",
+    "node-key-of-another": "kit-refused",
+    "too-many-requests": "hub-failing",
+    "too-many-at-once": "hub-failing",
+}
+"""What the door says -> what it means here."""
+
 _NOT_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "PACKET_LENGTH")
 
 
@@ -214,6 +230,8 @@ def trouble_of_answer(response: httpx.Response, now: datetime | None = None) -> 
         return None
     if status in (401, 403) and abs(clock_skew(response, now) or 0.0) > MAX_SKEW_S:
         return LinkTrouble("clock-wrong")
+    if (said := DOOR_REASONS.get(response.headers.get(REASON_HEADER, ""))) is not None:
+        return LinkTrouble(said)
     code = _flower_code(response)
     if status == 403:
         # With a code of Flower's it speaks of a run that ended; without one the hub's door speaks of the kit.

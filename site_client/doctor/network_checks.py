@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives import hashes
 
 from pixcell_core.contracts.canonical import parse_json, read_bounded
 from pixcell_core.errors import PixcellError
+from pixcell_core.trust.dsse import Envelope
 from site_client.agent.hub_client import WARN_DAYS, days_left, hub_client, require_kit
 from site_client.agent.link_trouble import MAX_SKEW_S, LinkTrouble, clock_skew, trouble_of
 from site_client.agent.outbound_guard import Peer
@@ -43,10 +44,12 @@ def check_kit_version(asked: Question) -> Finding:
     """The version that the installed kit says it has."""
     if not asked.folder.kit.is_file():
         return Finding(name="kit-version", status="skip", found="no kit.json is installed")
-    value = parse_json(read_bounded(asked.folder.kit, 1 << 20), name="kit.json")
-    version = _find(value, ("version", "generation", "serial"))
-    if version is None:
-        return Finding(name="kit-version", status="skip", found="kit.json names no version that is read here")
+    envelope = Envelope.from_bytes(read_bounded(asked.folder.kit, 1 << 20), name="kit.json")
+    # Only to show it: what the kit is trusted for was verified when it was installed.
+    value = parse_json(envelope.unsafe_unverified_payload(), name="the kit")
+    version = value.get("version") if isinstance(value, dict) else None
+    if not isinstance(version, int):
+        return Finding(name="kit-version", status="skip", found="the kit names no version")
     return Finding(name="kit-version", status="ok", found=f"kit version {version}")
 
 
@@ -274,16 +277,3 @@ def _trouble(name: str, trouble: LinkTrouble) -> Finding:
     return Finding(
         name=name, status="fail", found=f"[{trouble.code}] {trouble.reason}", remedy=trouble.remedy
     )
-
-
-def _find(value: object, names: tuple[str, ...], depth: int = 3) -> object:
-    """The first plain value under one of `names` in a nested document."""
-    if not isinstance(value, dict) or depth == 0:
-        return None
-    for name in names:
-        if isinstance(value.get(name), (int, str)):
-            return value[name]
-    for inner in value.values():
-        if (found := _find(inner, names, depth - 1)) is not None:
-            return found
-    return None

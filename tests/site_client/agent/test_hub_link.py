@@ -22,7 +22,13 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from pixcell_core.errors import BadInputError
 from site_client.agent.hub_client import LinkWatch, hub_client, require_kit, tls_context, watched_fleet_client
 from site_client.agent.link_record import LinkRecorder, read_link
-from site_client.agent.link_trouble import LINK_TROUBLES, LinkTrouble, trouble_of, trouble_of_answer
+from site_client.agent.link_trouble import (
+    LINK_TROUBLES,
+    REASON_HEADER,
+    LinkTrouble,
+    trouble_of,
+    trouble_of_answer,
+)
 from site_client.agent.proxy import Proxy, choose_way_out, parse_proxy
 from site_client.agent.proxy_setting import set_proxy, show_proxy
 from site_client.approvals.site_folder import SiteFolder, SiteIdentity
@@ -237,6 +243,26 @@ def test_a_hub_whose_door_says_no_to_the_kit(
         TlsServer, authority.issue("hub", hosts=HERE), authority.ca, lambda p, b: Answer(403, "text/plain")
     )
     assert activate(site, hub.address) == "kit-refused"
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "code"),
+    [
+        (403, "certificate-revoked", "kit-revoked"),
+        (403, "certificate-expired", "kit-expired"),
+        (403, "certificate-not-yet-valid", "clock-wrong"),
+        (403, "node-key-of-another", "kit-refused"),
+        (401, "no-node-key", "kit-refused"),
+        (429, "too-many-requests", "hub-failing"),
+        (403, "a reason of tomorrow", "kit-refused"),
+    ],
+)
+def test_the_reason_that_the_hubs_door_gives_is_passed_on(
+    site: SiteFolder, authority: Authority, serve: Callable[..., Any], status: int, reason: str, code: str
+) -> None:
+    no = Answer(status, "text/plain", headers={REASON_HEADER: reason})
+    hub = serve(TlsServer, authority.issue("hub", hosts=HERE), authority.ca, lambda p, b: no)
+    assert activate(site, hub.address) == code
 
 
 # ---- the kit before anything is tried

@@ -19,6 +19,8 @@ from typer.testing import CliRunner
 from pixcell_core.cli.main import build
 from pixcell_core.contracts.artifacts import installed_code_digest
 from pixcell_core.contracts.canonical import digest
+from pixcell_core.trust.dsse import sign_envelope
+from pixcell_core.trust.keys import SigningKey
 from site_client.agent.link_record import LinkRecorder
 from site_client.agent.proxy import STRAIGHT, WayOut, parse_proxy
 from site_client.agent.supervisor import lock_agent
@@ -132,7 +134,8 @@ def test_no_kit_is_a_failure_with_the_command(asked: Question) -> None:
 
 
 def test_the_kits_version_is_read_where_it_is_written(asked: Question) -> None:
-    asked.folder.kit.write_text(json.dumps({"payload": {"version": 3}}))
+    signed = sign_envelope("application/vnd.pixcell.kit+json", b'{"version":3}', [SigningKey.generate()])
+    asked.folder.kit.write_bytes(signed.to_bytes())
     assert "version 3" in result(network_checks.check_kit_version, asked).found
 
 
