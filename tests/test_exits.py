@@ -206,3 +206,16 @@ def test_numbers_that_were_given_keep_their_meaning() -> None:
 def test_the_base_classes_have_entries_of_their_own() -> None:
     for kind in (PixcellError, *PixcellError.__subclasses__()):
         assert kind.default_code in entries(), kind
+
+
+def test_the_command_lists_what_is_missing_and_writes_no_page_without_it(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (copy / "server" / "hub" / "planted.py").write_text(PLANTED[0] + "\n")
+    assert error_catalogue.main(["--missing", "--root", str(copy)]) == 1
+    assert "planted-code" in capsys.readouterr().out
+    assert error_catalogue.main(["--write", str(copy / "page.md"), "--root", str(copy)]) == 1
+    assert "planted-code" in capsys.readouterr().err and not (copy / "page.md").exists()
+    assert error_catalogue.main(["--missing"]) == 0
+    assert error_catalogue.main(["--write", str(copy / "page.md")]) == 0
+    assert (copy / "page.md").read_bytes() == (ROOT / "docs" / "exits.md").read_bytes()
