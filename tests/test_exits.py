@@ -13,10 +13,11 @@ import typer
 from pixcell_core import error_catalogue, error_sources
 from pixcell_core.cli import contract, main
 from pixcell_core.error_catalogue import entries, missing_lines, number_of, page, parse_table, with_missing
-from pixcell_core.error_sources import PACKAGES, codes_in
+from pixcell_core.error_sources import codes_in
 from pixcell_core.errors import BadInputError, PixcellError
 
 ROOT = Path(__file__).resolve().parents[1]
+PARTS = ("pixcell_core/errors.py", "server/hub", "server/pretraining/worker.py", "server/studies/book.py")
 
 
 @pytest.fixture(scope="module")
@@ -26,16 +27,14 @@ def source() -> dict[str, error_sources.Found]:
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """A copy of the source in which a fault can be planted."""
-    for package in PACKAGES:
-        shutil.copytree(
-            ROOT / package, tmp_path / package, ignore=lambda _, names: [n for n in names if _no(n)]
-        )
+    """A copy of a part of the source in which a fault can be planted."""
+    for part in PARTS:
+        (tmp_path / part).parent.mkdir(parents=True, exist_ok=True)
+        if (ROOT / part).is_dir():
+            shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / part, tmp_path / part)
     return tmp_path
-
-
-def _no(name: str) -> bool:
-    return "." in name and not name.endswith(".py")
 
 
 def test_every_code_has_an_entry_and_every_entry_a_code(source: dict[str, error_sources.Found]) -> None:
@@ -81,10 +80,10 @@ def test_mutant_a_code_nobody_described_is_found_wherever_it_stands(copy: Path, 
 
 
 def test_mutant_an_entry_whose_code_is_gone_is_found(copy: Path) -> None:
-    book = copy / "server" / "studies" / "book.py"
+    before, book = codes_in(copy).keys(), copy / "server" / "studies" / "book.py"
     book.write_text(book.read_text().replace('code="study-exists"', 'code="unknown-study"'))
-    assert entries().keys() - codes_in(copy).keys() == {"study-exists"}
-    with pytest.raises(ValueError, match="raised nowhere: study-exists"):
+    assert before - codes_in(copy).keys() == {"study-exists"}
+    with pytest.raises(ValueError, match=r"raised nowhere: .*study-exists"):
         page(copy)
 
 
@@ -207,3 +206,16 @@ def test_numbers_that_were_given_keep_their_meaning() -> None:
 def test_the_base_classes_have_entries_of_their_own() -> None:
     for kind in (PixcellError, *PixcellError.__subclasses__()):
         assert kind.default_code in entries(), kind
+
+
+def test_the_command_lists_what_is_missing_and_writes_no_page_without_it(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (copy / "server" / "hub" / "planted.py").write_text(PLANTED[0] + "\n")
+    assert error_catalogue.main(["--missing", "--root", str(copy)]) == 1
+    assert "planted-code" in capsys.readouterr().out
+    assert error_catalogue.main(["--write", str(copy / "page.md"), "--root", str(copy)]) == 1
+    assert "planted-code" in capsys.readouterr().err and not (copy / "page.md").exists()
+    assert error_catalogue.main(["--missing"]) == 0
+    assert error_catalogue.main(["--write", str(copy / "page.md")]) == 0
+    assert (copy / "page.md").read_bytes() == (ROOT / "docs" / "exits.md").read_bytes()

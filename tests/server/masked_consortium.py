@@ -21,6 +21,7 @@ from pixcell_core.contracts.study import Study
 from pixcell_core.errors import PixcellError
 from pixcell_core.flower.messages import document_of, pack, pack_words
 from pixcell_core.trust.keys import SigningKey
+from server.registry.opening import open_registry
 from server.rounds.heads import HeadBook
 from server.rounds.masked import MaskedExchange, MaskedSettings
 from site_client.agent.masking import SiteMasking, answer_masking
@@ -149,7 +150,7 @@ class MaskedConsortium:
             self.study,
             lambda: self.nodes,
             self.folder / "masked",
-            HeadBook(self.folder / "heads"),
+            HeadBook(open_registry(self.folder)),
             MaskedSettings(**waits),
             clock=clock.now,
             sleep=clock.sleep,
