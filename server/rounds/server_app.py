@@ -6,7 +6,7 @@ so the coordinator needs no torch: names and shapes were read from the base mode
 
 from __future__ import annotations
 
-import json
+import errno
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,7 +22,8 @@ from server.hub.bundle import FOLDER_KEY, STUDY_KEY
 from server.layout import START_ADAPTER, ServerLayout
 from server.rounds.board import LiveBoard, RunBoard
 from server.rounds.heads import HeadBook
-from server.rounds.loop import LoopSettings, RoundLoop
+from server.rounds.loop import RoundLoop
+from server.rounds.requests import LoopSettings
 from server.rounds.store import RoundStore
 from server.studies.book import StudyBook
 
@@ -52,17 +53,31 @@ def run_study(grid: Grid, layout: ServerLayout, study: Study, settings: LoopSett
             RoundStore(folder, study),
             live,
             HeadBook(layout.heads),
-            settings or read_loop_settings(folder),
+            settings or LoopSettings.read(folder),
+            folder=folder,
         )
         loop.run(read_start(folder))
     except PixcellError as error:
         board.fail_if_unfinished(f"{error.message} {error.hint}")
         raise
-    except BaseException as error:
-        board.fail_if_unfinished(
-            f"The round loop failed: {type(error).__name__}. Its trace is in the executor's log."
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            board.fail_if_unfinished(_unforeseen(error))
+            raise
+        full = PixcellError(
+            f"The disk of {layout.root} is full.",
+            hint=f"Make room, then: pixcell run resume {study.id}. Committed rounds are whole.",
+            code="disk-full",
         )
+        board.fail_if_unfinished(f"{full.message} {full.hint}")
+        raise full from error
+    except BaseException as error:
+        board.fail_if_unfinished(_unforeseen(error))
         raise
+
+
+def _unforeseen(error: BaseException) -> str:
+    return f"The round loop failed: {type(error).__name__}. Its trace is in the executor's log."
 
 
 def read_nodes(path: Path) -> Mapping[str, int]:
@@ -83,9 +98,3 @@ def read_start(folder: Path) -> Arrays:
             code="no-start",
         )
     return read_arrays(path)
-
-
-def read_loop_settings(folder: Path) -> LoopSettings:
-    """Waiting times chosen when the run was started."""
-    path = folder / "loop.json"
-    return LoopSettings(**json.loads(path.read_text())) if path.is_file() else LoopSettings()

@@ -59,7 +59,7 @@ def test_a_quorum_goes_on_without_the_rest_and_records_why(consortium: Consortiu
     consortium.grid.offline = {consortium.nodes["east"]}
     done = consortium.loop(ready_timeout_s=0.3).run(consortium.start())
     assert done.record.included == ("north", "west")
-    assert [(e.site, e.code) for e in done.record.excluded] == [("east", "not-ready")]
+    assert [(e.site, e.code) for e in done.record.excluded] == [("east", "not-connected")]
     for value in done.adapter.values():
         np.testing.assert_allclose(value, expected_adapter(consortium, 3, ("north", "west")), rtol=1e-6)
 

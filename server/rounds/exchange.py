@@ -1,0 +1,279 @@
+"""One exchange of a round: the adapter out to the chosen sites, their replies back, and what they come to.
+
+The loop knows nothing of how replies become an aggregate: it hands over a `RoundQuestion` and gets a `RoundOutcome`.
+`PlainExchange` screens every reply in the open. An exchange under masks is another implementation of the same protocol.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Protocol
+
+from flwr.app import Message, RecordDict
+from flwr.app.message_type import MessageType
+from flwr.serverapp import Grid
+
+from pixcell_core.contracts.round import ARRAYS, SiteTraffic, TensorPlace, TrainRequest
+from pixcell_core.contracts.spool import Arrays
+from pixcell_core.contracts.study import Study
+from pixcell_core.flower.messages import document_of, pack
+from server.rounds.aggregation import Aggregate, make_aggregator
+from server.rounds.board import LiveBoard
+from server.rounds.heads import HeadBook
+from server.rounds.screening import Accepted, Expected, Rejection, screen
+
+PULL_AT_ONCE = 4
+"""Replies taken from the hub together. All that are ready could be all there are, each as large as the adapter."""
+
+TTL_MARGIN_S = 60.0
+
+
+@dataclass(frozen=True)
+class RoundQuestion:
+    """What is asked in one round. `nodes` maps the sites that are asked to their node ids; `timeout_s` is the deadline."""
+
+    number: int
+    adapter: Arrays
+    input_digest: str
+    nodes: Mapping[str, int]
+    timeout_s: float
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape per tensor."""
+        return {name: value.shape for name, value in self.adapter.items()}
+
+    @property
+    def size(self) -> int:
+        """d: coordinates of all tensors."""
+        return sum(value.size for value in self.adapter.values())
+
+
+@dataclass(frozen=True)
+class RoundOutcome:
+    """What came back: the aggregate, shape (d,), None below the quorum; who counts, who does not and why, and bytes."""
+
+    update: Aggregate | None
+    included: tuple[str, ...]
+    excluded: Mapping[str, Rejection]
+    traffic: tuple[SiteTraffic, ...]
+
+
+class RoundExchange(Protocol):
+    """Asks the sites of a round and brings their replies together."""
+
+    def collect(self, question: RoundQuestion, between: Callable[[], None]) -> RoundOutcome:
+        """Ask, wait, screen, aggregate.
+
+        Calls `between` between two looks at the hub, and lets through what it raises: the run is to stop. Returns at
+        the deadline at the latest. A bad or missing reply excludes its site alone.
+        """
+
+
+@dataclass
+class _Ledger:
+    """Bytes and times of the sites of one round, while it goes on."""
+
+    began: float
+    out: dict[str, int] = field(default_factory=dict)
+    back: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def traffic(self) -> tuple[SiteTraffic, ...]:
+        """One entry per site that was asked."""
+        return tuple(
+            SiteTraffic(
+                site=site,
+                bytes_out=self.out[site],
+                bytes_in=self.back.get(site, 0),
+                reply_s=self.seconds.get(site),
+            )
+            for site in sorted(self.out)
+        )
+
+
+class PlainExchange:
+    """Every site's update is seen, screened and added to the aggregate, then forgotten."""
+
+    def __init__(
+        self,
+        grid: Grid,
+        study: Study,
+        heads: HeadBook,
+        board: LiveBoard,
+        *,
+        spill: Path,
+        poll_s: float = 0.2,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._grid, self._study, self._heads, self._board = grid, study, heads, board
+        self._spill, self._poll_s, self._clock, self._sleep = spill, poll_s, clock, sleep
+
+    def collect(self, question: RoundQuestion, between: Callable[[], None]) -> RoundOutcome:
+        """Ask all sites at once and take replies until all are there, the deadline, or the end of the grace."""
+        bound = self._study.update_norm_bound(question.size)
+        expected = Expected(
+            self._study.digest,
+            question.number,
+            question.input_digest,
+            question.shapes,
+            bound,
+            rank=self._study.adapter.rank,
+        )
+        aggregator = make_aggregator(self._study.aggregation, question.size, bound, self._spill)
+        try:
+            excluded: dict[str, Rejection] = {}
+            included: set[str] = set()
+            ledger = _Ledger(self._clock())
+            waiting = self._send(question, ledger, excluded)
+            end, late = ledger.began + question.timeout_s, Rejection("deadline", _late(question.timeout_s))
+            graced = False
+            while waiting and self._clock() < end:
+                between()
+                found = self._pull(list(waiting), end)
+                for message in found:
+                    site = self._asked(waiting, question, message)
+                    if site is None:
+                        continue
+                    ledger.back[site] = content_bytes(message)
+                    ledger.seconds[site] = round(max(0.0, self._clock() - ledger.began), 1)
+                    verdict = screen(message, expected, self._heads.last(site))
+                    if isinstance(verdict, Accepted):
+                        self._heads.note(site, verdict.ledger_head)
+                        aggregator.add(site, verdict.update)
+                        included.add(site)
+                    else:
+                        excluded[site] = verdict
+                    self._show(question.number, site, verdict, ledger, len(included))
+                if (
+                    not graced
+                    and self._study.straggler_rule == "grace"
+                    and len(included) >= self._study.quorum
+                ):
+                    graced, grace = True, self._study.straggler_grace_s
+                    if self._clock() + grace < end:
+                        end, late = self._clock() + grace, Rejection("straggler", _straggled(grace))
+                        self._board.run(deadline_at=datetime.now(UTC) + timedelta(seconds=grace))
+                if waiting and not found:
+                    self._sleep(min(self._poll_s, max(0.0, end - self._clock())))
+            for site in waiting.values():
+                excluded[site] = late
+                self._board.site(
+                    site, training=False, code=late.code, note=f"round {question.number}: {late.reason}"
+                )
+            enough = aggregator.count >= self._study.quorum
+            return RoundOutcome(
+                aggregator.result() if enough else None,
+                tuple(sorted(included)),
+                excluded,
+                ledger.traffic(),
+            )
+        finally:
+            aggregator.close()
+
+    def _send(
+        self, question: RoundQuestion, ledger: _Ledger, excluded: dict[str, Rejection]
+    ) -> dict[str, str]:
+        """Send the round to its sites; returns the site per message id. All messages share one tensor record."""
+        layout = tuple(TensorPlace(name=n, shape=question.adapter[n].shape) for n in sorted(question.adapter))
+        sites = sorted(question.nodes)
+        messages: list[Message] = []
+        tensors = None
+        for site in sites:
+            document = TrainRequest(
+                study_digest=self._study.digest,
+                round=question.number,
+                input_digest=question.input_digest,
+                layout=layout,
+                ledger_head=self._heads.last(site),
+            )
+            content = pack(document, question.adapter if tensors is None else None)
+            if tensors is None:
+                tensors = content.array_records[ARRAYS]
+            else:
+                content[ARRAYS] = tensors
+            messages.append(
+                Message(
+                    content,
+                    dst_node_id=question.nodes[site],
+                    message_type=MessageType.TRAIN,
+                    ttl=question.timeout_s + TTL_MARGIN_S,
+                    group_id=str(question.number),
+                )
+            )
+        size = content_bytes(messages[0]) if messages else 0
+        waiting: dict[str, str] = {}
+        for site, sent in zip(sites, list(self._grid.push_messages(messages)), strict=False):
+            if sent:
+                waiting[sent] = site
+                ledger.out[site] = size
+                self._board.site(site, training=True, bytes_out=self._state_of(site, "bytes_out") + size)
+        for site in set(sites) - set(waiting.values()):
+            excluded[site] = Rejection("not-sent", "the hub did not take the message to the site")
+        self._board.run(replies=0)
+        return waiting
+
+    def _pull(self, ids: list[str], end: float) -> list[Message]:
+        """At most `PULL_AT_ONCE` replies that are ready, none after `end`."""
+        for start in range(0, len(ids), PULL_AT_ONCE):
+            if self._clock() >= end:
+                break
+            found = list(self._grid.pull_messages(ids[start : start + PULL_AT_ONCE]))
+            if found:
+                return found
+        return []
+
+    def _asked(self, waiting: dict[str, str], question: RoundQuestion, message: Message) -> str | None:
+        """The site whose open question this answers; None for a second reply, or another round's, or another node's."""
+        identity = message.metadata.reply_to_message_id
+        site = waiting.get(identity)
+        if site is None:
+            return None
+        if not message.has_error() and message.metadata.src_node_id != question.nodes[site]:
+            # Somebody else's reply under this site's question must not cost the site its round.
+            return None
+        del waiting[identity]
+        return site
+
+    def _show(
+        self, number: int, site: str, verdict: Accepted | Rejection, ledger: _Ledger, replies: int
+    ) -> None:
+        counted = isinstance(verdict, Accepted)
+        self._board.site(
+            site,
+            training=False,
+            last_reply_at=datetime.now(UTC),
+            bytes_in=self._state_of(site, "bytes_in") + ledger.back[site],
+            code="ok" if isinstance(verdict, Accepted) else verdict.code,
+            note="" if isinstance(verdict, Accepted) else f"round {number}: {verdict.reason}",
+        )
+        if counted:
+            self._board.run(replies=replies)
+        else:
+            self._board.flush()
+
+    def _state_of(self, site: str, column: str) -> int:
+        return next(int(getattr(s, column)) for s in self._board.state.sites if s.site == site)
+
+
+def content_bytes(message: Message) -> int:
+    """Bytes of a message's tensors and document; 0 for an error. The header around them is a few hundred more."""
+    if message.has_error():
+        return 0
+    content: RecordDict = message.content
+    tensors = sum(len(array.data) for record in content.array_records.values() for array in record.values())
+    return tensors + len(document_of(message))
+
+
+def _late(seconds: float) -> str:
+    return f"no reply within {seconds:g} s"
+
+
+def _straggled(seconds: float) -> str:
+    return f"no reply within {math.ceil(seconds)} s after the quorum had answered"
