@@ -98,6 +98,7 @@ class Readiness:
         waiting = {a.site for a in self._asked.values() if now - a.since < UNANSWERED * self._patience}
         waiting |= {site for site, since in self._last_asked.items() if now - since < self._patience}
         online, nodes = set(self._grid.get_node_ids()), self._nodes()
+        shown = self._board.state
         for site in self._study.sites:
             node = nodes.get(site)
             self._board.site(site, registered=node in online)
@@ -108,7 +109,8 @@ class Readiness:
                 self._board.site(site, configured=False, code=code, note=code.replace("-", " "))
             elif site not in self._ready and site not in waiting:
                 self._send(site, node, now)
-        self._board.flush()
+        if self._board.state != shown:
+            self._board.flush()
 
     def _send(self, site: str, node: int, now: float) -> None:
         document = PrepareRequest(study=self._study.model_dump(mode="json"), study_digest=self._study.digest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -142,7 +143,13 @@ class Consortium:
     nodes: dict[str, int]
     grid: LocalGrid
 
-    def loop(self, on_step: Callable[[str], None] = lambda step: None, **settings: float) -> RoundLoop:
+    def loop(
+        self,
+        on_step: Callable[[str], None] = lambda step: None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+        **settings: float,
+    ) -> RoundLoop:
         """A fresh loop on the same folder, as after a restart."""
         waits = {"poll_s": 0.002, "ask_again_s": 0.05, "ready_timeout_s": 1.0} | settings
         return RoundLoop(
@@ -154,6 +161,9 @@ class Consortium:
             LiveBoard(RunBoard(self.folder), self.study),
             HeadBook(self.folder / "heads"),
             LoopSettings(**waits),
+            clock,
+            sleep,
+            folder=self.folder,
         )
 
     def start(self) -> Arrays:
