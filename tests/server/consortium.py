@@ -23,6 +23,7 @@ from pixcell_core.contracts.study import AdapterSettings, Approval, Study
 from pixcell_core.flower.messages import document_of, pack
 from pixcell_core.trust.keys import SigningKey
 from server.rounds.board import LiveBoard, RunBoard
+from server.rounds.exchange import RoundExchange
 from server.rounds.heads import HeadBook
 from server.rounds.loop import LoopSettings, RoundLoop
 from server.rounds.store import RoundStore
@@ -148,6 +149,7 @@ class Consortium:
         on_step: Callable[[str], None] = lambda step: None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
+        exchange: RoundExchange | None = None,
         **settings: float,
     ) -> RoundLoop:
         """A fresh loop on the same folder, as after a restart."""
@@ -164,6 +166,7 @@ class Consortium:
             clock,
             sleep,
             folder=self.folder,
+            exchange=exchange,
         )
 
     def start(self) -> Arrays:
