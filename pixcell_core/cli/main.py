@@ -19,7 +19,7 @@ GROUP_HELP = {
     "site data": "Slides and tiles: synthesise, add, check, tile, split, show.",
     "site budget": "The privacy ledger of this site.",
     "study": "Studies: the signed documents every site approves.",
-    "run": "Federated rounds: start, watch.",
+    "run": "Federated rounds: start, watch, stop, resume.",
     "hub": "The coordinator's hub that sites connect to.",
     "kit": "Site kits: keys that may join the consortium.",
     "model": "The model: weights in every form, sampling, training, evaluation; and the starter that ships.",

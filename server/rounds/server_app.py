@@ -13,12 +13,12 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from pixcell_core.contracts.canonical import parse_json, read_bounded
+from pixcell_core.contracts.canonical import digest, parse_json, read_bounded
 from pixcell_core.contracts.spool import Arrays, read_arrays
 from pixcell_core.contracts.study import Study
-from pixcell_core.errors import BadInputError, PixcellError
+from pixcell_core.errors import BadInputError, PixcellError, RefusedError
 from server.enrolment.sites import SiteBook
-from server.hub.bundle import FOLDER_KEY, STUDY_KEY
+from server.hub.bundle import FOLDER_KEY, STUDY_KEY, build_bundle
 from server.layout import START_ADAPTER, ServerLayout
 from server.rounds.board import LiveBoard, RunBoard
 from server.rounds.heads import HeadBook
@@ -45,6 +45,7 @@ def run_study(grid: Grid, layout: ServerLayout, study: Study, settings: LoopSett
     live = LiveBoard(board, study)
     book = SiteBook(layout.sites)
     try:
+        require_announced_app(study)
         loop = RoundLoop(
             grid,
             study,
@@ -78,6 +79,16 @@ def run_study(grid: Grid, layout: ServerLayout, study: Study, settings: LoopSett
 
 def _unforeseen(error: BaseException) -> str:
     return f"The round loop failed: {type(error).__name__}. Its trace is in the executor's log."
+
+
+def require_announced_app(study: Study) -> None:
+    """Refuse a study that names another bundle than the hub announces: every site would refuse its rounds."""
+    if study.app_digest is not None and study.app_digest != digest(build_bundle()):
+        raise RefusedError(
+            f"Study {study.id} was made for another release of the coordinator: its app digest is another.",
+            hint="Start it with that release, or create the study again under a new --id; sites approve it anew.",
+            code="app-differs",
+        )
 
 
 def read_nodes(path: Path) -> Mapping[str, int]:

@@ -168,7 +168,7 @@ def test_the_grace_does_not_begin_below_the_quorum(consortium_of: Callable[..., 
         else [reply]
     )
     loop = consortium.loop(clock=lambda: hours.now, sleep=hours.sleep, poll_s=1.0, ready_timeout_s=900.0)
-    with pytest.raises(QuorumError, match="counts 1 sites.*no reply within 100 s"):
+    with pytest.raises(QuorumError, match=r"counts 1 sites.*no reply within 100 s"):
         loop.run(consortium.start())
     assert hours.now >= 100.0
 
