@@ -77,7 +77,7 @@ def require_success(layout: ServerLayout, state: RunState) -> RunState:
 
 @contextmanager
 def _display() -> Iterator[Callable[[RunShown], None]]:
-    if not sys.stderr.isatty():
+    if not _is_terminal():
         yield _Lines()
         return
     from rich.console import Console
@@ -86,6 +86,10 @@ def _display() -> Iterator[Callable[[RunShown], None]]:
     # The result is printed when it is over: what was shown meanwhile leaves the screen.
     with Live(console=Console(stderr=True), refresh_per_second=4, transient=True) as live:
         yield lambda shown: live.update(shown.render())
+
+
+def _is_terminal() -> bool:
+    return sys.stderr.isatty()
 
 
 class _Lines:
