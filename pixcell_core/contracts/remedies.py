@@ -25,6 +25,7 @@ REMEDIES: Mapping[str, str] = {
     # The coordinator's view of a site that was not asked, or did not answer in time.
     "not-enrolled": "Enrol the site: it runs `pixcell site enroll` and sends its request.",
     "not-connected": _NETWORK,
+    "not-seen": "Send the site its invitation; its approval is seen when a run is started and the site is connected.",
     "not-ready": "See what the site lacks with `pixcell run watch`; it is asked again in the next round.",
     "not-sent": "The hub did not take the message. See the hub's log; the site is asked again in the next round.",
     "deadline": "Ask the site how long a round takes there; a new study may give a longer --round-timeout.",
