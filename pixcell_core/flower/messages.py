@@ -46,4 +46,5 @@ def decode_array(data: bytes, shape: tuple[int, ...]) -> npt.NDArray[np.float32]
     if claimed != shape or dtype != np.dtype("<f4") or len(data) - stream.tell() != wanted:
         raise ValueError("the array is not what its header says")
     flat = np.frombuffer(data, dtype="<f4", offset=stream.tell())
-    return flat.reshape(shape, order="F" if fortran else "C").astype(np.float32)
+    # A view of the message's own bytes, read-only.
+    return flat.reshape(shape, order="F" if fortran else "C").astype(np.float32, copy=False)

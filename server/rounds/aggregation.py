@@ -3,9 +3,10 @@
 Weights by patient count would tell the count, and so would a weight that depends on anything measured at a site.
 
 Results do not depend on the order in which replies arrive, to the last bit: a round that was asked again after a
-crash must give the same adapter. The mean adds integers, and the other two rules read the sites in order of name.
+crash must give the same adapter. The mean adds multiples of a fixed step, and the other two rules read the sites in
+order of name.
 
-Memory: the mean holds one integer per coordinate, however many sites there are. Trimmed mean and median need all
+Memory: the mean holds one number per coordinate, however many sites there are. Trimmed mean and median need all
 replies of a coordinate at once; they keep the updates in files and hold a block of coordinates of all sites, at most
 `BLOCK_BYTES`, and the result.
 """
@@ -20,7 +21,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from pixcell_core.contracts.study import AggregationSettings
+from pixcell_core.contracts.study import Study
 
 Flat = npt.NDArray[np.float32]
 """All tensors of an update end to end, in the order of their names: shape (d,)."""
@@ -33,10 +34,6 @@ BLOCK = 1 << 15
 
 BLOCK_BYTES = 32 * 1024 * 1024
 """What trimmed mean and median hold of the replies at once."""
-
-_SUM_BITS = 62
-_SITE_BITS = 10
-"""A study names at most 1000 sites: their sum needs ten bits more than one update."""
 
 _SMALLEST = -148
 """float32 knows nothing below 2^-149: a smaller bound needs no finer grid."""
@@ -60,43 +57,44 @@ class Aggregator(Protocol):
 
 
 class StreamingMean:
-    """Adds updates one by one as integers on a fixed grid and forgets each.
+    """Adds updates one by one on a fixed grid and forgets each.
 
-    No coordinate of an update passes `bound`, its public L2 bound, so the grid of `bound` x 2^-52 (rounded up to a
-    power of two) holds a sum of 1000 updates in 63 bits. Integers add up to the same sum in any order, which floating
-    point does not. A coordinate is off by at most half a step, 2^-53 of the bound; float32 itself is coarser above
-    2^-29 of it.
+    No coordinate of an update passes `bound`, its public L2 bound. Every value is first rounded to a multiple of
+    `step` = 2^(e+k-52), where 2^e is the bound and 2^k the number of sites, both rounded up: the sum of all sites is
+    then below 2^52 steps, float64 adds such numbers without an error, and so the order does not matter. A coordinate
+    is off by at most half a step: for 8 sites 2^-50 of the bound, where float32 itself is coarser above 2^-26 of it.
     """
 
-    def __init__(self, size: int, bound: float) -> None:
-        self._exponent = max(math.frexp(bound)[1], _SMALLEST) - (_SUM_BITS - _SITE_BITS)
-        self._sum = np.zeros(size, dtype=np.int64)
+    def __init__(self, size: int, bound: float, sites: int) -> None:
+        self._sites = sites
+        bits = max(1, (sites - 1).bit_length())
+        step = math.ldexp(1.0, max(math.frexp(bound)[1], _SMALLEST) + bits - 52)
+        # What is below half a step falls off when this is added, and taking it away again is exact.
+        self._rounder = 1.5 * 2.0**52 * step
+        self._sum = np.zeros(size, dtype=np.float64)
         self._wide = np.empty(min(BLOCK, size), dtype=np.float64)
-        self._whole = np.empty(min(BLOCK, size), dtype=np.int64)
         self.count = 0
 
     def add(self, site: str, update: Flat) -> None:
         """Add one screened update; `ValueError` where screening was left out."""
         if update.shape != self._sum.shape:
             raise ValueError("an update of another shape reached the sum: screening was left out")
-        if self.count >= 1 << _SITE_BITS:
-            raise ValueError("more updates than a study has sites")
-        scale = math.ldexp(1.0, -self._exponent)
+        if self.count >= self._sites:
+            raise ValueError("more updates than the study has sites")
         for start in range(0, update.size, BLOCK):
             part = update[start : start + BLOCK]
-            wide, whole = self._wide[: part.size], self._whole[: part.size]
-            np.multiply(part, scale, out=wide, dtype=np.float64)
-            np.rint(wide, out=wide)
-            np.copyto(whole, wide, casting="unsafe")
-            self._sum[start : start + BLOCK] += whole
+            wide, total = self._wide[: part.size], self._sum[start : start + BLOCK]
+            np.copyto(wide, part)
+            wide += self._rounder
+            wide -= self._rounder
+            total += wide
         self.count += 1
 
     def result(self) -> Aggregate:
-        """The mean."""
+        """The mean. Nothing can be added afterwards."""
         if self.count == 0:
             raise ValueError("there is no mean of nothing")
-        mean = self._sum.astype(np.float64)
-        mean *= math.ldexp(1.0, self._exponent)
+        mean, self._sum = self._sum, np.empty(0)
         mean /= self.count
         return mean
 
@@ -180,10 +178,11 @@ def trimmed(trim: float, sites: int) -> int:
     return min(math.floor(trim * sites + 1e-9), (sites - 1) // 2)
 
 
-def make_aggregator(settings: AggregationSettings, size: int, bound: float, spill: Path) -> Aggregator:
+def make_aggregator(study: Study, size: int, bound: float, spill: Path) -> Aggregator:
     """What the study's rule asks for. `size` is d, `bound` the public L2 bound of an update, `spill` a folder of its own."""
+    settings = study.aggregation
     if settings.rule == "median":
         return CoordinateMedian(size, spill)
     if settings.rule == "trimmed-mean":
         return TrimmedMean(size, spill, settings.trim)
-    return StreamingMean(size, bound)
+    return StreamingMean(size, bound, len(study.sites))

@@ -126,7 +126,7 @@ class PlainExchange:
             bound,
             rank=self._study.adapter.rank,
         )
-        aggregator = make_aggregator(self._study.aggregation, question.size, bound, self._spill)
+        aggregator = make_aggregator(self._study, question.size, bound, self._spill)
         try:
             excluded: dict[str, Rejection] = {}
             included: set[str] = set()

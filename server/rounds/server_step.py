@@ -50,16 +50,22 @@ def server_step(
         if any(moment.shape != flat.shape for moment in moments.values()):
             raise _unfit()
     rate = settings.server_learning_rate
+    wide = np.empty(min(BLOCK, flat.size), dtype=np.float64)
     for start in range(0, flat.size, BLOCK):
         part = slice(start, start + BLOCK)
         delta = update[part]
         if moments is None:
-            flat[part] = flat[part].astype(np.float64) + rate * delta
-            continue
-        moments[FIRST][part] = BETA_1 * moments[FIRST][part].astype(np.float64) + (1.0 - BETA_1) * delta
-        moments[SECOND][part] = BETA_2 * moments[SECOND][part].astype(np.float64) + (1.0 - BETA_2) * delta**2
-        first, second = (moments[name][part].astype(np.float64) for name in (FIRST, SECOND))
-        flat[part] = flat[part].astype(np.float64) + rate * first / (np.sqrt(second) + TAU)
+            step = wide[: delta.size]
+            np.multiply(delta, rate, out=step)
+        else:
+            first = BETA_1 * moments[FIRST][part].astype(np.float64) + (1.0 - BETA_1) * delta
+            second = BETA_2 * moments[SECOND][part].astype(np.float64) + (1.0 - BETA_2) * delta**2
+            moments[FIRST][part], moments[SECOND][part] = first, second
+            # From the kept numbers, not from those before rounding: a restart has only these.
+            step = rate * moments[FIRST][part].astype(np.float64)
+            step /= np.sqrt(moments[SECOND][part].astype(np.float64)) + TAU
+        step += flat[part]
+        flat[part] = step
     return Stepped(unflatten(flat, shapes), moments)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from pixcell_core.errors import BadInputError
 from server.rounds import aggregation
 from server.rounds.aggregation import Aggregator, StreamingMean, make_aggregator, trimmed
 from server.rounds.server_step import BETA_1, BETA_2, TAU, server_step
+from tests.server.consortium import make_study
 from tests.server.local_grid import LocalGrid
 
 SIZE = 1003
+SITES = tuple(f"s{i}" for i in range(10))
 RULES = {
     "mean": {"rule": "mean"},
     "median": {"rule": "median"},
@@ -39,8 +42,8 @@ def updates(count: int, size: int = SIZE, seed: int = 0) -> list[np.ndarray[Any,
 
 def taken(rule: str, given: dict[str, np.ndarray[Any, Any]], spill: Path) -> np.ndarray[Any, Any]:
     """The aggregate of updates in the order of `given`."""
-    settings = AggregationSettings.model_validate(RULES[rule])
-    aggregator: Aggregator = make_aggregator(settings, SIZE, 1e5, spill)
+    study = make_study(aggregation=RULES[rule], sites=SITES)
+    aggregator: Aggregator = make_aggregator(study, SIZE, 1e5, spill)
     for site, update in given.items():
         aggregator.add(site, update)
     found = aggregator.result()
@@ -62,7 +65,7 @@ def test_each_rule_is_its_closed_form(tmp_path: Path, rule: str, count: int) -> 
     else:
         cut = count // 5
         wanted = np.sort(stack, axis=0)[cut : count - cut].mean(axis=0)
-    np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e5 * 2.0**-51)
+    np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e5 * 2.0**-48)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -86,18 +89,37 @@ def test_a_floating_point_sum_would_depend_on_the_order() -> None:
 
 def test_a_thousand_updates_at_the_bound_do_not_overflow() -> None:
     bound = 3.0
-    mean = StreamingMean(2, bound)
+    mean = StreamingMean(2, bound, 1000)
     for number in range(1000):
         mean.add(f"s{number}", np.array([bound, -bound], dtype=np.float32))
     assert mean.result().tolist() == [bound, -bound]
 
 
+@pytest.mark.parametrize("sites", [1, 2, 3, 8, 9, 1000])
+def test_sums_on_the_grid_are_exact(sites: int) -> None:
+    """Against integers of any length: every value is a multiple of the step, and no sum loses a bit."""
+    rng = np.random.default_rng(sites)
+    given = [rng.uniform(-1.0, 1.0, 200).astype(np.float32) for _ in range(sites)]
+    mean = StreamingMean(200, 1.0, sites)
+    for number, update in enumerate(given):
+        mean.add(f"s{number}", update)
+    # frexp(1.0) is (0.5, 1): the bound is rounded up to 2.
+    step = Fraction(2) ** (1 + max(1, (sites - 1).bit_length()) - 52)
+    found = mean.result()
+    for column in range(200):
+        exact = sum(round(Fraction(float(u[column])) / step) for u in given) * step / sites
+        assert found[column] == float(exact)
+    with pytest.raises(ValueError, match="more updates"):
+        for _ in range(2):
+            mean.add("one-more", np.empty(0, dtype=np.float32))
+
+
 @pytest.mark.parametrize("bound", [1e-300, 1e-30, 1.0, 1e38, 1e300])
 def test_any_bound_a_study_may_state_makes_a_grid(bound: float) -> None:
     value = np.float32(min(bound, 1e38) / 2)
-    mean = StreamingMean(1, bound)
+    mean = StreamingMean(1, bound, 3)
     mean.add("a", np.array([value], dtype=np.float32))
-    assert mean.result()[0] == pytest.approx(float(value), rel=1e-9, abs=bound * 2.0**-52)
+    assert mean.result()[0] == pytest.approx(float(value), rel=1e-9, abs=bound * 2.0**-50)
 
 
 def test_blocks_of_any_width_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,8 +133,7 @@ def test_blocks_of_any_width_are_the_same(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("rule", RULES)
 def test_what_screening_should_have_stopped_is_not_added(tmp_path: Path, rule: str) -> None:
-    settings = AggregationSettings.model_validate(RULES[rule])
-    aggregator = make_aggregator(settings, 4, 1.0, tmp_path / "spill")
+    aggregator = make_aggregator(make_study(aggregation=RULES[rule]), 4, 1.0, tmp_path / "spill")
     with pytest.raises(ValueError, match="nothing"):
         aggregator.result()
     with pytest.raises(ValueError, match="another shape"):

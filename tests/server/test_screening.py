@@ -18,7 +18,7 @@ from pixcell_core.contracts.round import ARRAYS, FLAT, TrainReply
 from pixcell_core.contracts.spool import Arrays
 from pixcell_core.flower.messages import document_of, pack
 from server.rounds.loop import QuorumError
-from server.rounds.screening import flat_norm
+from server.rounds.screening import flat_norm, surely_shorter
 from tests.server.consortium import SHAPES, Consortium, update_of
 
 FIRST = next(iter(SHAPES))
@@ -173,6 +173,21 @@ def test_the_norm_in_blocks_is_the_norm(values: list[float]) -> None:
     assert math.isfinite(found) == finite
     if finite:
         assert found == pytest.approx(float(np.linalg.norm(flat.astype(np.float64))), rel=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-13, 1e-6, 1.0, 1e15, 1e19])
+@pytest.mark.parametrize("size", [1, 17, 100_000])
+def test_the_quick_look_never_lets_pass_what_is_too_long(scale: float, size: int) -> None:
+    rng = np.random.default_rng(size)
+    flat = (rng.standard_normal(size) * scale).astype(np.float32)
+    length = flat_norm(flat)
+    for bound in (length * 0.5, length * 0.999, length * (1 - 1e-6)):
+        assert not surely_shorter(flat, bound)
+    assert surely_shorter(flat, length * 1.1) or scale < 1e-12 or scale > 1e18
+    flat[-1] = np.nan
+    assert not surely_shorter(flat, length * 1.1)
+    flat[-1] = np.inf
+    assert not surely_shorter(flat, length * 1.1)
 
 
 def test_a_reply_sent_twice_counts_once(consortium_of: Callable[..., Consortium]) -> None:
