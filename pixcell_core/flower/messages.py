@@ -12,18 +12,30 @@ import math
 import numpy as np
 import numpy.typing as npt
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.common.constant import SType
 
 from pixcell_core.contracts.canonical import Document
 from pixcell_core.contracts.round import ARRAYS, CONTROL, DOCUMENT, FLAT, MAX_CONTROL_BYTES
-from pixcell_core.contracts.spool import Arrays, flatten
+from pixcell_core.contracts.spool import Arrays
 
 
 def pack(document: Document, arrays: Arrays | None = None) -> RecordDict:
     """The content of a message."""
-    content = RecordDict({CONTROL: ConfigRecord({DOCUMENT: document.to_bytes().decode("utf-8")})})
+    # Not canonical: nothing signs or digests this text, and a layout of hundreds of tensors is read by every site.
+    content = RecordDict({CONTROL: ConfigRecord({DOCUMENT: document.model_dump_json()})})
     if arrays:
-        content[ARRAYS] = ArrayRecord({FLAT: Array(flatten(arrays))})
+        content[ARRAYS] = ArrayRecord({FLAT: encode_flat(arrays)})
     return content
+
+
+def encode_flat(arrays: Arrays) -> Array:
+    """All tensors end to end, in the order of their names, as Flower encodes one tensor; copied once instead of thrice."""
+    parts = [np.ascontiguousarray(arrays[name], dtype="<f4").reshape(-1) for name in sorted(arrays)]
+    size = sum(part.size for part in parts)
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (size,)})
+    data = b"".join([header.getvalue(), *(part.view(np.uint8).data for part in parts)])
+    return Array(dtype="float32", shape=(size,), stype=SType.NUMPY, data=data)
 
 
 def document_of(message: Message) -> bytes:

@@ -114,12 +114,13 @@ class PlainExchange:
     ) -> None:
         self._grid, self._study, self._heads, self._board = grid, study, heads, board
         self._spill, self._poll_s, self._clock, self._sleep = spill, poll_s, clock, sleep
+        self._study_digest = study.digest
 
     def collect(self, question: RoundQuestion, between: Callable[[], None]) -> RoundOutcome:
         """Ask all sites at once and take replies until all are there, the deadline, or the end of the grace."""
         bound = self._study.update_norm_bound(question.size)
         expected = Expected(
-            self._study.digest,
+            self._study_digest,
             question.number,
             question.input_digest,
             question.shapes,
@@ -150,7 +151,9 @@ class PlainExchange:
                         included.add(site)
                     else:
                         excluded[site] = verdict
-                    self._show(question.number, site, verdict, ledger, len(included))
+                    self._show(question.number, site, verdict, ledger)
+                if found:
+                    self._board.run(replies=len(included))
                 if (
                     not graced
                     and self._study.straggler_rule == "grace"
@@ -187,7 +190,7 @@ class PlainExchange:
         tensors = None
         for site in sites:
             document = TrainRequest(
-                study_digest=self._study.digest,
+                study_digest=self._study_digest,
                 round=question.number,
                 input_digest=question.input_digest,
                 layout=layout,
@@ -241,22 +244,16 @@ class PlainExchange:
         del waiting[identity]
         return site
 
-    def _show(
-        self, number: int, site: str, verdict: Accepted | Rejection, ledger: _Ledger, replies: int
-    ) -> None:
-        counted = isinstance(verdict, Accepted)
+    def _show(self, number: int, site: str, verdict: Accepted | Rejection, ledger: _Ledger) -> None:
+        rejected = verdict if isinstance(verdict, Rejection) else None
         self._board.site(
             site,
             training=False,
             last_reply_at=datetime.now(UTC),
             bytes_in=self._state_of(site, "bytes_in") + ledger.back[site],
-            code="ok" if isinstance(verdict, Accepted) else verdict.code,
-            note="" if isinstance(verdict, Accepted) else f"round {number}: {verdict.reason}",
+            code=rejected.code if rejected else "ok",
+            note=f"round {number}: {rejected.reason}" if rejected else "",
         )
-        if counted:
-            self._board.run(replies=replies)
-        else:
-            self._board.flush()
 
     def _state_of(self, site: str, column: str) -> int:
         return next(int(getattr(s, column)) for s in self._board.state.sites if s.site == site)

@@ -72,6 +72,7 @@ class RoundLoop:
         `settings` would let a round wait longer than the study says.
         """
         self._study, self._store, self._board = study, store, board
+        self._study_digest = study.digest
         self._settings = settings or LoopSettings()
         self._clock, self._sleep = clock, sleep
         self._timeout = self._settings.timeout_of(study)
@@ -248,7 +249,7 @@ class RoundLoop:
     ) -> CommittedRound:
         record = RoundRecord(
             study_id=self._study.id,
-            study_digest=self._study.digest,
+            study_digest=self._study_digest,
             round=number,
             previous=last.record.digest if last is not None else None,
             adapter_digest=arrays_digest(adapter),

@@ -56,6 +56,7 @@ class Readiness:
         self._grid, self._study, self._sites, self._nodes = grid, study, sites, nodes
         self._board, self._patience, self._clock = board, ask_again_s, clock
         self._approvals = approvals
+        self._digest = study.digest
         self._ready: set[str] = set()
         self._asked: dict[str, _Asked] = {}
         self._codes: dict[str, str] = {}
@@ -113,7 +114,7 @@ class Readiness:
             self._board.flush()
 
     def _send(self, site: str, node: int, now: float) -> None:
-        document = PrepareRequest(study=self._study.model_dump(mode="json"), study_digest=self._study.digest)
+        document = PrepareRequest(study=self._study.model_dump(mode="json"), study_digest=self._digest)
         message = Message(
             pack(document),
             dst_node_id=node,
@@ -147,7 +148,7 @@ class Readiness:
                     "the site's agent could not answer", hint="Its own log says why.", code="no-answer"
                 )
             reply = parse_document(PrepareReply, document_of(message), name="answer")
-            if reply.study_digest != self._study.digest:
+            if reply.study_digest != self._digest:
                 raise RefusedError("the answer is about another study", hint="", code="other-study")
             if not reply.approval:
                 raise RefusedError(plain(reply.reason) or "no approval", hint="", code=reply.code)
