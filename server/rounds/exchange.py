@@ -6,7 +6,6 @@ The loop knows nothing of how replies become an aggregate: it hands over a `Roun
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from pixcell_core.contracts.round import ARRAYS, SiteTraffic, TensorPlace, Train
 from pixcell_core.contracts.spool import Arrays
 from pixcell_core.contracts.study import Study
 from pixcell_core.flower.messages import document_of, pack
-from server.rounds.aggregation import Aggregate, make_aggregator
+from server.rounds.aggregation import Aggregate, Aggregator, make_aggregator
 from server.rounds.board import LiveBoard
 from server.rounds.heads import HeadBook
 from server.rounds.screening import Accepted, Expected, Rejection, screen
@@ -76,10 +75,16 @@ class RoundExchange(Protocol):
 
 
 @dataclass
-class _Ledger:
-    """Bytes and times of the sites of one round, while it goes on."""
+class _Progress:
+    """One round while it goes on: open questions (site per message id), who counts, who does not, bytes and times."""
 
+    question: RoundQuestion
+    expected: Expected
+    aggregator: Aggregator
     began: float
+    waiting: dict[str, str] = field(default_factory=dict)
+    included: set[str] = field(default_factory=set)
+    excluded: dict[str, Rejection] = field(default_factory=dict)
     out: dict[str, int] = field(default_factory=dict)
     back: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -129,61 +134,71 @@ class PlainExchange:
         )
         aggregator = make_aggregator(self._study, question.size, bound, self._spill)
         try:
-            excluded: dict[str, Rejection] = {}
-            included: set[str] = set()
-            ledger = _Ledger(self._clock())
-            waiting = self._send(question, ledger, excluded)
-            end, late = ledger.began + question.timeout_s, Rejection("deadline", _late(question.timeout_s))
-            graced = False
-            while waiting and self._clock() < end:
-                between()
-                found = self._pull(list(waiting), end)
-                for message in found:
-                    site = self._asked(waiting, question, message)
-                    if site is None:
-                        continue
-                    ledger.back[site] = content_bytes(message)
-                    ledger.seconds[site] = round(max(0.0, self._clock() - ledger.began), 1)
-                    verdict = screen(message, expected, self._heads.last(site))
-                    if isinstance(verdict, Accepted):
-                        self._heads.note(site, verdict.ledger_head)
-                        aggregator.add(site, verdict.update)
-                        included.add(site)
-                    else:
-                        excluded[site] = verdict
-                    self._show(question.number, site, verdict, ledger)
-                if found:
-                    self._board.run(replies=len(included))
-                if (
-                    not graced
-                    and self._study.straggler_rule == "grace"
-                    and len(included) >= self._study.quorum
-                ):
-                    graced, grace = True, self._study.straggler_grace_s
-                    if self._clock() + grace < end:
-                        end, late = self._clock() + grace, Rejection("straggler", _straggled(grace))
-                        self._board.run(deadline_at=datetime.now(UTC) + timedelta(seconds=grace))
-                if waiting and not found:
-                    self._sleep(min(self._poll_s, max(0.0, end - self._clock())))
-            for site in waiting.values():
-                excluded[site] = late
+            progress = _Progress(question, expected, aggregator, self._clock())
+            self._send(progress)
+            late = self._wait(progress, between)
+            for site in progress.waiting.values():
+                progress.excluded[site] = late
                 self._board.site(
                     site, training=False, code=late.code, note=f"round {question.number}: {late.reason}"
                 )
             enough = aggregator.count >= self._study.quorum
             return RoundOutcome(
                 aggregator.result() if enough else None,
-                tuple(sorted(included)),
-                excluded,
-                ledger.traffic(),
+                tuple(sorted(progress.included)),
+                progress.excluded,
+                progress.traffic(),
             )
         finally:
             aggregator.close()
 
-    def _send(
-        self, question: RoundQuestion, ledger: _Ledger, excluded: dict[str, Rejection]
-    ) -> dict[str, str]:
-        """Send the round to its sites; returns the site per message id. All messages share one tensor record."""
+    def _wait(self, progress: _Progress, between: Callable[[], None]) -> Rejection:
+        """Take replies as long as the study says; returns what is said of those that did not come."""
+        timeout = progress.question.timeout_s
+        end, late = progress.began + timeout, Rejection("deadline", f"no reply within {timeout:g} s")
+        graced = self._study.straggler_rule != "grace"
+        while progress.waiting and self._clock() < end:
+            between()
+            # Nothing here holds on to a reply: those of the last look are gone before the next ones come.
+            heard = self._take(self._pull(list(progress.waiting), end), progress)
+            if not graced and len(progress.included) >= self._study.quorum:
+                graced, grace = True, self._study.straggler_grace_s
+                if self._clock() + grace < end:
+                    end = self._clock() + grace
+                    late = Rejection(
+                        "straggler", f"no reply within {grace:g} s after the quorum had answered"
+                    )
+                    self._board.run(deadline_at=datetime.now(UTC) + timedelta(seconds=grace))
+            if progress.waiting and not heard:
+                self._sleep(min(self._poll_s, max(0.0, end - self._clock())))
+        return late
+
+    def _take(self, messages: list[Message], progress: _Progress) -> bool:
+        """Screen and add what was pulled; whether anything was."""
+        heard = bool(messages)
+        while messages:
+            message = messages.pop(0)
+            site = self._asked(message, progress)
+            if site is None:
+                continue
+            progress.back[site] = content_bytes(message)
+            progress.seconds[site] = round(max(0.0, self._clock() - progress.began), 1)
+            verdict = screen(message, progress.expected, self._heads.last(site))
+            if isinstance(verdict, Accepted):
+                # On disk before the update counts: a ledger that goes back behind it is met by somebody who remembers.
+                self._heads.note(site, verdict.ledger_head)
+                progress.aggregator.add(site, verdict.update)
+                progress.included.add(site)
+            else:
+                progress.excluded[site] = verdict
+            self._show(site, verdict, progress)
+        if heard:
+            self._board.run(replies=len(progress.included))
+        return heard
+
+    def _send(self, progress: _Progress) -> None:
+        """Send the round to its sites and note the open questions. All messages share one tensor record."""
+        question = progress.question
         layout = tuple(TensorPlace(name=n, shape=question.adapter[n].shape) for n in sorted(question.adapter))
         sites = sorted(question.nodes)
         messages: list[Message] = []
@@ -211,16 +226,14 @@ class PlainExchange:
                 )
             )
         size = content_bytes(messages[0]) if messages else 0
-        waiting: dict[str, str] = {}
         for site, sent in zip(sites, list(self._grid.push_messages(messages)), strict=False):
             if sent:
-                waiting[sent] = site
-                ledger.out[site] = size
+                progress.waiting[sent] = site
+                progress.out[site] = size
                 self._board.site(site, training=True, bytes_out=self._state_of(site, "bytes_out") + size)
-        for site in set(sites) - set(waiting.values()):
-            excluded[site] = Rejection("not-sent", "the hub did not take the message to the site")
+        for site in set(sites) - set(progress.waiting.values()):
+            progress.excluded[site] = Rejection("not-sent", "the hub did not take the message to the site")
         self._board.run(replies=0)
-        return waiting
 
     def _pull(self, ids: list[str], end: float) -> list[Message]:
         """At most `PULL_AT_ONCE` replies that are ready, none after `end`."""
@@ -232,27 +245,27 @@ class PlainExchange:
                 return found
         return []
 
-    def _asked(self, waiting: dict[str, str], question: RoundQuestion, message: Message) -> str | None:
+    def _asked(self, message: Message, progress: _Progress) -> str | None:
         """The site whose open question this answers; None for a second reply, or another round's, or another node's."""
         identity = message.metadata.reply_to_message_id
-        site = waiting.get(identity)
+        site = progress.waiting.get(identity)
         if site is None:
             return None
-        if not message.has_error() and message.metadata.src_node_id != question.nodes[site]:
+        if not message.has_error() and message.metadata.src_node_id != progress.question.nodes[site]:
             # Somebody else's reply under this site's question must not cost the site its round.
             return None
-        del waiting[identity]
+        del progress.waiting[identity]
         return site
 
-    def _show(self, number: int, site: str, verdict: Accepted | Rejection, ledger: _Ledger) -> None:
+    def _show(self, site: str, verdict: Accepted | Rejection, progress: _Progress) -> None:
         rejected = verdict if isinstance(verdict, Rejection) else None
         self._board.site(
             site,
             training=False,
             last_reply_at=datetime.now(UTC),
-            bytes_in=self._state_of(site, "bytes_in") + ledger.back[site],
+            bytes_in=self._state_of(site, "bytes_in") + progress.back[site],
             code=rejected.code if rejected else "ok",
-            note=f"round {number}: {rejected.reason}" if rejected else "",
+            note=f"round {progress.question.number}: {rejected.reason}" if rejected else "",
         )
 
     def _state_of(self, site: str, column: str) -> int:
@@ -266,11 +279,3 @@ def content_bytes(message: Message) -> int:
     content: RecordDict = message.content
     tensors = sum(len(array.data) for record in content.array_records.values() for array in record.values())
     return tensors + len(document_of(message))
-
-
-def _late(seconds: float) -> str:
-    return f"no reply within {seconds:g} s"
-
-
-def _straggled(seconds: float) -> str:
-    return f"no reply within {math.ceil(seconds)} s after the quorum had answered"
