@@ -19,7 +19,7 @@ GROUP_HELP = {
     "site data": "Slides and tiles: synthesise, add, check, tile, split, show.",
     "site budget": "The privacy ledger of this site.",
     "study": "Studies: the signed documents every site approves.",
-    "run": "Runs: central pretraining and federated rounds, started, watched, stopped.",
+    "run": "Runs: central pretraining and federated rounds: start, watch, stop, resume.",
     "hub": "The coordinator's hub that sites connect to.",
     "registry": "The coordinator's database: show, choose, check, copy, upgrade.",
     "kit": "Site kits: keys that may join the consortium.",

@@ -12,6 +12,7 @@ from pydantic import AwareDatetime, Field, StringConstraints
 
 from pixcell_core.contracts.canonical import Digest, Document
 from pixcell_core.contracts.masking import MaskedRequest
+from pixcell_core.contracts.remedies import remedy_of
 from pixcell_core.contracts.study import SiteName, StudyId
 
 ARRAYS = "arrays"
@@ -29,6 +30,9 @@ FLAT = "flat"
 """Name of the one tensor of a message: every tensor of the adapter in the order of its layout, end to end."""
 
 MAX_CONTROL_BYTES = 1 << 20
+
+HISTORY = 100
+"""Committed rounds that a run's state shows: it is rewritten at every change and must stay small."""
 
 Reason = Annotated[str, StringConstraints(max_length=500)]
 RefusalCode = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,60}$")]
@@ -107,6 +111,24 @@ class Exclusion(Document):
     code: RefusalCode
     reason: Reason
 
+    @property
+    def remedy(self) -> str:
+        """What to do about it."""
+        return remedy_of(self.code)
+
+
+class SiteTraffic(Document):
+    """What one round cost one site on the wire, and when its reply was there: quantities the hub sees anyway.
+
+    `bytes_out` went to the site and `bytes_in` came back, without headers. `reply_s` counts from the question, in
+    tenths of a second; replies leave on the study's public grid. None where no reply came.
+    """
+
+    site: SiteName
+    bytes_out: Annotated[int, Field(ge=0)] = 0
+    bytes_in: Annotated[int, Field(ge=0)] = 0
+    reply_s: Annotated[float, Field(ge=0)] | None = None
+
 
 class RoundRecord(Document):
     """One committed round. Chained by digest, so that a missing or altered round is noticed.
@@ -123,12 +145,32 @@ class RoundRecord(Document):
     state_digest: Digest | None = None
     included: tuple[SiteName, ...]
     excluded: tuple[Exclusion, ...]
+    traffic: tuple[SiteTraffic, ...] = ()
     started_at: AwareDatetime
     committed_at: AwareDatetime
 
+    @property
+    def bytes_out(self) -> int:
+        """Bytes sent to all sites."""
+        return sum(site.bytes_out for site in self.traffic)
+
+    @property
+    def bytes_in(self) -> int:
+        """Bytes that came back from all sites."""
+        return sum(site.bytes_in for site in self.traffic)
+
+    @property
+    def seconds(self) -> float:
+        """From the first question to the commit."""
+        return max(0.0, (self.committed_at - self.started_at).total_seconds())
+
 
 class SiteState(Document):
-    """What the coordinator knows of one site of a run; each column may be true without the next."""
+    """What the coordinator knows of one site of a run; each column may be true without the next.
+
+    `code` says why the site did not count when it was last asked ("ok" where it did); `note` says it in words. Bytes
+    are those of all committed rounds and of the round in hand.
+    """
 
     site: SiteName
     registered: bool = False
@@ -137,20 +179,28 @@ class SiteState(Document):
     training: bool = False
     rounds_counted: int = 0
     last_reply_at: AwareDatetime | None = None
+    bytes_out: Annotated[int, Field(ge=0)] = 0
+    bytes_in: Annotated[int, Field(ge=0)] = 0
+    code: RefusalCode = "ok"
     note: Reason = ""
 
 
 class RunState(Document):
-    """The state of a run, rewritten at every change for those who watch it."""
+    """The state of a run, rewritten at every change for those who watch it.
+
+    `history` holds the last `HISTORY` committed rounds; all of them are in the run's store. `replies` counts the sites
+    whose reply counts in the round in hand.
+    """
 
     schema_version: Literal["run/v1"] = "run/v1"
     study_id: StudyId
     study_digest: Digest
-    state: Literal["submitted", "waiting", "running", "completed", "failed"]
+    state: Literal["submitted", "waiting", "running", "completed", "failed", "stopped"]
     reason: Reason = ""
     round: int = 0
     rounds: int
     committed: int = 0
+    replies: int = 0
     process: int | None = None
     started_at: AwareDatetime
     updated_at: AwareDatetime

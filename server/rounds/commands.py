@@ -1,61 +1,36 @@
-"""Commands of runs: `pixcell run start`, `pixcell run watch`."""
+"""Commands of runs: `pixcell run start|watch|stop|resume`."""
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from pydantic import BaseModel
 
 from pixcell_core.cli.contract import FormatOption, OutputFormat, command, emit_note
 from pixcell_core.cli.main import group
-from pixcell_core.errors import ConnectionFailedError, RefusedError, TimedOutError
+from pixcell_core.errors import ConnectionFailedError, RefusedError
 from server.pretraining import options as pretraining
 
 if TYPE_CHECKING:
-    from pixcell_core.contracts.round import RunState
     from server.layout import ServerLayout
-    from server.pretraining.phase import JobShown
+    from server.rounds.requests import LoopSettings, When
 
 DirOption = Annotated[Path, typer.Option("--dir", help="The coordinator's folder.")]
-POLL_S = 0.3
-SAY_EVERY_S = 5.0
-
-
-class RunShown(BaseModel):
-    """A run as it stands, with the folder of its committed rounds."""
-
-    folder: Path
-    adapter: Path | None
-    run: dict[str, Any]
-
-    def render(self) -> Any:
-        """A table with one row per site."""
-        from rich.table import Table
-
-        run = self.run
-        table = Table(
-            title=f"{run['study_id']}: {run['state']}, {run['committed']} of {run['rounds']} rounds committed",
-            caption=run["reason"] or None,
-        )
-        for column in (
-            "site",
-            "registered",
-            "approved",
-            "configured",
-            "training",
-            "rounds",
-            "last reply",
-            "note",
-        ):
-            table.add_column(column)
-        for site in run["sites"]:
-            marks = ["yes" if site[c] else "no" for c in ("registered", "approved", "configured", "training")]
-            last = (site["last_reply_at"] or "")[11:19]
-            table.add_row(site["site"], *marks, str(site["rounds_counted"]), last, site["note"])
-        return table
+StudyArgument = Annotated[str, typer.Argument(help="Id of the study, or name of a pretraining job.")]
+WaitOption = Annotated[
+    bool,
+    typer.Option("--wait", help="Wait for the end; exit 1 if it fails or is stopped, 3 after --timeout."),
+]
+TimeoutOption = Annotated[float, typer.Option(help="Seconds to wait with --wait.")]
+ReadyOption = Annotated[float, typer.Option(help="Seconds the sites have to become ready.", min=0.0)]
+PollOption = Annotated[float, typer.Option(help="Seconds between the loop's looks at replies.", min=0.001)]
+RoundTimeoutOption = Annotated[
+    float | None,
+    typer.Option(help="Seconds a round waits in this run, at most what the study says (its default)."),
+]
+DAY_S = 86_400.0
 
 
 def register(root: typer.Typer) -> None:
@@ -65,14 +40,13 @@ def register(root: typer.Typer) -> None:
     @run.command("start")
     @command
     def start(
-        study_id: Annotated[str, typer.Argument(help="Id of the study.")],
+        study_id: StudyArgument,
         folder: DirOption,
-        wait: Annotated[
-            bool, typer.Option("--wait", help="Wait for the end; exit 1 if it fails, 3 after --timeout.")
-        ] = False,
-        timeout: Annotated[float, typer.Option(help="Seconds to wait with --wait.")] = 86_400.0,
-        ready_timeout: Annotated[float, typer.Option(help="Seconds the sites have to become ready.")] = 180.0,
-        poll: Annotated[float, typer.Option(help="Seconds between the loop's looks at replies.")] = 0.2,
+        wait: WaitOption = False,
+        timeout: TimeoutOption = DAY_S,
+        ready_timeout: ReadyOption = 180.0,
+        round_timeout: RoundTimeoutOption = None,
+        poll: PollOption = 0.2,
         phase: pretraining.PhaseOption = None,
         tiles: pretraining.TilesOption = None,
         draw: pretraining.DrawOption = None,
@@ -89,10 +63,10 @@ def register(root: typer.Typer) -> None:
         stuck_after: pretraining.StuckOption = None,
         restarts: pretraining.RestartsOption = None,
         format: FormatOption = OutputFormat.TEXT,
-    ) -> RunShown | JobShown:
+    ) -> BaseModel:
         """Start a study's rounds, or go on after the last committed one; or a job of central pretraining."""
-        from server.layout import ServerLayout
         from server.pretraining.phase import is_pretraining, start_job
+        from server.rounds.requests import LoopSettings
 
         job = {
             "tiles": tiles,
@@ -112,63 +86,117 @@ def register(root: typer.Typer) -> None:
         }
         if is_pretraining(phase, job):
             return start_job(folder, study_id, job, wait=wait, timeout=timeout)
-        layout = ServerLayout(folder.absolute()).check()
-        _submit(layout, study_id, {"poll_s": poll, "ready_timeout_s": ready_timeout})
-        return _show(
-            layout, study_id, _follow(layout, study_id, timeout) if wait else _read(layout, study_id)
-        )
+        settings = LoopSettings(poll_s=poll, ready_timeout_s=ready_timeout, round_timeout_s=round_timeout)
+        return _begin(_layout(folder), study_id, settings, wait, timeout)
 
-    @run.command("watch")
+    @run.command("resume")
     @command
-    def watch(
-        study_id: Annotated[str, typer.Argument(help="Id of the study.")],
+    def resume(
+        study_id: StudyArgument,
         folder: DirOption,
-        once: Annotated[bool, typer.Option("--once", help="Show the state and leave.")] = False,
-        timeout: Annotated[float, typer.Option(help="Seconds to watch.")] = 86_400.0,
-        phase: pretraining.PhaseOption = None,
+        wait: WaitOption = False,
+        timeout: TimeoutOption = DAY_S,
+        ready_timeout: ReadyOption = 180.0,
+        round_timeout: RoundTimeoutOption = None,
+        poll: PollOption = 0.2,
         format: FormatOption = OutputFormat.TEXT,
-    ) -> RunShown | JobShown:
-        """Watch a run to its end: a row per site, what each lacks, and why a site did not count."""
-        from server.layout import ServerLayout
-        from server.pretraining.phase import watch_job, watches_job
+    ) -> BaseModel:
+        """Go on with a run that was stopped or failed, after its last committed round."""
+        from server.rounds.requests import LoopSettings
 
-        if watches_job(folder, study_id, phase):
-            return watch_job(folder, study_id, once=once, timeout=timeout)
-        layout = ServerLayout(folder.absolute()).check()
-        return _show(
-            layout, study_id, _read(layout, study_id) if once else _follow(layout, study_id, timeout)
-        )
+        layout = _layout(folder)
+        _say_where(layout, study_id)
+        settings = LoopSettings(poll_s=poll, ready_timeout_s=ready_timeout, round_timeout_s=round_timeout)
+        return _begin(layout, study_id, settings, wait, timeout)
 
     @run.command("stop")
     @command
     def stop(
-        name: Annotated[str, typer.Argument(help="Name of the pretraining job.")],
+        study_id: StudyArgument,
         folder: DirOption,
+        after_round: Annotated[
+            bool, typer.Option("--after-round", help="Let the round in hand be committed first.")
+        ] = False,
+        wait: Annotated[bool, typer.Option(help="Wait until it has stopped; exit 3 after --timeout.")] = True,
+        timeout: Annotated[float, typer.Option(help="Seconds to wait for it.")] = 3600.0,
+        phase: pretraining.PhaseOption = None,
         now: Annotated[
-            bool, typer.Option("--now", help="At once: the steps since the last checkpoint are done again.")
+            bool,
+            typer.Option("--now", help="A pretraining job: at once, not after its next checkpoint."),
         ] = False,
         format: FormatOption = OutputFormat.TEXT,
-    ) -> JobShown:
-        """End a pretraining job after its next checkpoint; start it again to go on from there."""
-        from server.pretraining.phase import stop_job
+    ) -> BaseModel:
+        """Stop a run or a pretraining job. Committed rounds and checkpoints are kept; start or resume it to go on."""
+        from server.pretraining.phase import stop_job, watches_job
 
-        return stop_job(folder, name, now=now)
+        if watches_job(folder, study_id, phase):
+            return stop_job(folder, study_id, now=now)
+        layout = _layout(folder)
+        return _stop(layout, study_id, "after-round" if after_round else "now", wait, timeout)
+
+    @run.command("watch")
+    @command
+    def watch(
+        study_id: StudyArgument,
+        folder: DirOption,
+        once: Annotated[bool, typer.Option("--once", help="Show the state and leave.")] = False,
+        timeout: Annotated[float, typer.Option(help="Seconds to watch.")] = DAY_S,
+        phase: pretraining.PhaseOption = None,
+        format: FormatOption = OutputFormat.TEXT,
+    ) -> BaseModel:
+        """Watch a run to its end: a row per site, what each lacks, why a site did not count and what to do."""
+        from server.pretraining.phase import watch_job, watches_job
+        from server.rounds.run_view import show_run
+        from server.rounds.watching import follow, read_run, require_success
+
+        if watches_job(folder, study_id, phase):
+            return watch_job(folder, study_id, once=once, timeout=timeout)
+        layout = _layout(folder)
+        if once:
+            state = read_run(layout, study_id)
+        else:
+            state = follow(layout, study_id, timeout)
+            if state.state == "failed":
+                require_success(layout, state)
+        return show_run(layout.run(study_id), state)
 
 
-def _submit(layout: ServerLayout, study_id: str, loop: dict[str, float]) -> None:
-    import json
+def _layout(folder: Path) -> ServerLayout:
+    from server.layout import ServerLayout
+
+    return ServerLayout(folder.absolute()).check()
+
+
+def _begin(
+    layout: ServerLayout, study_id: str, settings: LoopSettings, wait: bool, timeout: float
+) -> BaseModel:
+    from server.rounds.run_view import show_run
+    from server.rounds.watching import follow, read_run, require_success
+
+    _submit(layout, study_id, settings)
+    state = follow(layout, study_id, timeout) if wait else read_run(layout, study_id)
+    if wait:
+        require_success(layout, state)
+    return show_run(layout.run(study_id), state)
+
+
+def _submit(layout: ServerLayout, study_id: str, settings: LoopSettings) -> None:
+    from datetime import UTC, datetime
 
     from pixcell_core.contracts.atomic import write_atomically
     from server.rounds.board import UNFINISHED, RunBoard
+    from server.rounds.requests import StopRequest
     from server.studies.book import StudyBook
 
     study = StudyBook(layout.registry()).get(study_id)
-    if not layout.ready.is_file():
-        raise ConnectionFailedError(
-            "The hub is not running.",
-            hint=f"Start it: pixcell hub start --dir {layout.root}",
-            code="hub-down",
+    settings.timeout_of(study)
+    if datetime.now(UTC) >= study.expires_at:
+        raise RefusedError(
+            f"Study {study_id} expired on {study.expires_at:%Y-%m-%d %H:%M} UTC; no site may train it any more.",
+            hint="Create a new study with a later end (--days) under a new --id; sites approve it anew.",
+            code="study-expired",
         )
+    require_hub(layout)
     board = RunBoard(layout.registry(), study_id)
     before = board.read()
     if before is not None and before.state in UNFINISHED and before.state != "submitted":
@@ -177,75 +205,55 @@ def _submit(layout: ServerLayout, study_id: str, loop: dict[str, float]) -> None
             hint=f"Watch it: pixcell run watch {study_id} --dir {layout.root}",
             code="run-active",
         )
-    write_atomically(layout.run(study_id) / "loop.json", json.dumps(loop).encode())
+    StopRequest(layout.run(study_id)).clear()
+    settings.write(layout.run(study_id))
     board.submit(study)
     write_atomically(layout.requests / f"{study_id}.json", b"{}")
 
 
-def _read(layout: ServerLayout, study_id: str) -> RunState:
-    from server.rounds.board import RunBoard
-
-    state = RunBoard(layout.registry(), study_id).read()
-    if state is None:
-        raise RefusedError(
-            f"No run of {study_id} was started.",
-            hint=f"Start it: pixcell run start {study_id} --dir {layout.root}",
-            code="no-run",
+def require_hub(layout: ServerLayout) -> None:
+    """Refuse with a hint where no hub runs on this folder."""
+    if not layout.ready.is_file():
+        raise ConnectionFailedError(
+            "The hub is not running.",
+            hint=f"Start it: pixcell hub start --dir {layout.root}",
+            code="hub-down",
         )
-    return state
 
 
-def _show(layout: ServerLayout, study_id: str, state: RunState) -> RunShown:
-    place = layout.run(study_id) / "rounds" / f"{state.committed:05d}" / "adapter.safetensors"
-    return RunShown(
-        folder=layout.run(study_id),
-        adapter=place if place.is_file() else None,
-        run=state.model_dump(mode="json"),
+def _say_where(layout: ServerLayout, study_id: str) -> None:
+    """Tell where a run goes on; refuse where there is nothing to go on with."""
+    from server.rounds.watching import read_run
+
+    state = read_run(layout, study_id)
+    if state.state == "completed":
+        raise RefusedError(
+            f"The run of {study_id} is complete: all {state.rounds} rounds are committed.",
+            hint="More rounds are another study, which the sites approve anew.",
+            code="run-completed",
+        )
+    emit_note(
+        f"{study_id} was {state.state} after {state.committed} of {state.rounds} rounds; it goes on with round "
+        f"{min(state.committed + 1, state.rounds)}. A site that has trained this round already sends the same update "
+        "and charges nothing."
     )
 
 
-def _follow(layout: ServerLayout, study_id: str, timeout: float) -> RunState:
+def _stop(layout: ServerLayout, study_id: str, when: When, wait: bool, timeout: float) -> BaseModel:
     from server.rounds.board import UNFINISHED
+    from server.rounds.requests import StopRequest
+    from server.rounds.run_view import show_run
+    from server.rounds.watching import follow, read_run
 
-    began = time.monotonic()
-    end, said, last_line = began + timeout, 0.0, ""
-    while True:
-        state = _read(layout, study_id)
-        line = _line(state)
-        now = time.monotonic()
-        if line != last_line or now - said > SAY_EVERY_S:
-            emit_note(line if line != last_line else f"{state.state}: no change, {now - began:.0f} s")
-            said, last_line = now, line
-        if state.state not in UNFINISHED:
-            break
-        if not layout.ready.is_file():
-            raise ConnectionFailedError(
-                "The hub stopped while the run was going on.",
-                hint="Start the hub and the run again: committed rounds are kept.",
-                code="hub-down",
-            )
-        if now > end:
-            raise TimedOutError(
-                f"The run of {study_id} is not finished after {timeout:g} s; it goes on.",
-                hint=f"Watch it: pixcell run watch {study_id} --dir {layout.root}",
-            )
-        time.sleep(POLL_S)
-    if state.state == "failed":
+    state = read_run(layout, study_id)
+    if state.state not in UNFINISHED:
         raise RefusedError(
-            f"The run of {study_id} failed after {state.committed} committed rounds: {state.reason}",
-            hint=f"See each site: pixcell run watch {study_id} --once --dir {layout.root}",
-            code="run-failed",
+            f"The run of {study_id} is not going on: it is {state.state}.",
+            hint=f"See it: pixcell run watch {study_id} --once --dir {layout.root}",
+            code="run-not-active",
         )
-    return state
-
-
-def _line(state: RunState) -> str:
-    marks = []
-    for site in state.sites:
-        step = next(
-            (c for c in ("training", "configured", "approved", "registered") if getattr(site, c)), "unknown"
-        )
-        marks.append(f"{site.site} {step}" + (f" ({site.note})" if site.note else ""))
-    return (
-        f"{state.state}: round {state.round}/{state.rounds}, {state.committed} committed; {', '.join(marks)}"
-    )
+    require_hub(layout)
+    StopRequest(layout.run(study_id)).ask(when)
+    if wait:
+        state = follow(layout, study_id, timeout)
+    return show_run(layout.run(study_id), state)

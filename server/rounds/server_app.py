@@ -6,23 +6,24 @@ so the coordinator needs no torch: names and shapes were read from the base mode
 
 from __future__ import annotations
 
-import json
+import errno
 from collections.abc import Mapping
 from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from pixcell_core.contracts.canonical import parse_json, read_bounded
+from pixcell_core.contracts.canonical import digest, parse_json, read_bounded
 from pixcell_core.contracts.spool import Arrays, read_arrays
 from pixcell_core.contracts.study import Study
-from pixcell_core.errors import BadInputError, PixcellError
+from pixcell_core.errors import BadInputError, PixcellError, RefusedError
 from server.enrolment.sites import SiteBook
-from server.hub.bundle import FOLDER_KEY, STUDY_KEY
+from server.hub.bundle import FOLDER_KEY, STUDY_KEY, build_bundle
 from server.layout import START_ADAPTER, ServerLayout
 from server.rounds.board import LiveBoard, RunBoard
 from server.rounds.heads import HeadBook
-from server.rounds.loop import LoopSettings, RoundLoop
+from server.rounds.loop import RoundLoop
+from server.rounds.requests import LoopSettings
 from server.rounds.store import RoundStore
 from server.studies.book import StudyBook
 
@@ -39,11 +40,13 @@ def main(grid: Grid, context: Context) -> None:
 
 def run_study(grid: Grid, layout: ServerLayout, study: Study, settings: LoopSettings | None = None) -> None:
     """Run `study` on `grid` with the coordinator's folder; the board tells how it ends, whatever happens."""
-    folder, registry = layout.run(study.id), layout.registry()
+    folder = layout.run(study.id)
+    registry = layout.registry()
     board = RunBoard(registry, study.id)
     live = LiveBoard(board, study)
     book = SiteBook(registry)
     try:
+        require_announced_app(study)
         loop = RoundLoop(
             grid,
             study,
@@ -52,17 +55,41 @@ def run_study(grid: Grid, layout: ServerLayout, study: Study, settings: LoopSett
             RoundStore(registry, folder, study),
             live,
             HeadBook(registry),
-            settings or read_loop_settings(folder),
+            settings or LoopSettings.read(folder),
+            folder=folder,
         )
         loop.run(read_start(folder))
     except PixcellError as error:
         board.fail_if_unfinished(f"{error.message} {error.hint}")
         raise
-    except BaseException as error:
-        board.fail_if_unfinished(
-            f"The round loop failed: {type(error).__name__}. Its trace is in the executor's log."
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            board.fail_if_unfinished(_unforeseen(error))
+            raise
+        full = PixcellError(
+            f"The disk of {layout.root} is full.",
+            hint=f"Make room, then: pixcell run resume {study.id}. Committed rounds are whole.",
+            code="disk-full",
         )
+        board.fail_if_unfinished(f"{full.message} {full.hint}")
+        raise full from error
+    except BaseException as error:
+        board.fail_if_unfinished(_unforeseen(error))
         raise
+
+
+def _unforeseen(error: BaseException) -> str:
+    return f"The round loop failed: {type(error).__name__}. Its trace is in the executor's log."
+
+
+def require_announced_app(study: Study) -> None:
+    """Refuse a study that names another bundle than the hub announces: every site would refuse its rounds."""
+    if study.app_digest is not None and study.app_digest != digest(build_bundle()):
+        raise RefusedError(
+            f"Study {study.id} was made for another release of the coordinator: its app digest is another.",
+            hint="Start it with that release, or create the study again under a new --id; sites approve it anew.",
+            code="app-differs",
+        )
 
 
 def read_nodes(path: Path) -> Mapping[str, int]:
@@ -83,9 +110,3 @@ def read_start(folder: Path) -> Arrays:
             code="no-start",
         )
     return read_arrays(path)
-
-
-def read_loop_settings(folder: Path) -> LoopSettings:
-    """Waiting times chosen when the run was started."""
-    path = folder / "loop.json"
-    return LoopSettings(**json.loads(path.read_text())) if path.is_file() else LoopSettings()

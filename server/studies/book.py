@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,7 @@ def make_study(settings: Mapping[str, Any]) -> Study:
                 code="unknown-setting",
             )
     try:
-        return Study.model_validate(dict(settings))
+        study = Study.model_validate(dict(settings))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the study"
@@ -123,3 +124,28 @@ def make_study(settings: Mapping[str, Any]) -> Study:
             hint="Correct that setting. Nothing was written.",
             code="impossible-study",
         ) from error
+    _require_sense(study)
+    return study
+
+
+def _require_sense(study: Study) -> None:
+    """Refuse settings of the aggregation that each stand alone and together do nothing, or only harm."""
+    settings = study.aggregation
+    if settings.rule == "trimmed-mean" and math.floor(settings.trim * study.quorum + 1e-9) < 1:
+        raise BadInputError(
+            f"This study is not possible: a trim of {settings.trim:g} takes nobody away from {study.quorum} sites.",
+            hint=f"Give --trim of at least 1/{study.quorum} (and below 0.5), or a larger quorum, or --rule median.",
+            code="impossible-study",
+        )
+    if settings.rule != "mean" and study.quorum < 3:
+        raise BadInputError(
+            f"This study is not possible: {study.quorum} sites have no {settings.rule} that one of them cannot move.",
+            hint="A robust rule needs a quorum of 3 at least.",
+            code="impossible-study",
+        )
+    if study.optimizer == "sgd" and study.learning_rate * settings.proximal_mu > 1.0:
+        raise BadInputError(
+            "This study is not possible: learning_rate x proximal_mu is above 1, so that the pull overshoots the start.",
+            hint=f"Give --proximal-mu of at most {1.0 / study.learning_rate:g}.",
+            code="impossible-study",
+        )

@@ -1,9 +1,9 @@
-"""Commands of studies: `pixcell study create`, `pixcell study show`."""
+"""Commands of studies: `pixcell study create|invite|show`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from pydantic import BaseModel
@@ -14,39 +14,7 @@ from pixcell_core.errors import BadInputError
 from server.pretraining.options import BaseFromOption
 
 DirOption = Annotated[Path, typer.Option("--dir", help="The coordinator's folder.")]
-DEFAULT_TARGETS = "attn1.to_q,attn1.to_k,attn1.to_v,attn1.to_out.0,attn2.to_v,attn2.to_out.0"
-
-
-class StudyShown(BaseModel):
-    """A study, its digest, and the file to send to the sites where one was asked for."""
-
-    digest: str
-    file: Path | None = None
-    study: dict[str, Any]
-
-    def __str__(self) -> str:
-        s = self.study
-        return (
-            f"Study {s['id']}\ndigest: {self.digest}\n"
-            + (f"file: {self.file}\n" if self.file else "")
-            + f"sites: {', '.join(s['sites'])} (quorum {s['quorum']})\n"
-            f"{s['rounds']} rounds x {s['steps_per_round']} steps, q = {s['sample_rate']}, sigma = "
-            f"{s['noise_multiplier']}, C = {s['max_grad_norm']}\n"
-            f"cap per site: epsilon {s['epsilon_cap']} per patient at delta {s['delta']}, neighbouring cohorts: "
-            f"{s['adjacency']}; {_covered(s['conditioning'])}\n"
-            "Read the digest to every site: what they approve must show the same."
-        )
-
-
-def _covered(conditioning: dict[str, Any]) -> str:
-    """What the study's cap says about conditions."""
-    if conditioning["mode"] != "private":
-        return f"it covers the adapter, not surrogates' conditions ({conditioning['mode']})"
-    votes = conditioning["votes"]
-    return (
-        f"it covers the adapter and the private conditions ({votes['iterations']} rounds of patients' votes, "
-        f"sigma = {votes['noise_multiplier']})"
-    )
+StudyArgument = Annotated[str, typer.Argument(help="Id of the study.")]
 
 
 def register(root: typer.Typer) -> None:
@@ -121,6 +89,36 @@ def register(root: typer.Typer) -> None:
         round_timeout: Annotated[
             float | None, typer.Option(help="Seconds a round waits for stragglers.")
         ] = None,
+        straggler_rule: Annotated[
+            str | None, typer.Option(help="deadline, or grace: only so long after the quorum answered.")
+        ] = None,
+        straggler_grace: Annotated[
+            float | None, typer.Option(help="Seconds of grace after the quorum (implies grace).")
+        ] = None,
+        rule: Annotated[
+            str | None, typer.Option(help="How replies become one: mean, trimmed-mean or median.")
+        ] = None,
+        trim: Annotated[
+            float | None, typer.Option(help="Share the trimmed mean leaves out at either end.")
+        ] = None,
+        proximal_mu: Annotated[
+            float | None, typer.Option(help="FedProx: pull of a site's steps to the round's start.")
+        ] = None,
+        server_optimizer: Annotated[
+            str | None, typer.Option(help="sgd (FedAvg) or adam (FedAdam) at the server.")
+        ] = None,
+        server_learning_rate: Annotated[
+            float | None, typer.Option(help="Step size of the server; 1 with sgd is FedAvg.")
+        ] = None,
+        masking: Annotated[
+            bool, typer.Option("--masking", help="Secure aggregation: the hub sees sums alone.")
+        ] = False,
+        threshold: Annotated[
+            int | None, typer.Option(help="With --masking: fewest sites whose sum may be opened.")
+        ] = None,
+        coordinate_bound: Annotated[
+            float | None, typer.Option(help="With --masking: largest value of a coordinate that is sent.")
+        ] = None,
         reply_grid: Annotated[
             float | None, typer.Option(help="Replies leave at multiples of so many seconds.")
         ] = None,
@@ -129,13 +127,14 @@ def register(root: typer.Typer) -> None:
             Path | None, typer.Option(help="Also write the study here, to send to the sites.")
         ] = None,
         format: FormatOption = OutputFormat.TEXT,
-    ) -> StudyShown:
+    ) -> BaseModel:
         """Write a study from settings (flags win over the YAML file)."""
         from server.layout import ServerLayout
         from server.pretraining.phase import base_for_study
+        from server.studies.creation import Wanted, create_study, given
+        from server.studies.overview import StudyShown
 
-        base = base_for_study(ServerLayout(folder.absolute()).check(), base, base_from)
-        given = {
+        values = {
             "rounds": rounds,
             "steps_per_round": steps,
             "sample_rate": sample_rate,
@@ -154,6 +153,8 @@ def register(root: typer.Typer) -> None:
             "mpp": mpp,
             "quorum": quorum,
             "round_timeout_s": round_timeout,
+            "straggler_rule": straggler_rule or ("grace" if straggler_grace is not None else None),
+            "straggler_grace_s": straggler_grace,
             "sites": [s.strip() for s in sites.split(",") if s.strip()] if sites else None,
         }
         adapted = {"kind": adapter, "rank": rank, "targets": targets.split(",") if targets else None}
@@ -163,81 +164,69 @@ def register(root: typer.Typer) -> None:
             "labels": [name.strip() for name in labels.split(",") if name.strip()] if labels else None,
             "candidates_digest": candidates_digest,
         }
-        conditions = {"mode": conditioning, "k": blend_k, "votes": _given(votes) or None}
-        return _create(folder, study_id, base, settings, given, adapted, _given(conditions), days, out)
+        conditions = {"mode": conditioning, "k": blend_k, "votes": given(votes) or None}
+        aggregation = {
+            "rule": rule,
+            "trim": trim,
+            "proximal_mu": proximal_mu,
+            "server_optimizer": server_optimizer,
+            "server_learning_rate": server_learning_rate,
+        }
+        masks = given({"threshold": threshold, "coordinate_bound": coordinate_bound})
+        if masks and not masking:
+            raise BadInputError(
+                "--threshold and --coordinate-bound are settings of secure aggregation.",
+                hint="Add --masking, or leave them out.",
+                code="needs-masking",
+            )
+        layout = ServerLayout(folder.absolute()).check()
+        wanted = Wanted(
+            study_id,
+            base_for_study(layout, base, base_from),
+            settings,
+            given(values),
+            given(adapted),
+            given(conditions),
+            given(aggregation),
+            masks if masking else None,
+            days,
+        )
+        made = create_study(layout, wanted)
+        if out is not None:
+            out.write_bytes(made.to_bytes())
+        return StudyShown(digest=made.digest, file=out, study=made.model_dump(mode="json"))
 
     @study.command("show")
     @command
     def show(
-        study_id: Annotated[str, typer.Argument(help="Id of the study.")],
-        folder: DirOption,
-        format: FormatOption = OutputFormat.TEXT,
-    ) -> StudyShown:
-        """Show a study and its digest."""
+        study_id: StudyArgument, folder: DirOption, format: FormatOption = OutputFormat.TEXT
+    ) -> BaseModel:
+        """Show a study: digest, participants, approvals seen and their end, and the epsilon it plans per site."""
         from server.layout import ServerLayout
         from server.studies.book import StudyBook
+        from server.studies.overview import show_study
 
         layout = ServerLayout(folder.absolute()).check()
         found = StudyBook(layout.registry()).get(study_id)
-        return StudyShown(digest=found.digest, study=found.model_dump(mode="json"))
+        return show_study(layout, found)
 
+    @study.command("invite")
+    @command
+    def invite(
+        study_id: StudyArgument,
+        folder: DirOption,
+        out: Annotated[Path, typer.Option("--out", help="Folder for the invitations, one folder per site.")],
+        format: FormatOption = OutputFormat.TEXT,
+    ) -> BaseModel:
+        """Write an invitation per site: the study file, and a letter with what it asks and what to compare."""
+        from server.enrolment.sites import SiteBook
+        from server.layout import ServerLayout
+        from server.studies.book import StudyBook
+        from server.studies.invitation import write_invitations
+        from server.studies.overview import plan_of
 
-def _given(values: dict[str, Any]) -> dict[str, Any]:
-    """Those that were given."""
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _create(
-    folder: Path,
-    study_id: str,
-    base: Path | None,
-    settings: Path | None,
-    given: dict[str, Any],
-    adapter: dict[str, Any],
-    conditions: dict[str, Any],
-    days: int,
-    out: Path | None,
-) -> StudyShown:
-    from datetime import UTC, datetime, timedelta
-
-    from pixcell_core.contracts.artifacts import base_digest, installed_code_digest
-    from server.enrolment.sites import SiteBook
-    from server.layout import ServerLayout
-    from server.studies.book import StudyBook, make_study, read_settings
-
-    layout = ServerLayout(folder.absolute()).check()
-    now = datetime.now(UTC).replace(microsecond=0)
-    values: dict[str, Any] = {"created_at": now, "expires_at": now + timedelta(days=days)}
-    values |= read_settings(settings) if settings else {}
-    values |= _given(given) | {"id": study_id}
-    chosen = {"targets": DEFAULT_TARGETS.split(",")} | dict(values.get("adapter", {}))
-    values["adapter"] = chosen | _given(adapter)
-    if conditions:
-        before = dict(values.get("conditioning", {}))
-        votes = {**dict(before.get("votes") or {}), **conditions.pop("votes", {})}
-        values["conditioning"] = before | conditions | ({"votes": votes} if votes else {})
-    if base is not None:
-        values["base_digest"] = base_digest(base)
-    if "base_digest" not in values:
-        raise BadInputError(
-            "The study names no base model.", hint="Give --base FOLDER or --base-from JOB.", code="no-base"
-        )
-    values.setdefault("code_digest", installed_code_digest())
-    values.setdefault("sites", SiteBook(layout.registry()).names())
-    values.setdefault("quorum", len(values["sites"]))
-    made = make_study(values)
-    for site in made.sites:
-        SiteBook(layout.registry()).get(site)
-    if base is not None:
-        from pixcell_core.contracts.atomic import write_atomically
-        from pixcell_core.contracts.spool import arrays_to_bytes
-        from server.layout import START_ADAPTER
-        from server.studies.start import start_adapter
-
-        data = arrays_to_bytes(start_adapter(base, made.adapter))
-        place = layout.run(made.id) / START_ADAPTER
-        write_atomically(place, data)
-    StudyBook(layout.registry()).add(made)
-    if out is not None:
-        out.write_bytes(made.to_bytes())
-    return StudyShown(digest=made.digest, file=out, study=made.model_dump(mode="json"))
+        layout = ServerLayout(folder.absolute()).check()
+        found = StudyBook(layout.registry()).get(study_id)
+        book = SiteBook(layout.registry())
+        enrolled = {site: book.get(site) for site in found.sites}
+        return write_invitations(found, enrolled, plan_of(found), out.absolute())

@@ -94,7 +94,7 @@ class RoundTrainer:
             self._loss,
             self._source,
             parameters_of(study),
-            make_optimizer(study, trainable),
+            add_proximal_pull(make_optimizer(study, trainable), study.aggregation.proximal_mu),
             noise_source=noise_source,
             sampler=sampler_for(study.sample_rate, noise_source),
             reserve=reserve,
@@ -157,3 +157,26 @@ def make_optimizer(study: Study, parameters: Sequence[torch.nn.Parameter]) -> to
     if study.optimizer == "adam":
         return torch.optim.Adam(parameters, lr=study.learning_rate, betas=(0.9, 0.999))
     return torch.optim.SGD(parameters, lr=study.learning_rate)
+
+
+def add_proximal_pull(optimizer: torch.optim.Optimizer, mu: float) -> torch.optim.Optimizer:
+    """Let every step also descend (mu / 2) |w - w_start|^2 (FedProx, Li et al. 2020, eq. 2); w_start is w now.
+
+    The pull mu (w - w_start) is added to the gradient when the step is taken: after clipping, after the noise. It is a
+    function of the round's start and of what earlier steps released, so it is post-processing: the sensitivity of
+    the clipped sum stays C, and a round is charged what it is charged without it. Added to a patient's gradient before
+    clipping, it would take room within C from the patient.
+    """
+    if mu == 0.0:
+        return optimizer
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    starts = [p.detach().clone() for p in parameters]
+
+    def pull(_optimizer: object, _args: object, _kwargs: object) -> None:
+        with torch.no_grad():
+            for parameter, start in zip(parameters, starts, strict=True):
+                if parameter.grad is not None:
+                    parameter.grad.add_(parameter - start, alpha=mu)
+
+    optimizer.register_step_pre_hook(pull)
+    return optimizer

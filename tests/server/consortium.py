@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -24,6 +25,7 @@ from pixcell_core.trust.keys import SigningKey
 from server.registry.opening import open_registry
 from server.registry.registry import Registry
 from server.rounds.board import LiveBoard, RunBoard
+from server.rounds.exchange import RoundExchange
 from server.rounds.heads import HeadBook
 from server.rounds.loop import LoopSettings, RoundLoop
 from server.rounds.store import RoundStore
@@ -144,7 +146,14 @@ class Consortium:
     nodes: dict[str, int]
     grid: LocalGrid
 
-    def loop(self, on_step: Callable[[str], None] = lambda step: None, **settings: float) -> RoundLoop:
+    def loop(
+        self,
+        on_step: Callable[[str], None] = lambda step: None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+        exchange: RoundExchange | None = None,
+        **settings: float,
+    ) -> RoundLoop:
         """A fresh loop on the same folder, as after a restart."""
         waits = {"poll_s": 0.002, "ask_again_s": 0.05, "ready_timeout_s": 1.0} | settings
         return RoundLoop(
@@ -156,6 +165,10 @@ class Consortium:
             LiveBoard(self.board(), self.study),
             HeadBook(self.registry),
             LoopSettings(**waits),
+            clock,
+            sleep,
+            folder=self.folder,
+            exchange=exchange,
         )
 
     def start(self) -> Arrays:

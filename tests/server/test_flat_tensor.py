@@ -6,11 +6,12 @@ import io
 
 import numpy as np
 import pytest
+from flwr.app import Array
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pixcell_core.contracts.spool import SpoolError, flatten, unflatten
-from pixcell_core.flower.messages import decode_array
+from pixcell_core.flower.messages import decode_array, encode_flat
 
 SHAPES = st.dictionaries(
     st.text("abc.", min_size=1, max_size=8),
@@ -29,6 +30,23 @@ def test_flat_and_back_is_the_same_adapter(shapes: dict[str, tuple[int, ...]], s
     assert all(np.array_equal(again[name], arrays[name]) for name in arrays)
     with pytest.raises(SpoolError):
         unflatten(np.append(flatten(arrays), np.float32(0)), shapes)
+
+
+@given(SHAPES, st.integers(0, 2**31))
+def test_the_tensor_of_a_message_is_the_one_flower_makes(
+    shapes: dict[str, tuple[int, ...]], seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    arrays = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    ours, slow = encode_flat(arrays), Array(flatten(arrays))
+    assert (ours.data, ours.dtype, tuple(ours.shape), ours.stype) == (
+        slow.data,
+        slow.dtype,
+        tuple(slow.shape),
+        slow.stype,
+    )
+    turned = {name: value.T for name, value in arrays.items()}
+    assert encode_flat(turned).data == Array(flatten(turned)).data
 
 
 def saved(array: np.ndarray) -> bytes:

@@ -14,7 +14,7 @@ from pixcell_core.errors import BadInputError
 from pixcell_core.flower.messages import document_of, pack
 from server.registry.opening import open_registry
 from server.registry.tables import HeadRow
-from server.rounds import loop as loop_module
+from server.rounds import exchange as exchange_module
 from server.rounds.heads import HeadBook
 from server.rounds.screening import screen
 from tests.server.consortium import Consortium
@@ -68,7 +68,7 @@ def test_a_ledger_that_went_back_costs_its_site_the_round(
 def test_without_the_comparison_the_same_ledger_would_count(
     consortium: Consortium, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop_module, "screen", lambda message, expected, known: screen(message, expected))
+    monkeypatch.setattr(exchange_module, "screen", lambda message, expected, known: screen(message, expected))
     showing(consortium, {1: head(3), 2: head(2), 3: head(9)}, [])
     consortium.loop().run(consortium.start())
     history = consortium.board().read().history  # type: ignore[union-attr]

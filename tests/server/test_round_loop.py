@@ -13,11 +13,15 @@ from flwr.app import Message
 from sqlalchemy import text, update
 
 from pixcell_core.contracts.spool import arrays_digest
-from pixcell_core.errors import BadInputError
+from pixcell_core.errors import BadInputError, RefusedError
 from server.registry.sealed import seal
 from server.registry.tables import RoundRow
+from server.rounds.approvals_seen import ApprovalsSeen
+from server.rounds.exchange import RoundOutcome, RoundQuestion
 from server.rounds.loop import QuorumError
-from tests.server.consortium import SITES, Consortium, update_of
+from server.rounds.requests import StopRequest
+from server.rounds.screening import Rejection
+from tests.server.consortium import SHAPES, SITES, Consortium, make_study, update_of
 
 
 def expected_adapter(consortium: Consortium, rounds: int, sites: tuple[str, ...] = SITES) -> float:
@@ -62,7 +66,7 @@ def test_a_quorum_goes_on_without_the_rest_and_records_why(consortium: Consortiu
     consortium.grid.offline = {consortium.nodes["east"]}
     done = consortium.loop(ready_timeout_s=0.3).run(consortium.start())
     assert done.record.included == ("north", "west")
-    assert [(e.site, e.code) for e in done.record.excluded] == [("east", "not-ready")]
+    assert [(e.site, e.code) for e in done.record.excluded] == [("east", "not-connected")]
     for value in done.adapter.values():
         np.testing.assert_allclose(value, expected_adapter(consortium, 3, ("north", "west")), rtol=1e-6)
 
@@ -119,6 +123,213 @@ def test_a_straggler_costs_its_round_and_comes_back(consortium_of: Callable[...,
     history = consortium.board().read().history  # type: ignore[union-attr]
     assert [e.code for e in history[1].excluded if e.site == "west"] == ["deadline"]
     assert "west" in done.record.included
+
+
+class Hours:
+    """A clock that only sleeping moves, and that lets real time pass for the sites' threads."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize("rule", ["deadline", "grace"])
+def test_a_round_waits_for_a_straggler_as_long_as_the_study_says(
+    consortium_of: Callable[..., Consortium], rule: str
+) -> None:
+    consortium = consortium_of(
+        rounds=1, round_timeout_s=600.0, straggler_rule=rule, straggler_grace_s=30.0, reply_grid_s=0.0
+    )
+    slow, hours = consortium.nodes["west"], Hours()
+    consortium.grid.tamper = lambda question, reply: (
+        [] if question.metadata.dst_node_id == slow and question.metadata.message_type == "train" else [reply]
+    )
+    loop = consortium.loop(clock=lambda: hours.now, sleep=hours.sleep, poll_s=1.0, ready_timeout_s=900.0)
+    done = loop.run(consortium.start())
+    assert done.record.included == ("east", "north")
+    assert [(e.site, e.code) for e in done.record.excluded] == [
+        ("west", "deadline" if rule == "deadline" else "straggler")
+    ]
+    assert all(e.remedy for e in done.record.excluded)
+    waited = max(t.reply_s or 0.0 for t in done.record.traffic)
+    wanted = 600.0 if rule == "deadline" else waited + 30.0
+    assert hours.now == pytest.approx(wanted, abs=60.0) and hours.now >= wanted - 60.0
+    assert (hours.now < 300.0) == (rule == "grace")
+
+
+def test_the_grace_does_not_begin_below_the_quorum(consortium_of: Callable[..., Consortium]) -> None:
+    consortium = consortium_of(rounds=1, round_timeout_s=100.0, straggler_rule="grace", straggler_grace_s=1.0)
+    hours = Hours()
+    consortium.grid.tamper = lambda question, reply: (
+        []
+        if question.metadata.dst_node_id != consortium.nodes["east"]
+        and question.metadata.message_type == "train"
+        else [reply]
+    )
+    loop = consortium.loop(clock=lambda: hours.now, sleep=hours.sleep, poll_s=1.0, ready_timeout_s=900.0)
+    with pytest.raises(QuorumError, match=r"counts 1 sites.*no reply within 100 s"):
+        loop.run(consortium.start())
+    assert hours.now >= 100.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "wanted"),
+    [({"rule": "median"}, "median"), ({"rule": "trimmed-mean", "trim": 0.34}, "median"), ({}, "mean")],
+)
+def test_the_studys_rule_decides(
+    consortium_of: Callable[..., Consortium], settings: dict[str, Any], wanted: str
+) -> None:
+    """Of three sites the trimmed mean without one at either end is the median."""
+    consortium = consortium_of(rounds=1, aggregation=settings)
+    consortium.sites["west"].update = lambda number: {
+        n: np.full(s, 0.2, np.float32) for n, s in SHAPES.items()
+    }
+    values = [update_of("east", 1), update_of("north", 1), consortium.sites["west"].update(1)]
+    rule = np.median if wanted == "median" else np.mean
+    done = consortium.loop().run(consortium.start())
+    for name, value in done.adapter.items():
+        np.testing.assert_allclose(value, rule([v[name] for v in values], axis=0), rtol=1e-6)
+    assert not (consortium.folder / "spill").exists()
+
+
+def test_the_servers_optimiser_travels_with_the_round(consortium_of: Callable[..., Consortium]) -> None:
+    consortium = consortium_of(aggregation={"server_optimizer": "adam", "server_learning_rate": 0.1})
+    done = consortium.loop().run(consortium.start())
+    assert done.state is not None and set(done.state) == {"m", "v"}
+    assert done.record.state_digest == arrays_digest(done.state)
+    moment = 0.0
+    for number in (1, 2, 3):
+        mean = float(
+            np.mean([update_of(site, number)["other.lora_B.default.weight"].flat[0] for site in SITES])
+        )
+        moment = 0.9 * moment + 0.1 * mean
+    np.testing.assert_allclose(done.state["m"], moment, rtol=1e-6)
+
+
+def test_bytes_and_times_are_recorded(consortium: Consortium) -> None:
+    done = consortium.loop().run(consortium.start())
+    tensors = 4 * sum(v.size for v in done.adapter.values())
+    for record in consortium.store().records()[1:]:
+        assert [t.site for t in record.traffic] == list(SITES)
+        for site in record.traffic:
+            assert tensors < site.bytes_in < tensors + 2_000 and tensors < site.bytes_out < tensors + 2_000
+            assert site.reply_s is not None and site.reply_s < 5.0
+    state = consortium.board().read()
+    assert state is not None
+    total = sum(r.bytes_in for r in state.history)
+    assert sum(s.bytes_in for s in state.sites) == total
+    # A loop that starts anew counts them again from the records, once.
+    consortium.loop().run(consortium.start())
+    again = consortium.board().read()
+    assert again is not None and [s.bytes_in for s in again.sites] == [s.bytes_in for s in state.sites]
+    assert [s.rounds_counted for s in again.sites] == [3, 3, 3]
+
+
+def test_a_wish_to_stop_is_heard_while_waiting_for_sites(consortium: Consortium) -> None:
+    consortium.grid.offline = set(consortium.nodes.values())
+    StopRequest(consortium.folder).ask("after-round")
+    done = consortium.loop(ready_timeout_s=60.0).run(consortium.start())
+    state = consortium.board().read()
+    assert done.record.round == 0 and state is not None and state.state == "stopped"
+    assert StopRequest(consortium.folder).wanted() is None
+
+
+def test_a_damaged_wish_to_stop_is_a_wish(consortium: Consortium) -> None:
+    StopRequest(consortium.folder).ask("now")
+    (consortium.folder / "stop.json").write_bytes(b"{")
+    assert StopRequest(consortium.folder).wanted() == "now"
+
+
+def test_a_start_of_another_rank_or_kind_is_refused_before_a_site_is_asked(
+    consortium_of: Callable[..., Consortium],
+) -> None:
+    consortium = consortium_of()
+    for bad, words in (
+        ({"block.lora_B.default.weight": np.zeros((6, 3), np.float32)}, "rank 3, and the study says 2"),
+        ({"block.lora_A.default.weight": np.zeros((2, 6), np.float32)}, "trains A"),
+    ):
+        with pytest.raises(BadInputError, match=words) as refused:
+            consortium.loop().run(bad)
+        assert refused.value.code == "start-differs"
+    assert not consortium.grid.sent
+
+
+@pytest.mark.parametrize(
+    ("seconds", "fits"), [(1.0, True), (5.0, True), (6.0, False), (0.0, False), (-1.0, False)]
+)
+def test_a_run_may_shorten_the_deadline_and_not_lengthen_it(
+    consortium: Consortium, seconds: float, fits: bool
+) -> None:
+    if fits:
+        assert consortium.loop(round_timeout_s=seconds).run(consortium.start()).record.round == 3
+    else:
+        with pytest.raises(BadInputError) as refused:
+            consortium.loop(round_timeout_s=seconds)
+        assert refused.value.code == "round-timeout"
+
+
+def masked(consortium_of: Callable[..., Consortium]) -> Consortium:
+    """A consortium whose study wants masks."""
+    plain = consortium_of()
+    keys = [{"site": name, "approval_key": plain.enrolled[name].approval_key} for name in SITES]
+    masking = {"threshold": 2, "coordinate_bound": 1.0, "identities": keys}
+    plain.study = make_study(aggregation={"masking": masking})
+    return plain
+
+
+def test_a_study_under_masks_is_never_asked_for_in_the_open(
+    consortium_of: Callable[..., Consortium],
+) -> None:
+    consortium = masked(consortium_of)
+    with pytest.raises(RefusedError) as refused:
+        consortium.loop()
+    assert refused.value.code == "masking-unavailable" and not consortium.grid.sent
+
+
+def test_another_exchange_takes_the_place_of_the_plain_one(
+    consortium_of: Callable[..., Consortium],
+) -> None:
+    """What the loop needs of an exchange: an aggregate, who counts, who does not and why, and bytes."""
+
+    class Fixed:
+        def __init__(self) -> None:
+            self.asked: list[RoundQuestion] = []
+
+        def collect(self, question: RoundQuestion, between: Callable[[], None]) -> RoundOutcome:
+            self.asked.append(question)
+            between()
+            return RoundOutcome(
+                np.full(question.size, 0.25), ("east", "north"), {"west": Rejection("deadline", "late")}, ()
+            )
+
+    consortium, exchange = consortium_of(), Fixed()
+    done = consortium.loop(exchange=exchange).run(consortium.start())
+    assert [q.number for q in exchange.asked] == [1, 2, 3]
+    assert set(exchange.asked[0].nodes) == set(SITES)
+    assert all((value == 0.75).all() for value in done.adapter.values())
+    assert [e.code for e in done.record.excluded if e.site == "west"]
+
+
+def test_approvals_that_were_seen_are_kept_and_checked_again(consortium: Consortium) -> None:
+    consortium.sites["west"].decision = "deny"
+    consortium.loop(ready_timeout_s=0.3).run(consortium.start())
+    seen = ApprovalsSeen(consortium.folder).read(consortium.study, consortium.enrolled)
+    assert [(s.site, s.code) for s in seen] == [("east", "ok"), ("north", "ok"), ("west", "not-seen")]
+    assert seen[0].approval is not None and seen[0].approval.expires_at == consortium.study.expires_at
+    late = consortium.study.expires_at
+    assert [
+        s.code for s in ApprovalsSeen(consortium.folder).read(consortium.study, consortium.enrolled, late)
+    ] == [
+        "approval-expired",
+        "approval-expired",
+        "not-seen",
+    ]
+    file = consortium.folder / "approvals" / "east.json"
+    file.write_bytes(file.read_bytes().replace(b"a", b"b", 1))
+    assert ApprovalsSeen(consortium.folder).read(consortium.study, consortium.enrolled)[0].approval is None
 
 
 def test_nothing_is_committed_below_the_quorum_of_replies(consortium: Consortium) -> None:

@@ -1,0 +1,99 @@
+"""What to do about a site that does not count: one sentence per code, in one place.
+
+Codes come from the coordinator's screening, from a site's agent and from its trainer. A code without a remedy is a
+defect, and a test looks for it in the code that gives them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+_UPDATE_SITE = (
+    "The site installs the release that the study was written for and restarts its agent and trainer."
+)
+_LEDGER = "The site's admin runs `pixcell site budget show` there and restores the newest copy of the ledger folder."
+_NETWORK = "The site runs `pixcell site doctor`; it is asked again as soon as its agent is back."
+_APPROVE = (
+    "The site's admin reads the study and runs `pixcell site approve STUDY.json`; then start the run again."
+)
+_TRAINER_LOG = (
+    "The site's admin reads the trainer's log; once it is mended the site is asked again in the next round."
+)
+
+REMEDIES: Mapping[str, str] = {
+    "ok": "Nothing is wrong.",
+    # The coordinator's view of a site that was not asked, or did not answer in time.
+    "not-enrolled": "Enrol the site: it runs `pixcell site enroll` and sends its request.",
+    "not-connected": _NETWORK,
+    "not-seen": "Send the site its invitation; its approval is seen when a run is started and the site is connected.",
+    "not-ready": "See what the site lacks with `pixcell run watch`; it is asked again in the next round.",
+    "not-sent": "The hub did not take the message. See the hub's log; the site is asked again in the next round.",
+    "deadline": "Ask the site how long a round takes there; a new study may give a longer --round-timeout.",
+    "straggler": "The site was slower than the grace after the quorum; a new study may give a longer grace.",
+    "no-answer": "The site's agent could not answer; its own log says why.",
+    # The reply on its way.
+    "site-offline": _NETWORK,
+    "site-failed": "The site's admin reads the agent's log; it is asked again in the next round.",
+    "message-failed": "The exchange broke off. If it happens again, both sides run their doctor commands.",
+    # The reply's form and content.
+    "extra-record": _UPDATE_SITE,
+    "bad-form": _UPDATE_SITE,
+    "other-study": "The site answered for another study. It restarts its agent; if it repeats, call its admin.",
+    "stale": "An answer to an earlier round came late. The site is asked again in the next round.",
+    "other-input": "The site trained from another adapter than the one sent. It restarts its agent and trainer.",
+    "tensor-names": _UPDATE_SITE,
+    "tensor-dtype": _UPDATE_SITE,
+    "tensor-shape": "The site's base model or adapter targets differ from the study's; compare the base's digest.",
+    "tensor-rank": "The site trains an adapter of another rank. All sites of a study use the study's rank; restart "
+    "its trainer with the study's settings.",
+    "tensor-damaged": "The update was damaged on its way or made up. If it repeats, call the site's admin.",
+    "not-finite": "Training diverged at the site. A lower learning rate needs a new study.",
+    "norm-bound": "The update is longer than any honest one. Call the site's admin before it takes part again.",
+    # Refusals of the site.
+    "not-approved": _APPROVE,
+    "approval-denied": "The site said no. Only its admin can change the answer.",
+    "approval-withdrawn": "The site withdrew its approval. Only its admin can approve again.",
+    "approval-expired": "Make a study with a later end, or ask the site to approve again.",
+    "approval-of-another-study": "The approval is for another version of the study; the site approves this one.",
+    "approval-of-another-site": "The approval names another site; each site signs for itself.",
+    "approval-too-wide": "The approval allows more than the study asks for; the site approves the study file again.",
+    "bad-envelope": "The approval is damaged; the site approves the study file again.",
+    "bad-document": _UPDATE_SITE,
+    "signature-refused": "The approval is not signed by the key the site was enrolled with. Call its admin.",
+    "study-altered": "The study was changed on its way. Compare its digest with the site by phone.",
+    "unknown-study": "The site was not asked about the study since its agent's folder was made; start the run again.",
+    "adapter-altered": "The adapter was changed on its way to the site. Look for a proxy that rewrites traffic.",
+    "adapter-mismatch": "The adapter does not fit the site's base model; compare the base's digest.",
+    "base-differs": "The site fetches the study's base model and starts its trainer with --base.",
+    "code-differs": _UPDATE_SITE,
+    "features-differ": "The site extracts its features again with the study's tile size and resolution.",
+    "no-trainer": "The site starts its trainer: pixcell site trainer.",
+    "trainer-starting": "Wait: the site's trainer is loading the model.",
+    "trainer-lost": _TRAINER_LOG,
+    "trainer-failed": _TRAINER_LOG,
+    "bad-spool": "The site's admin looks at the spool folder: disk space, permissions, release of the trainer.",
+    "site-refused": "The site refused for a reason of its own; its own log says which.",
+    "refused": "The site refused for a reason of its own; its own log says which.",
+    "budget-exceeded": "The site's privacy budget does not cover the round. It takes no further part in this study.",
+    "study-budget-exceeded": "The study's budget does not cover the round at this site: rounds that were trained "
+    "twice were charged twice.",
+    "ledger-rewound": _LEDGER,
+    "clock-backwards": "The site corrects its clock.",
+    "ledger-broken": _LEDGER,
+    "ledger-busy": "Another program at the site holds its privacy ledger; it is asked again in the next round.",
+    "ledger-changed": _LEDGER,
+    "ledger-key-missing": _LEDGER,
+    "ledger-of-another-site": _LEDGER,
+    "ledger-unreadable": _LEDGER,
+    "ledger-write": "The site's admin looks at the ledger folder: disk space and permissions.",
+    "witness-broken": _LEDGER,
+    "witness-unwritten": "The site's admin looks at the folder of the ledger's witness: disk space, permissions.",
+}
+"""Remedy per code."""
+
+UNKNOWN = "Both sides run their doctor commands and update to the same release; the code is not known here."
+
+
+def remedy_of(code: str) -> str:
+    """What to do about an exclusion of this code; a general sentence where a newer peer sent one not known here."""
+    return REMEDIES.get(code, UNKNOWN)
