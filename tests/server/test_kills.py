@@ -263,9 +263,9 @@ def world_of(
     def around(kind: type, name: str, point: str) -> None:
         real = getattr(kind, name)
 
-        def act(self: Any, *args: Any) -> Any:
+        def act(self: Any, *args: Any, **named: Any) -> Any:
             worlds[-1].fuse.at(point)
-            result = real(self, *args)
+            result = real(self, *args, **named)
             worlds[-1].fuse.at(f"{point} done")
             return result
 

@@ -191,9 +191,10 @@ def test_a_study_that_was_edited_in_the_registry_is_one_clear_error(desk_of: Cal
     desk = desk_of()
     with desk.layout.registry().write() as connection:
         connection.execute(text("DROP TRIGGER studies_update_refused"))
-        connection.execute(
-            text("UPDATE studies SET document = replace(document, '\"rounds\":3', '\"rounds\":4')")
-        )
+        found = connection.execute(text("SELECT document FROM studies")).scalar_one()
+        changed = bytes(found).replace(b'"rounds":3', b'"rounds":4')
+        assert changed != found
+        connection.execute(text("UPDATE studies SET document = :changed"), {"changed": changed})
     code, body = desk.run("start")
     assert (code, body["code"]) == (4, "registry-altered") and body["hint"]
     assert not RunBoard(desk.layout.registry(), "study-one").read()
