@@ -88,16 +88,16 @@ def test_mutant_an_entry_whose_code_is_gone_is_found(copy: Path) -> None:
 
 
 def test_a_room_that_is_new_gets_a_block_of_its_own(copy: Path) -> None:
-    (copy / "server" / "registry").mkdir()
-    (copy / "server" / "registry" / "a.py").write_text(
+    (copy / "server" / "observatory").mkdir()
+    (copy / "server" / "observatory" / "a.py").write_text(
         'raise BadInputError("x", hint="y", code="newer-base")\n'
     )
     lines = missing_lines(copy)
-    assert lines[0] == "server/registry:" and re.match(r"  - \[(\d+)", lines[1])
+    assert lines[0] == "server/observatory:" and re.match(r"  - \[(\d+)", lines[1])
     number = int(re.findall(r"\[(\d+)", lines[1])[0])
     assert number % 100 == 1 and number < 6000
     text = with_missing(error_catalogue.TABLE.read_text(encoding="utf-8"), copy)
-    assert parse_table(text)["newer-base"].room == "server/registry"
+    assert parse_table(text)["newer-base"].room == "server/observatory"
 
 
 def test_a_table_with_a_number_twice_or_a_retired_one_is_refused() -> None:
