@@ -19,6 +19,12 @@ _APPROVE = (
 _TRAINER_LOG = (
     "The site's admin reads the trainer's log; once it is mended the site is asked again in the next round."
 )
+_MASK_AGAIN = "It is asked again with the next attempt; if it repeats, start the run again."
+_COMPARE_RELEASES = "The site sent nothing. Compare both releases; if they agree, somebody changes messages."
+_LEFT_PROTOCOL = (
+    "Compare the site's release; if it is the study's, ask its admin before the site takes part again."
+)
+_NEW_STUDY = "Create the study again under a new --id from the keys the sites were enrolled with."
 
 REMEDIES: Mapping[str, str] = {
     "ok": "Nothing is wrong.",
@@ -31,6 +37,7 @@ REMEDIES: Mapping[str, str] = {
     "deadline": "Ask the site how long a round takes there; a new study may give a longer --round-timeout.",
     "straggler": "The site was slower than the grace after the quorum; a new study may give a longer grace.",
     "no-answer": "The site's agent could not answer; its own log says why.",
+    "dropped-out": "The site was gone before the hub was started again; it is asked in the next round.",
     # The reply on its way.
     "site-offline": _NETWORK,
     "site-failed": "The site's admin reads the agent's log; it is asked again in the next round.",
@@ -49,11 +56,35 @@ REMEDIES: Mapping[str, str] = {
     "tensor-damaged": "The update was damaged on its way or made up. If it repeats, call the site's admin.",
     "not-finite": "Training diverged at the site. A lower learning rate needs a new study.",
     "norm-bound": "The update is longer than any honest one. Call the site's admin before it takes part again.",
+    # The masked round: a site's refusal of what the hub asks, or the hub's of what a site answered.
+    "already-opened": "Restore the newest copy of the run's folder: the site opened this round's sum already.",
+    "other-survivors": "The site opens one list of survivors alone. Restore the newest copy of the run's folder.",
+    "stale-attempt": _MASK_AGAIN,
+    "out-of-order": _MASK_AGAIN,
+    "other-round": _MASK_AGAIN,
+    "too-few-sites": "Bring more sites up; a sum of fewer than the study's threshold is opened by nobody.",
+    "keys-altered": _COMPARE_RELEASES,
+    "keys-not-signed": _COMPARE_RELEASES,
+    "sharers-altered": _COMPARE_RELEASES,
+    "survivors-altered": _COMPARE_RELEASES,
+    "survivors-not-signed": _COMPARE_RELEASES,
+    "unknown-site": _COMPARE_RELEASES,
+    "not-masked": _COMPARE_RELEASES,
+    "masking-missing": _COMPARE_RELEASES,
+    "weak-key": "The site whose key it is runs broken or hostile software. Ask its admin which release it is.",
+    "bad-answer": _LEFT_PROTOCOL,
+    "wrong-share": _LEFT_PROTOCOL,
+    "inconsistent-shares": "That site left the protocol. Create a study under a new --id without it.",
+    "other-identity": _NEW_STUDY,
+    "threshold-too-low": "Create the study again under a new --id with --threshold above half of its sites.",
+    "masking-state-broken": "The site's admin restores agent/masking/ from its newest copy and never deletes it.",
     # Refusals of the site.
     "not-approved": _APPROVE,
     "approval-denied": "The site said no. Only its admin can change the answer.",
     "approval-withdrawn": "The site withdrew its approval. Only its admin can approve again.",
     "approval-expired": "Make a study with a later end, or ask the site to approve again.",
+    "approval-superseded": "The site decided again since; its admin sees the decisions with `pixcell site studies`.",
+    "app-not-approved": "Start the run with the release that the study was made with.",
     "approval-of-another-study": "The approval is for another version of the study; the site approves this one.",
     "approval-of-another-site": "The approval names another site; each site signs for itself.",
     "approval-too-wide": "The approval allows more than the study asks for; the site approves the study file again.",
