@@ -97,6 +97,11 @@ class SiteKey(Document):
     site: SiteName
     approval_key: Annotated[str, StringConstraints(pattern=r"^-----BEGIN PUBLIC KEY-----\n", max_length=400)]
 
+    @property
+    def key_id(self) -> str:
+        """What `pixcell key show keys/approval.pub` prints at that site. Raises `KeyFileError` for a broken key."""
+        return VerifyKey.from_pem(self.approval_key.encode("utf-8"), name=f"The key of {self.site}").key_id
+
 
 class MaskingSettings(Document):
     """Secure aggregation: the hub learns the sum of at least `threshold` updates and no single one.

@@ -15,7 +15,7 @@ from pixcell_core.errors import BadInputError, RefusedError
 
 if TYPE_CHECKING:
     from server.enrolment.authority import Authority
-    from server.enrolment.kits import KitBook, KitState
+    from server.enrolment.kits import KitBook, KitShown
 
 DirOption = Annotated[Path, typer.Option("--dir", help="The coordinator's folder.")]
 CaDirOption = Annotated[
@@ -161,9 +161,11 @@ def _register_showing(kit: typer.Typer) -> None:
 
     @kit.command("show")
     @command
-    def show(party: PartyArgument, folder: DirOption, format: FormatOption = OutputFormat.TEXT) -> KitState:
+    def show(party: PartyArgument, folder: DirOption, format: FormatOption = OutputFormat.TEXT) -> KitShown:
         """Show a party's latest kit and where it lies."""
-        return _book(folder).state(party)
+        from server.enrolment.kits import KitShown
+
+        return KitShown(**_book(folder).state(party).model_dump())
 
 
 def _book(folder: Path) -> KitBook:

@@ -66,6 +66,13 @@ class KitState(BaseModel):
         return text + (f"\n  {self.warning}" if self.warning else "")
 
 
+class KitShown(KitState):
+    """One kit with the file it lies in."""
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}\n  {self.kit}"
+
+
 class KitSigned(KitState):
     """A kit that was just signed."""
 

@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from pixcell_core.contracts.atomic import write_atomically
 from pixcell_core.contracts.enrolment import EnrolmentRequest
+from pixcell_core.contracts.masking import MIN_COHORT
 from pixcell_core.contracts.study import Study
 from pixcell_core.errors import RefusedError
 from server.studies.overview import Planned
@@ -114,7 +115,7 @@ def _leaves(study: Study) -> str:
         return "one noised update of the adapter per round, and nothing measured; the coordinator sees it"
     return (
         "one noised update of the adapter per round under masks: the coordinator sees the sum of at least "
-        f"{masking.threshold} sites"
+        f"{max(masking.threshold, MIN_COHORT)} sites"
     )
 
 
@@ -129,16 +130,10 @@ def _identities(study: Study) -> str:
     masking = study.aggregation.masking
     if masking is None:
         return ""
-    import hashlib
-
-    rows = [
-        f"- {key.site}: `sha256:{hashlib.sha256(key.approval_key.encode()).hexdigest()}`"
-        for key in masking.identities
-    ]
+    rows = "\n".join(f"- {key.site}: `{key.key_id}`" for key in masking.identities)
     return (
-        "\nYou mask with these sites. Ask each of them for its approval key's fingerprint:\n\n"
-        + "\n".join(rows)
-        + "\n"
+        "\nYou mask with these sites. Call each of them; it reads what `pixcell key show SITE/keys/approval.pub` "
+        f"prints there:\n\n{rows}\n"
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from pixcell_core.contracts.masking import MIN_COHORT
 from pixcell_core.contracts.remedies import remedy_of
 from pixcell_core.contracts.study import Study
 from server.layout import ServerLayout
@@ -147,7 +148,8 @@ def _aggregated(settings: dict[str, Any]) -> str:
     parts.append(
         "updates are seen by the coordinator"
         if masking is None
-        else f"under masks: the coordinator sees the sum of at least {masking['threshold']} sites and no single update"
+        else f"under masks: the coordinator sees the sum of at least {max(masking['threshold'], MIN_COHORT)} sites "
+        "and no single update"
     )
     return "aggregation: " + "; ".join(parts)
 

@@ -13,6 +13,7 @@ from pixcell_core.cli.main import group
 from pixcell_core.errors import BadInputError, RefusedError
 
 if TYPE_CHECKING:
+    from pixcell_core.contracts.study import Study
     from site_client.approvals.book import Decision
     from site_client.approvals.listing import StudiesShown, StudyShown
 
@@ -140,12 +141,28 @@ def _decide(
             f"(neighbouring cohorts: {study.adjacency}); not covered: what conditions surrogates "
             f"({study.conditioning.mode})\n"
             f"  base {study.base_digest}\n  code {study.code_digest}\n"
-            f"  app  {study.app_digest or 'none: this site will refuse its rounds until the study names one'}"
+            f"  app  {study.app_digest or 'none: this site will refuse its rounds until the study names one'}\n"
+            f"  {_who_sees(study)}"
         )
     if not yes:
         _confirm(f"{decision.capitalize()} study {study.id}?")
     end = min(study.expires_at, datetime.now(UTC) + timedelta(days=days)) if days is not None else None
     return book.decide(study, decision, epsilon_cap=epsilon_cap, expires_at=end)
+
+
+def _who_sees(study: Study) -> str:
+    """Whether the coordinator sees this site's updates; under masks, whose keys they are masked with."""
+    from pixcell_core.contracts.masking import MIN_COHORT
+
+    masking = study.aggregation.masking
+    if masking is None:
+        return "the coordinator sees each update of this site"
+    fewest = max(masking.threshold, MIN_COHORT)
+    keys = "".join(f"\n    {key.site}  {key.key_id}" for key in masking.identities)
+    return (
+        f"under masks: the coordinator sees the sum of at least {fewest} sites; compare their keys by phone, each "
+        f"site reads its own with `pixcell key show SITE/keys/approval.pub`:{keys}"
+    )
 
 
 def _confirm(question: str) -> None:

@@ -11,6 +11,7 @@ import typer
 from typer.testing import CliRunner
 
 from server.enrolment import commands as server_commands
+from server.enrolment.kits import KitShown
 from site_client.approvals import commands as site_commands
 from tests.server.enrolled import make_enrolment, write_passphrase
 
@@ -65,6 +66,7 @@ def test_the_whole_road_of_a_site(desk: Desk) -> None:
     assert [shown[k] for k in ("serial", "version", "kit")] == [
         renewed[k] for k in ("serial", "version", "kit")
     ]
+    assert str(KitShown(**shown)).splitlines()[-1] == f"  {renewed['kit']}"
     desk.run("site", "install-kit", renewed["kit"], "--site-dir", desk.root / "east")
     older = desk.run("site", "install-kit", kit["kit"], "--site-dir", desk.root / "east", expect=1)
     assert older["code"] == "kit-older"

@@ -241,7 +241,8 @@ def test_an_invitation_holds_the_study_and_a_letter_to_compare_by_phone(desk: De
             SiteBook(layout.registry()).get(site).fingerprint,
             "pixcell site approve study.json",
             "epsilon 8 per patient at delta 1e-05",
-            "under masks: the coordinator sees the sum of at least 2 sites",
+            "under masks: the coordinator sees the sum of at least 3 sites",
+            *(f"- {other}: `{KEYS[other].verify_key.key_id}`" for other in SITES),
             "7 s more once 3 sites have answered",
             "accountant",
         ):

@@ -246,7 +246,8 @@ def test_help_is_quick_and_loads_nothing_heavy() -> None:
         "import atexit, resource, sys\n"
         "def say():\n"
         "    used = resource.getrusage(resource.RUSAGE_SELF)\n"
-        "    heavy = [m for m in ('torch', 'flwr', 'diffusers', 'transformers', 'sklearn', 'cv2') if m in sys.modules]\n"
+        "    names = 'torch numpy scipy sklearn cv2 diffusers transformers flwr sqlalchemy cryptography httpx fastapi'\n"
+        "    heavy = [m for m in names.split() if m in sys.modules]\n"
         "    print('CPU', used.ru_utime + used.ru_stime, *heavy, file=sys.stderr)\n"
         "atexit.register(say)\n" + PROGRAM
     )

@@ -12,7 +12,15 @@ from typer.testing import CliRunner
 
 from pixcell_core.cli.main import build
 from pixcell_core.contracts.canonical import load_document, parse_document
-from pixcell_core.contracts.study import APPROVAL_PAYLOAD_TYPE, Approval, Study, check_approval
+from pixcell_core.contracts.study import (
+    APPROVAL_PAYLOAD_TYPE,
+    AggregationSettings,
+    Approval,
+    MaskingSettings,
+    SiteKey,
+    Study,
+    check_approval,
+)
 from pixcell_core.errors import BadInputError, PixcellError
 from pixcell_core.trust.dsse import Envelope, sign_envelope
 from pixcell_core.trust.keys import SigningKey
@@ -265,3 +273,30 @@ def test_the_command_signs_a_narrower_cap(site: SiteFolder, study: Study, tmp_pa
     assert ApprovalBook(site).approval(study).epsilon_cap == 2.0
     assert CliRunner().invoke(build(), [*approve, "--epsilon-cap", "20"]).exit_code == 4
     assert ApprovalBook(site).approval(study).epsilon_cap == 2.0
+
+
+def test_who_approves_a_masked_study_reads_the_keys_to_compare_as_their_owners_read_them(
+    site: SiteFolder, tmp_path: Path
+) -> None:
+    peers = {name: SigningKey.generate() for name in ("north", "west")} | {"east": key_of(site)}
+    identities = tuple(
+        SiteKey(site=name, approval_key=key.verify_key.to_pem().decode())
+        for name, key in sorted(peers.items())
+    )
+    masking = MaskingSettings(threshold=2, coordinate_bound=0.5, identities=identities)
+    study = make_study(aggregation=AggregationSettings(masking=masking), sites=tuple(sorted(peers)))
+    file = tmp_path / "study.json"
+    file.write_bytes(study.to_bytes())
+    approve = CliRunner().invoke(
+        build(), ["site", "approve", str(file), "--site-dir", str(site.root), "--yes"]
+    )
+    own = CliRunner().invoke(build(), ["key", "show", str(site.approval_key.with_suffix(".pub"))])
+    assert approve.exit_code == own.exit_code == 0
+    assert "the sum of at least 3 sites" in approve.stderr, "a threshold of two sums no fewer than three"
+    for name, key in peers.items():
+        assert f"{name}  {key.verify_key.key_id}" in approve.stderr
+    assert own.stdout.splitlines()[0] in approve.stderr
+    plain = tmp_path / "plain.json"
+    plain.write_bytes(make_study().to_bytes())
+    said = CliRunner().invoke(build(), ["site", "approve", str(plain), "--site-dir", str(site.root), "--yes"])
+    assert "the coordinator sees each update of this site" in said.stderr
