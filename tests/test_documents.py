@@ -45,6 +45,7 @@ def shown_commands(text: str) -> Iterator[str]:
     blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     for block in blocks:
         for line in block.replace("\\\n", " ").splitlines():
+            line = line.removeprefix("$ ")
             if line.startswith("pixcell "):
                 yield line
     yield from re.findall(r"`(pixcell [^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))

@@ -11,8 +11,11 @@ FILES = (
     "tests/pixcell_core/masking/test_hostile_hub.py",
     "tests/pixcell_core/masking/test_known_answers.py",
     "tests/pixcell_core/masking/test_masked_sum.py",
+    "tests/server/test_federation.py",
+    "tests/server/test_masked_loop.py",
     "tests/server/test_masked_rounds.py",
     "tests/site_client/agent/test_masking.py",
+    "tests/site_client/approvals/test_decisions.py",
 )
 
 
