@@ -20,6 +20,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -32,7 +34,7 @@ from tests.site_client.trainer.site_fixture import TARGETS, make_base, make_feat
 SITES = ("east", "north", "west")
 ROUNDS, STEPS = 4, 20
 ROUND_TIMEOUT_S, READY_TIMEOUT_S = 60.0, 60.0
-RESTART_S = 60.0
+RESTART_S = 90.0
 """Allowed for one start of processes on a busy machine: hub, agent or the command that resumes."""
 
 PLAN = {
@@ -166,6 +168,11 @@ class Operator:
         pixcell("run", verb, name, "--dir", self._its.server, "--ready-timeout", f"{READY_TIMEOUT_S:g}")
 
 
+def begun(operator: Operator, run: Run) -> bool:
+    """Whether the run's loop has said something."""
+    return operator.state(run) != "submitted"
+
+
 def strike(its: Consortium, operator: Operator, run: Run, kill: Kill) -> bool:
     """Kill one part, wait until it and the run are back; False where the part was not there to be killed."""
     pid = its.process(kill.part, kill.site, run.name)
@@ -180,29 +187,31 @@ def strike(its: Consortium, operator: Operator, run: Run, kill: Kill) -> bool:
     kill.study, kill.masked, kill.round, kill.board = run.name, run.masked, state.round, state.state
     kill.at_s = round(time.monotonic() - run.began, 1)
     run.kills.append(kill)
-    before = run.resumes
+    before, moment, hub = run.resumes, datetime.now(UTC), its.processes.running["hub"].pid
     say(f"kill {kill.number}: {kill.part} {kill.site} in round {kill.round} of {run.name}")
 
     def back() -> bool:
         if operator.state(run) not in ("running", "completed"):
             return False
+        gone_on = operator.state(run) == "completed" or run.resumes > before
         match kill.part:
             case "hub" | "hub-executor":
-                return its.hub_is_ready() and all(its.connected(site) for site in its.sites)
+                # A hub without its executor ends by itself; the next one hears the sites anew.
+                fresh = its.processes.running["hub"].pid != hub and its.hub_is_ready()
+                return fresh and gone_on and all(its.connected(site, moment) for site in its.sites)
             case "round-loop":
-                now = its.process("round-loop", study=run.name)
-                return now not in (None, pid) or (operator.state(run) == "completed" and run.resumes > before)
+                return gone_on and its.process("round-loop", study=run.name) != pid
             case "executor":
                 return its.process("executor", kill.site) not in (None, pid)
             case "trainer":
                 return its.trainer_ready(kill.site) not in (None, pid)
             case _:
                 now = its.process("supernode", kill.site)
-                return now not in (None, pid) and its.connected(kill.site)
+                return now not in (None, pid) and its.connected(kill.site, moment)
 
     if kill.part in ("hub", "supervisor"):
         its.processes.running["hub" if kill.part == "hub" else kill.site].wait()
-    kill.recovery_s = round(operator.wait(back, 150, f"{kill.part} {kill.site} to come back"), 1)
+    kill.recovery_s = round(operator.wait(back, 240, f"{kill.part} {kill.site} to come back"), 1)
     kill.resumed = run.resumes > before
     orphans = [child for child in psutil.wait_procs(family, timeout=10)[1] if _left(child)]
     assert not orphans, f"{kill.part} left {[' '.join(child.cmdline()) for child in orphans]}"
@@ -274,7 +283,8 @@ def main() -> None:
     given = parser.parse_args()
     rng = random.Random(given.seed)
     kills = plan(rng, PLAN)
-    left, runs, wrong = list(kills), [], []
+    left, wrong = list(kills), list[str]()
+    runs: list[Run] = []
     began = time.monotonic()
     say(load())
     with (
@@ -285,7 +295,7 @@ def main() -> None:
         while left:
             run = operator.start(f"study-{len(runs) + 1}", masked=len(runs) % 2 == 1)
             runs.append(run)
-            operator.wait(lambda r=run: operator.state(r) != "submitted", 60, "the run to begin")
+            operator.wait(partial(begun, operator, run), 120, "the run to begin")
             while left and operator.state(run) != "completed":
                 pause, start = rng.uniform(0.0, given.longest_pause), time.monotonic()
                 while time.monotonic() - start < pause and operator.state(run) != "completed":
