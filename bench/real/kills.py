@@ -279,10 +279,13 @@ def main() -> None:
     parser.add_argument(
         "--longest-pause", type=float, default=9.0, help="Seconds between recovery and next kill."
     )
+    parser.add_argument("--kills", type=int, default=sum(PLAN.values()), help="So many of the plan.")
+    parser.add_argument("--most", type=int, default=4, help="Kills in one study.")
+    parser.add_argument("--studies", choices=("both", "plain", "masked"), default="both")
     parser.add_argument("--out", type=Path, default=Path("kills.jsonl"))
     given = parser.parse_args()
     rng = random.Random(given.seed)
-    kills = plan(rng, PLAN)
+    kills = plan(rng, PLAN)[: given.kills]
     left, wrong = list(kills), list[str]()
     runs: list[Run] = []
     began = time.monotonic()
@@ -293,10 +296,13 @@ def main() -> None:
     ):
         say(f"ready after {time.monotonic() - began:.0f} s")
         while left:
-            run = operator.start(f"study-{len(runs) + 1}", masked=len(runs) % 2 == 1)
+            run = operator.start(
+                f"study-{len(runs) + 1}",
+                masked=given.studies == "masked" or given.studies == "both" and len(runs) % 2 == 1,
+            )
             runs.append(run)
             operator.wait(partial(begun, operator, run), 120, "the run to begin")
-            while left and operator.state(run) != "completed":
+            while left and len(run.kills) < given.most and operator.state(run) != "completed":
                 pause, start = rng.uniform(0.0, given.longest_pause), time.monotonic()
                 while time.monotonic() - start < pause and operator.state(run) != "completed":
                     operator.tend()
