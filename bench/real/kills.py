@@ -298,7 +298,7 @@ def main() -> None:
         while left:
             run = operator.start(
                 f"study-{len(runs) + 1}",
-                masked=given.studies == "masked" or given.studies == "both" and len(runs) % 2 == 1,
+                masked=given.studies == "masked" or (given.studies == "both" and len(runs) % 2 == 1),
             )
             runs.append(run)
             operator.wait(partial(begun, operator, run), 120, "the run to begin")
