@@ -41,7 +41,9 @@ class RunShown(BaseModel):
 
     def render(self) -> Any:
         """A table with one row per site, the progress of rounds and replies, and what to do about who is missing."""
+        from rich.box import SIMPLE_HEAD
         from rich.console import Group
+        from rich.padding import Padding
         from rich.progress_bar import ProgressBar
         from rich.table import Table
         from rich.text import Text
@@ -49,18 +51,22 @@ class RunShown(BaseModel):
         state = RunState.model_validate(self.run)
         parts: list[Any] = [
             Text(f"{state.study_id}: {state.state}, {state.committed} of {state.rounds} rounds committed"),
-            ProgressBar(total=state.rounds * len(state.sites), completed=_done(state), width=48),
+            # Padded, since a bar narrower than the terminal does not end its line.
+            Padding(ProgressBar(total=state.rounds * len(state.sites), completed=_done(state), width=48), 0),
             Text(", ".join(self._times(state))),
         ]
-        table = Table(caption=Text(state.reason) if state.reason else None)
-        for column in ("site", *STEPS, "rounds", "last reply", "sent", "received", "note"):
-            table.add_column(column)
+        table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        table.add_column("site", no_wrap=True)
+        for column in (*STEPS, "rounds", "last reply", "sent", "received"):
+            table.add_column(column, overflow="fold")
         for site in state.sites:
             marks = ["yes" if getattr(site, column) else "no" for column in STEPS]
             numbers = [str(site.rounds_counted), age(site), size(site.bytes_out), size(site.bytes_in)]
-            # A note holds what a peer wrote: never markup.
-            table.add_row(site.site, *marks, *numbers, Text(site.note))
+            table.add_row(site.site, *marks, *numbers)
         parts.append(table)
+        if state.reason:
+            parts.append(Text(state.reason))
+        # What follows holds what a peer wrote: never markup.
         for missing in self.not_counted:
             when = f" in round {missing.round}" if missing.round else ""
             parts.append(Text(f"{missing.site} does not count{when}: {missing.reason}\n  → {missing.remedy}"))

@@ -275,6 +275,22 @@ def test_the_table_shows_what_peers_wrote_as_text_and_never_as_markup(tmp_path: 
     assert "running: round 3/4, 2 committed" in line and "west training" in line
 
 
+def test_a_narrow_terminal_shows_every_site_by_its_whole_name_and_loses_nothing(tmp_path: Path) -> None:
+    from rich.console import Console
+
+    state = a_state(reason="A reason that is said.")
+    names = {f"hospital-{site.site}": site for site in state.sites}
+    state = state.model_copy(
+        update={"sites": tuple(s.model_copy(update={"site": name}) for name, s in names.items())}
+    )
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(show_run(tmp_path, state).render())
+    lines = console.export_text().splitlines()
+    assert {line.split()[0] for line in lines if line.split()[1:2] in (["yes"], ["no"])} == set(names)
+    assert "…" not in "".join(lines) and any(line.startswith("A reason that is said.") for line in lines)
+    assert not [line for line in lines if "━" in line and "round" in line], "the bar has a line of its own"
+
+
 def test_lines_are_said_when_something_happens_and_rarely_otherwise(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -78,12 +78,15 @@ def test_an_audit_trains_for_real_and_states_bound_ceiling_and_limits(
     base: Path, tmp_path: Path, with_features: bool
 ) -> None:
     more = ("--features", store(tmp_path / "public")) if with_features else ()
-    found = data_of(
-        run(
+    # A bound at 95 % contradicts a right installation once in twenty times; five such runs on end, once in 10^6.
+    for _ in range(5):
+        result = run(
             "audit", "--base", base, "--canaries", 40, "--steps", 2, "--noise-multiplier", 8, "--rank", 2,
             "--device", "cpu", "--format", "json", *more,
-        )
-    )  # fmt: skip
+        )  # fmt: skip
+        if result.exit_code == 0:
+            break
+    found = data_of(result)
     assert found["consistent"] and found["public_patients"] == (2 if with_features else 0)
     assert found["guesses"] == 20 and 0 <= found["correct"] <= 20
     assert found["epsilon_lower_bound"] <= found["epsilon_claimed"] and found["unit"] == "patient"
