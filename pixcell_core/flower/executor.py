@@ -92,7 +92,9 @@ def _fork_task(runtime: str, token: str, run_task: TaskBody) -> int:
     try:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        die_with_parent(parent)
+        # Not SIGTERM: Flower's handler of it ends the task without a reply, and its SuperNode then waits for that reply
+        # for ever. A task that falls silent is given up after a minute, and the hub is told.
+        die_with_parent(parent, signal.SIGKILL)
         run_task(runtime, token)
         code = 0
     except SystemExit as leave:

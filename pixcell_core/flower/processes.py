@@ -37,10 +37,10 @@ def quiet_flower(home: Path) -> None:
     os.environ["FLWR_HOME"] = str(home)
 
 
-def die_with_parent(parent: int) -> None:
-    """Ask the kernel to terminate this process when its parent is gone (Linux; elsewhere the groups must do)."""
+def die_with_parent(parent: int, number: int = signal.SIGTERM) -> None:
+    """Ask the kernel to send this process a signal when its parent is gone (Linux; elsewhere the groups must do)."""
     if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, number)
         if os.getppid() != parent:
             os._exit(1)
 
