@@ -85,8 +85,9 @@ def result(evidence: CliqueEvidence, flagged: Iterable[int], released: int, poli
     hits = sum(1 for rows in found if certain & set(rows))
     if hits or len(found) >= limits.fail_groups:
         status = Status.FAIL
-        why = f"{len(found)} groups of at least {limits.group_tiles} released tiles are near-duplicates of each other" + (
-            f", and {hits} of them hold a copy of a training tile." if hits else "."
+        why = (
+            f"{len(found)} groups of at least {limits.group_tiles} released tiles are near-duplicates of each other"
+            + (f", and {hits} of them hold a copy of a training tile." if hits else ".")
         )
     elif len(found) >= limits.review_groups:
         status = Status.REVIEW

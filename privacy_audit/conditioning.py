@@ -34,7 +34,9 @@ from privacy_audit.subject import Cohort, Group
 
 NAME = "conditioning pairs"
 _CLAIM = "No released tile redraws the very tile it was conditioned on."
-_STATISTIC = "share of released tiles nearer to their own conditioning tile than look-alikes of other patients are"
+_STATISTIC = (
+    "share of released tiles nearer to their own conditioning tile than look-alikes of other patients are"
+)
 _MAX_BYTES = 256 * 1024 * 1024
 _PAIRS_AT_ONCE = 256
 _FLIPS = 9999

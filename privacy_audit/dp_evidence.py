@@ -97,14 +97,19 @@ def _decide(evidence: PrivacyClaimEvidence) -> tuple[Status, str]:
     found: list[tuple[Status, str]] = []
     units = {unit for unit in (evidence.unit, evidence.canary_unit) if unit is not None}
     if units != {"patient"}:
-        found.append((Status.REVIEW, f"The unit of protection is {' and '.join(sorted(units))}, not the patient."))
+        found.append(
+            (Status.REVIEW, f"The unit of protection is {' and '.join(sorted(units))}, not the patient.")
+        )
     if evidence.claimed is None:
         found.append((Status.REVIEW, "No ledger says what was spent: the canaries speak of the code alone."))
     else:
         said = f"The ledger claims epsilon {evidence.claimed:.2f} per patient at delta {evidence.delta:g}"
         if evidence.recomputed is not None and evidence.recomputed > evidence.claimed + _ROUNDING:
             found.append(
-                (Status.FAIL, f"{said}, and its charges add up to {evidence.recomputed:.2f}: more than it says.")
+                (
+                    Status.FAIL,
+                    f"{said}, and its charges add up to {evidence.recomputed:.2f}: more than it says.",
+                )
             )
         else:
             found.append((Status.PASS, f"{said}, and its charges add up to no more."))

@@ -113,8 +113,10 @@ class ContextEvidence(EvidencePart):
     """Distances between m sampled real tiles and P patients, and what the likelihood gap needs."""
 
     owner: Integers  # (m,) patient number of each sampled tile
-    real_distances: Floats  # (m, P) to the nearest tile of each patient; the own patient is infinite, stored as -1
-    gap_distances: Floats  # (S, P) from the nearest tile of each patient to that tile's nearest other patient
+    real_distances: Floats  # (m, P) to the nearest tile of each patient; the own patient is -1
+    near_distances: Floats  # (s, R) from sampled released tiles to their nearest patients, nearest first
+    near_patient: Integers  # (s, R) who these are
+    gap_distances: Floats  # (s, R) from each such patient's nearest tile to the nearest tile of anybody else
     log_likelihood: Floats  # (m,) under a mixture of Gaussians at the released tiles
 
 

@@ -251,11 +251,27 @@ def parse_policy(value: dict[str, Any], name: str = "policy") -> Policy:
             hint="REVIEW begins above INVALID: raise the first or lower the second.",
         )
     for low, high, words in (
-        (policy.linkability.max_risk, policy.linkability.fail_risk, "linkability.fail_risk` lies under `max_risk"),
-        (policy.membership.max_auc_upper, policy.membership.fail_auc, "membership.fail_auc` lies under `max_auc_upper"),
+        (
+            policy.linkability.max_risk,
+            policy.linkability.fail_risk,
+            "linkability.fail_risk` lies under `max_risk",
+        ),
+        (
+            policy.membership.max_auc_upper,
+            policy.membership.fail_auc,
+            "membership.fail_auc` lies under `max_auc_upper",
+        ),
         (policy.patients.p_fail, policy.patients.p_review, "patients.p_review` lies under `p_fail"),
-        (policy.conditioning.p_fail, policy.conditioning.p_review, "conditioning.p_review` lies under `p_fail"),
-        (policy.cliques.review_groups, policy.cliques.fail_groups, "cliques.fail_groups` lies under `review_groups"),
+        (
+            policy.conditioning.p_fail,
+            policy.conditioning.p_review,
+            "conditioning.p_review` lies under `p_fail",
+        ),
+        (
+            policy.cliques.review_groups,
+            policy.cliques.fail_groups,
+            "cliques.fail_groups` lies under `review_groups",
+        ),
     ):
         if high < low:
             raise PolicyError(

@@ -35,9 +35,7 @@ def isolation(
     embeddings = standardise(torch.cat([train.features.embeddings, holdout.features.embeddings]))
     owner = np.concatenate([cohort.of_train, cohort.of_holdout])
     rows = sampled_rows(owner, _SAMPLED_PER_PATIENT)
-    distances = patient_minima(
-        embeddings[rows], embeddings, torch.from_numpy(owner), cohort.patients
-    ).numpy()
+    distances = patient_minima(embeddings[rows], embeddings, torch.from_numpy(owner), cohort.patients).numpy()
     distances[np.arange(len(rows)), owner[rows]] = np.inf
     nearest = distances.min(axis=1).astype(np.float64)
     return np.array([np.median(nearest[owner[rows] == patient]) for patient in range(cohort.patients)])
@@ -169,7 +167,8 @@ def _copies(copies: tuple[float, int, int, int], adjusted: float, policy: Policy
         status=Status.FAIL if fails else Status.PASS,
         why=(
             f"{top} of {released} released tiles that match an isolated patient best score above every holdout tile "
-            f"(p = {adjusted:.2g} after Holm" + (f", FAIL below {policy.strata.p_fail:g})." if fails else ").")
+            f"(p = {adjusted:.2g} after Holm"
+            + (f", FAIL below {policy.strata.p_fail:g})." if fails else ").")
         ),
         cannot_show="A single copied tile of an isolated patient: the near-copy screen looks at every tile.",
         details={"outscoring": top, "near_isolated": released},
@@ -181,19 +180,28 @@ def _attribution(
 ) -> TestResult:
     chosen = isolated(evidence, cohort, policy)
     if p is None or adjusted is None:
-        status, why = Status.REVIEW, (
-            "The most isolated patients all stand on one side, so nothing can be permuted among them; a person has "
-            "to look at the tiles nearest to them."
+        status, why = (
+            Status.REVIEW,
+            (
+                "The most isolated patients all stand on one side, so nothing can be permuted among them; a person has "
+                "to look at the tiles nearest to them."
+            ),
         )
     elif adjusted < policy.strata.p_fail:
-        status, why = Status.FAIL, (
-            f"Released tiles lie nearer to the isolated training patients than to the isolated holdout patients "
-            f"(p = {adjusted:.2g} after Holm, FAIL below {policy.strata.p_fail:g})."
+        status, why = (
+            Status.FAIL,
+            (
+                f"Released tiles lie nearer to the isolated training patients than to the isolated holdout patients "
+                f"(p = {adjusted:.2g} after Holm, FAIL below {policy.strata.p_fail:g})."
+            ),
         )
     else:
-        status, why = Status.PASS, (
-            f"Among the most isolated patients, too, swapping training and holdout gives the same picture "
-            f"(p = {adjusted:.2g} after Holm)."
+        status, why = (
+            Status.PASS,
+            (
+                f"Among the most isolated patients, too, swapping training and holdout gives the same picture "
+                f"(p = {adjusted:.2g} after Holm)."
+            ),
         )
     return TestResult(
         name=ISOLATED_PATIENTS,
