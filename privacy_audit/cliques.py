@@ -28,7 +28,8 @@ _PAIRS_AT_ONCE = 4096
 def gather(synthetic: Group, standardise: Standardiser, policy: Policy) -> CliqueEvidence:
     """Score each released tile with its nearest few by eye and by pooled shape; keep pairs at the confirming score."""
     k = min(policy.cliques.candidates + 1, len(synthetic))
-    by_eye = nearest(*[standardise(synthetic.features.embeddings)] * 2, k)[1]
+    seen = standardise(synthetic.features.embeddings)
+    by_eye = nearest(seen, seen, k)[1]
     shapes = torch.cat([pooled(part.float()) for part in synthetic.features.thumbs.split(512)])
     by_shape = most_similar(shapes, shapes, k)[1]
     pairs = sorted(

@@ -147,7 +147,8 @@ def _ledger(path: Path) -> tuple[str, float, float, float]:
         cohorts = [str(one["cohort"]) for one in statement.get("cohorts", [])]
     except (KeyError, TypeError, AttributeError) as error:
         raise _unusable(path, "an export of a ledger") from error
-    _number(path, claimed), _number(path, delta)
+    _number(path, claimed)
+    _number(path, delta)
     # What a patient of the dearest cohort paid; where no cohort is named, every charge counts.
     lists = [spent_before(path, cohort) for cohort in cohorts] or [events]
     recomputed = max(epsilon(charges, float(delta)).value for charges in lists)
@@ -166,7 +167,8 @@ def _canaries(path: Path) -> dict[str, Any]:
         )
     except (KeyError, TypeError) as error:
         raise _unusable(path, "a report of canaries") from error
-    _number(path, claimed), _number(path, delta)
+    _number(path, claimed)
+    _number(path, delta)
     if bound is None:  # beyond every number: the mechanism was caught without noise
         bound = 1e9
     _number(path, bound)

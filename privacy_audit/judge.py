@@ -83,8 +83,9 @@ def judge(evidence: Evidence, policy: Policy, seed: int) -> Judgement:
     given, steered = evidence.part(GivenEvidence), evidence.part(ConditioningEvidence)
     attacked, groups = evidence.part(MembershipEvidence), _needed(evidence, StrataEvidence)
     p_values = {NEAR: near.excess_p}
-    p_steered = steered and conditioning.p_value(steered, policy, np.random.default_rng([seed, 3]))
-    if p_steered is not None:
+    p_steered: float | None = None
+    if steered is not None:
+        p_steered = conditioning.p_value(steered, policy, np.random.default_rng([seed, 3]))
         p_values[conditioning.NAME] = p_steered
     outscoring = strata.copies_p(groups, evidence.released_scores, evidence.null_scores, cohort, policy)
     p_values[strata.ISOLATED_COPIES] = outscoring[0]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import nn
 
 from pixcell_core.cli.progress import progress
 from pixcell_core.errors import BadInputError
@@ -65,7 +66,9 @@ def load_models(
                 hint="Give the base that this generator was fine-tuned from.",
                 code="base-of-another-model",
             )
-    return base.to(device).eval(), generator.to(device).eval()
+    for model in (base, generator):
+        nn.Module.to(model, device=device)
+    return base.eval(), generator.eval()
 
 
 def encode(

@@ -179,6 +179,12 @@ def write_report(out: Path, report: AuditReport) -> None:
     _write(out / REPORT, (json.dumps(report.model_dump(mode="json"), indent=1) + "\n").encode())
 
 
+def write_decided(out: Path, report: AuditReport, evidence: bytes) -> None:
+    """Write an audit anew after a reviewer's decisions: evidence first, the JSON last."""
+    _write(out / EVIDENCE, evidence)
+    write_report(out, report)
+
+
 def _gather(
     sources: tuple[TileSource, TileSource, TileSource],
     groups: tuple[Group, Group, Group],

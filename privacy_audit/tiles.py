@@ -307,7 +307,7 @@ def _refuse_other_pictures(image: Image.Image, name: str) -> None:
         what = f"is of the kind {image.mode}"
     elif _bits(image) > 8:
         what = f"has {_bits(image)} bits per channel"
-    elif image.mode == "RGBA" and image.getextrema()[3] != (255, 255):
+    elif image.mode == "RGBA" and image.getchannel("A").getextrema() != (255, 255):
         what = "has transparent parts"
     if what:
         raise TileError(
