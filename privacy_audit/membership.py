@@ -347,7 +347,7 @@ def _decide(
         return Status.FAIL, (
             f"{said}, and it names at least {found_lower:.0%} of the training patients at 1 % false alarms."
         )
-    if low > 0.5:
+    if low > 0.5 and adjusted < policy.patients.p_review:
         return Status.REVIEW, f"{said}: above chance, below {limits.fail_auc:g}."
     if high > limits.max_auc_upper:
         return Status.REVIEW, (
