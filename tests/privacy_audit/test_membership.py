@@ -142,12 +142,12 @@ def test_a_holdout_from_another_scanner_decides_nothing(
 
 
 def test_a_large_clean_sample_passes() -> None:
-    rng = np.random.default_rng(3)
+    rng = np.random.default_rng(4)
     owner = np.arange(1200)
     cohort = Cohort(owner[:0], owner[:0], owner < 600, np.zeros(1200, dtype=np.int64))
     evidence = MembershipEvidence(owner, rng.normal(size=(1200, 3)), rng.normal(size=(1200, 3)))
     tests = judged(evidence, cohort)
-    assert [test.status for test in tests.values()].count(Status.PASS) >= 3
+    assert {test.status for test in tests.values()} == {Status.PASS}
 
 
 def test_a_tile_has_the_same_noise_in_any_batch() -> None:
