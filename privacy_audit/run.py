@@ -69,7 +69,7 @@ from privacy_audit.screen import CopyScreen, ScreenScores
 from privacy_audit.self_test import TEXTURE_FLOOR, plant, recoloured_holdout
 from privacy_audit.spectrum import TURNS, ShapeSpectra
 from privacy_audit.subject import Cohort, Group, cohort_of
-from privacy_audit.tiles import TileError, TileSource, open_tiles, read_patients
+from privacy_audit.tiles import TileError, TileSource, open_tiles, read_patients, require_one_size
 
 _IDENTIFYING_LENGTH = 4
 Measure = Callable[[TileFeatures], npt.NDArray[np.float64]]
@@ -120,6 +120,7 @@ def run_audit(request: AuditRequest, eye: Eye | None = None) -> AuditReport:
     )
     _refuse_same_folder(request)
     _refuse_identifying_names(*sources)
+    require_one_size(*sources)
     first = _first_audit(request)
     split = find_split(sources[0], sources[1])
     require_time_after(now, split, first[0].created_at if first else None)

@@ -243,6 +243,22 @@ def open_tiles(
     return ImageFolder(path, name=name, needs_patients=needs_patients, patients=patients)
 
 
+def require_one_size(*sources: TileSource) -> None:
+    """Refuse groups of tiles whose first tiles differ in size: their fields and their copies cannot be compared.
+
+    Raises:
+        TileError: with both sizes.
+    """
+    sizes = {source.name: tuple(source.read(0, 1).shape[-2:]) for source in sources}
+    if len(set(sizes.values())) > 1:
+        said = ", ".join(f"{name} {width}×{height}" for name, (height, width) in sizes.items())
+        raise TileError(
+            f"The groups of tiles differ in size: {said} pixels.",
+            hint="Cut or resize all tiles to one size and one resolution before the audit.",
+            code="mixed-tile-sizes",
+        )
+
+
 def read_patients(path: Path) -> dict[str, str]:
     """Read a CSV with the columns `file,patient`.
 

@@ -57,10 +57,16 @@ def out(honest: Audited, tmp_path: Path) -> Path:
 
 def test_the_queue_mixes_nearest_pairs_with_as_many_decoys(honest: Audited, world: World) -> None:
     kinds = Counter(item.kind for item in key_of(honest.out).items)
-    assert kinds["pair"] == 40 and kinds["decoy"] == 50  # the release has 40 tiles, the queue takes 50 at most
+    assert (
+        kinds["pair"] == 40 and kinds["decoy"] == 50
+    )  # the release has 40 tiles, the queue takes 50 at most
     scores = [item.score for item in key_of(honest.out).items if item.kind == "pair"]
     assert max(scores) == pytest.approx(
-        max(float(test.details["released_maximum"] or 0) for test in honest.report.tests if test.name == "near copies"),
+        max(
+            float(test.details["released_maximum"] or 0)
+            for test in honest.report.tests
+            if test.name == "near copies"
+        ),
         abs=1e-6,
     )
     assert all(item.training_tile.startswith("tpatient-") for item in key_of(honest.out).items)
@@ -114,7 +120,10 @@ def human(pair_same: int = 0, decoy_same: int = 0, unsure: int = 0, left: int = 
         (human(), Status.PASS),
         (human(pair_same=1), Status.FAIL),
         (human(pair_same=12, decoy_same=1), Status.FAIL),
-        (human(pair_same=2, decoy_same=2), Status.REVIEW),  # a reader who also confirms decoys confirms nothing
+        (
+            human(pair_same=2, decoy_same=2),
+            Status.REVIEW,
+        ),  # a reader who also confirms decoys confirms nothing
         (human(decoy_same=3), Status.REVIEW),
         (human(unsure=1), Status.REVIEW),
         (human(left=5), Status.REVIEW),
