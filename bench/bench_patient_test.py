@@ -79,6 +79,7 @@ def main() -> None:
         ("perfect generator, 60 + 15 patients", World(holdout=15), 500, 1),
         ("1 % near copies", World(copies=0.01), 100, 1),
         ("1 % near copies, six tests at once", World(copies=0.01), 100, 6),
+        ("1 % near copies of 1,000 tiles, six tests at once", World(released=1000, copies=0.01), 100, 6),
         ("2 % near copies, six tests at once", World(copies=0.02), 100, 6),
         ("5 % imitate a training patient, six tests at once", World(imitations=0.05), 100, 6),
     )

@@ -25,6 +25,7 @@ from privacy_audit import battery
 from privacy_audit.battery import Prepared
 from privacy_audit.blinding import Blinding
 from privacy_audit.copies import exact_matches
+from privacy_audit.deciding import Decided
 from privacy_audit.evidence import Evidence, as_stored
 from privacy_audit.eye import Eye, SecondEye
 from privacy_audit.features import TileFeatures, join, load_features
@@ -49,6 +50,7 @@ from privacy_audit.report import (
     PAGE,
     REPORT,
     SITE_FOLDER,
+    SITE_PAGE,
     TIMINGS,
     AuditReport,
     PolicyStatement,
@@ -162,10 +164,11 @@ def write_report(out: Path, report: AuditReport) -> None:
     _write(out / REPORT, (json.dumps(report.model_dump(mode="json"), indent=1) + "\n").encode())
 
 
-def write_decided(out: Path, report: AuditReport, evidence: bytes) -> None:
+def write_decided(out: Path, decided: Decided) -> None:
     """Write an audit anew after a reviewer's decisions: evidence first, the JSON last."""
-    _write(out / EVIDENCE, evidence)
-    write_report(out, report)
+    _write(out / EVIDENCE, decided.evidence)
+    _write(out / SITE_PAGE, decided.site_page.encode())
+    write_report(out, decided.report)
 
 
 def _gather(

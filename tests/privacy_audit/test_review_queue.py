@@ -11,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
+from typer.testing import CliRunner
 
 from pixcell_core.contracts import canonical_bytes
 from pixcell_core.errors import PixcellError
 from pixcell_core.trust.dsse import sign_envelope
 from pixcell_core.trust.keys import SigningKey
-from privacy_audit import review_queue
+from privacy_audit import commands, review_queue
 from privacy_audit.deciding import decide
 from privacy_audit.evidence_parts import HumanEvidence
 from privacy_audit.policy import load_policy
@@ -94,16 +96,18 @@ def test_a_confirmed_copy_turns_the_verdict_to_fail(out: Path) -> None:
     first = next(item.id for item in key_of(out).items if item.kind == "pair")
     decided[first] = "same field"
     envelope = sign_decisions(load_queue(out), decided, REVIEWER)
-    report, evidence = decide(out, envelope, REVIEWER.verify_key, datetime.now(UTC))
-    assert report.verdict is Status.FAIL
-    write_decided(out, report, evidence)
+    decided = decide(out, envelope, REVIEWER.verify_key, datetime.now(UTC))
+    assert decided.report.verdict is Status.FAIL
+    write_decided(out, decided)
     checked = verify_audit(out)
     assert checked.verified and checked.complete and checked.verdict == "FAIL"
+    page = (out / "site" / "report.html").read_text()  # the site's own page must not go on saying REVIEW
+    assert "<title>FAIL" in page and "SITE ONLY" in page and page.count("data:image/png") == 80
 
 
 def test_a_clean_reading_passes_and_leaves_the_other_tests_as_they_were(out: Path, honest: Audited) -> None:
     envelope = sign_decisions(load_queue(out), calls(out), REVIEWER)
-    report, _ = decide(out, envelope, REVIEWER.verify_key, datetime.now(UTC))
+    report = decide(out, envelope, REVIEWER.verify_key, datetime.now(UTC)).report
     test = report.test(review_queue.NAME)
     assert test is not None and test.status is Status.PASS and test.tested
     others = [t for t in report.tests if t.name != review_queue.NAME]
@@ -188,3 +192,21 @@ def test_decoys_are_the_likeliest_innocent_pairs(honest: Audited) -> None:
     few = POLICY.review.model_copy(update={"decoys": 10, "pairs": 10})
     chosen = review_queue.choose([], many, few, rng)
     assert sorted(one.score for one in chosen) == sorted(one.score for one in many)[-10:]
+
+
+def test_the_command_counts_decisions_in_and_refuses_a_stranger(out: Path, tmp_path: Path) -> None:
+    root = typer.Typer()
+    root.callback()(lambda: None)
+    commands.register(root)
+    (tmp_path / "decisions").write_bytes(sign_decisions(load_queue(out), calls(out), REVIEWER).to_bytes())
+    REVIEWER.verify_key.save(tmp_path / "reviewer.pub")
+    SigningKey.generate().verify_key.save(tmp_path / "stranger.pub")
+    arguments = ["audit", "decide", str(out), "--decisions", str(tmp_path / "decisions"), "--format", "json"]
+    before = (out / "report.json").read_bytes()
+    refused = CliRunner().invoke(root, [*arguments, "--trust", str(tmp_path / "stranger.pub")])
+    assert refused.exit_code == 1 and json.loads(refused.stdout)["code"] == "signature-refused"
+    assert (out / "report.json").read_bytes() == before
+    taken = CliRunner().invoke(root, [*arguments, "--trust", str(tmp_path / "reviewer.pub")])
+    assert taken.exit_code == 0, taken.output
+    tests = {test["name"]: test for test in json.loads(taken.stdout)["data"]["tests"]}
+    assert tests[review_queue.NAME]["status"] == "PASS" and tests[review_queue.NAME]["tested"]
