@@ -30,9 +30,9 @@ C_T = "context: data-copying statistic C_T"
 AUTHENTICITY = "context: authenticity"
 GAP = "context: likelihood gap"
 _BLOCK = 512
-_RELEASED = 2000  # released tiles looked at: a mean does not need them all
+_RELEASED = 1000  # released tiles looked at: a mean does not need them all
 _REAL = 4000  # real tiles in all
-_RANKS = 16  # nearest patients of a released tile whose tiles are compared with their neighbours
+_RANKS = 8  # nearest patients of a released tile whose tiles are compared with their neighbours
 Labels = npt.NDArray[np.bool_]
 
 
@@ -64,7 +64,7 @@ def gather(
 
 
 def even_sample(count: int) -> npt.NDArray[np.int64]:
-    """Rows of the released tiles that the context looks at: all, or 2,000 spread evenly."""
+    """Rows of the released tiles that the context looks at: all, or 1,000 spread evenly."""
     return np.unique(np.linspace(0, count - 1, min(count, _RELEASED)).round().astype(np.int64))
 
 

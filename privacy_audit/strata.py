@@ -26,6 +26,7 @@ ISOLATED_PATIENTS = "isolated patients: attribution"
 ISOLATED_COPIES = "isolated patients: near copies"
 RARE_CLASSES = "rare classes"
 _SAMPLED_PER_PATIENT = 8
+_SAMPLED = 4000  # in all: a median of a patient needs a few tiles
 
 
 def isolation(
@@ -34,7 +35,7 @@ def isolation(
     """Median distance, over a patient's first tiles, to the nearest tile of any other patient; (P,)."""
     embeddings = standardise(torch.cat([train.features.embeddings, holdout.features.embeddings]))
     owner = np.concatenate([cohort.of_train, cohort.of_holdout])
-    rows = sampled_rows(owner, _SAMPLED_PER_PATIENT)
+    rows = sampled_rows(owner, max(min(_SAMPLED_PER_PATIENT, _SAMPLED // cohort.patients), 1))
     distances = patient_minima(embeddings[rows], embeddings, torch.from_numpy(owner), cohort.patients).numpy()
     distances[np.arange(len(rows)), owner[rows]] = np.inf
     nearest = distances.min(axis=1).astype(np.float64)
