@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import secrets
 import shutil
 import time
@@ -18,30 +17,40 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pixcell_core.contracts import digest, parse_document, read_bounded
+from pixcell_core.contracts import digest
 from pixcell_core.contracts.bands import band
 from pixcell_core.contracts.release import tiles_root
-from pixcell_core.errors import BadInputError, PixcellError
+from pixcell_core.errors import PixcellError
+from privacy_audit import battery
+from privacy_audit.battery import Prepared
 from privacy_audit.blinding import Blinding
 from privacy_audit.copies import exact_matches
+from privacy_audit.deciding import Decided
 from privacy_audit.evidence import Evidence, as_stored
 from privacy_audit.eye import Eye, SecondEye
 from privacy_audit.features import TileFeatures, join, load_features
 from privacy_audit.filtering import filtered_release
 from privacy_audit.gallery import write_site_page
-from privacy_audit.judge import NOT_TESTED, judge
+from privacy_audit.judge import judge
 from privacy_audit.neighbours import Standardiser, patient_minima
 from privacy_audit.policy import Policy
-from privacy_audit.preconditions import disjoint, drawn_before, find_split, sizes
+from privacy_audit.preconditions import (
+    SplitEvidence,
+    disjoint,
+    drawn_before,
+    find_split,
+    require_time_after,
+    sizes,
+)
 from privacy_audit.render import render_page
 from privacy_audit.report import (
     CACHE_FOLDER,
     EVIDENCE,
-    MAX_REPORT_BYTES,
     NEIGHBOURS,
     PAGE,
     REPORT,
     SITE_FOLDER,
+    SITE_PAGE,
     TIMINGS,
     AuditReport,
     PolicyStatement,
@@ -53,28 +62,17 @@ from privacy_audit.report import (
     timestamp,
     tool,
 )
+from privacy_audit.request import AuditRequest as AuditRequest
+from privacy_audit.request import first_audit, refuse_identifying_names, refuse_same_folder
 from privacy_audit.result import TestResult
+from privacy_audit.review_queue import KEY, QUEUE
 from privacy_audit.screen import CopyScreen, ScreenScores
 from privacy_audit.self_test import TEXTURE_FLOOR, plant, recoloured_holdout
 from privacy_audit.spectrum import TURNS, ShapeSpectra
 from privacy_audit.subject import Cohort, Group, cohort_of
-from privacy_audit.tiles import TileError, TileSource, open_tiles
+from privacy_audit.tiles import TileSource, open_tiles, read_patients, require_one_size
 
-_IDENTIFYING_LENGTH = 4
 Measure = Callable[[TileFeatures], npt.NDArray[np.float64]]
-
-
-@dataclass(frozen=True)
-class AuditRequest:
-    """What to audit, by which policy, and where to write."""
-
-    train: Path
-    holdout: Path
-    synthetic: Path
-    out: Path
-    policy: Policy
-    seed: int | None = None
-    filtered_from: Path | None = None
 
 
 @dataclass
@@ -97,14 +95,20 @@ def run_audit(request: AuditRequest, eye: Eye | None = None) -> AuditReport:
         BadInputError: a folder or file cannot be used.
     """
     seed = request.seed if request.seed is not None else secrets.randbelow(2**31)
+    now = request.now or datetime.now(UTC)
+    table = read_patients(request.patients) if request.patients else None
     sources = (
-        open_tiles(request.train, name="training", needs_patients=True),
-        open_tiles(request.holdout, name="holdout", needs_patients=True),
+        open_tiles(request.train, name="training", needs_patients=True, patients=table),
+        open_tiles(request.holdout, name="holdout", needs_patients=True, patients=table),
         open_tiles(request.synthetic, name="synthetic", needs_patients=False),
     )
-    _refuse_same_folder(request)
-    _refuse_identifying_names(*sources)
-    first = _first_audit(request)
+    refuse_same_folder(request)
+    refuse_identifying_names(*sources)
+    require_one_size(*sources)
+    first = first_audit(request)
+    split = find_split(sources[0], sources[1])
+    require_time_after(now, split, first[0].created_at if first else None)
+    prepared = battery.prepare(request.extras, sources)
     eye = eye or SecondEye(request.policy.copies.eye_pixels)
     out = _prepare(request.out)
     clock = _Clock()
@@ -118,8 +122,9 @@ def run_audit(request: AuditRequest, eye: Eye | None = None) -> AuditReport:
         filtering = (
             filtered_release(*first, files, (subjects.train.root, subjects.holdout.root), request.policy),
         )
-    evidence, scores = _gather(
-        sources, (train, holdout, synthetic), eye, request.policy, seed, clock, blinding
+    groups = (train, holdout, synthetic)
+    evidence, scores, null = _gather(
+        sources, groups, eye, request.policy, seed, clock, blinding, split, prepared
     )
     evidence = replace(evidence, preconditions=evidence.preconditions + filtering)
     with clock.stage("judging"):
@@ -128,7 +133,7 @@ def run_audit(request: AuditRequest, eye: Eye | None = None) -> AuditReport:
     report = AuditReport(
         verdict=judged.verdict,
         summary=summarise(judged.verdict, judged.tests, len(judged.flagged), len(synthetic)),
-        created_at=timestamp(datetime.now(UTC)),
+        created_at=timestamp(now),
         tool=tool(eye.name),
         policy=PolicyStatement(
             name=request.policy.name,
@@ -141,13 +146,14 @@ def run_audit(request: AuditRequest, eye: Eye | None = None) -> AuditReport:
         tests=judged.tests,
         flagged=judged.flagged,
         proven_kinds=judged.proven_kinds,
-        not_tested=NOT_TESTED,
+        not_tested=judged.not_tested,
         evidence_digest=digest(packed),
     )
     _write(out / EVIDENCE, packed)
     _write(out / NEIGHBOURS, json.dumps(_neighbours(report, train, blinding), indent=1).encode())
     _write(out / TIMINGS, json.dumps(clock.seconds, indent=1).encode())
     write_site_page(out, report, sources[0], sources[2], scores, evidence)
+    battery.write_review_queue(out, sources, groups, (scores, null), request.policy, blinding, seed)
     write_report(out, report)
     return report
 
@@ -158,6 +164,13 @@ def write_report(out: Path, report: AuditReport) -> None:
     _write(out / REPORT, (json.dumps(report.model_dump(mode="json"), indent=1) + "\n").encode())
 
 
+def write_decided(out: Path, decided: Decided) -> None:
+    """Write an audit anew after a reviewer's decisions: evidence first, the JSON last."""
+    _write(out / EVIDENCE, decided.evidence)
+    _write(out / SITE_PAGE, decided.site_page.encode())
+    write_report(out, decided.report)
+
+
 def _gather(
     sources: tuple[TileSource, TileSource, TileSource],
     groups: tuple[Group, Group, Group],
@@ -166,13 +179,15 @@ def _gather(
     seed: int,
     clock: _Clock,
     blinding: Blinding,
-) -> tuple[Evidence, ScreenScores]:
+    split: SplitEvidence | None,
+    prepared: Prepared,
+) -> tuple[Evidence, ScreenScores, ScreenScores]:
     train, holdout, synthetic = groups
     rng = np.random.default_rng([seed, 0])
     preconditions = (
         disjoint(train, holdout, policy.preconditions),
         sizes(train, holdout, synthetic, policy.preconditions),
-        drawn_before(find_split(sources[0], sources[1]), train, holdout, policy.preconditions),
+        drawn_before(split, train, holdout, policy.preconditions),
     )
     with clock.stage("planting"):
         planted = plant(sources[0], train, sources[1], eye, policy.self_test.planted_per_kind, rng)
@@ -195,6 +210,8 @@ def _gather(
                 _by_shape(train, holdout, cohort, shapes),
             )
         ]
+    with clock.stage("battery"):
+        parts = battery.gather(prepared, sources, groups, cohort, standardise, (released, null), policy, seed)
     exact = exact_matches(synthetic, train)
     known = set(train.features.canonical)
     evidence = Evidence(
@@ -222,8 +239,9 @@ def _gather(
         stratum=cohort.stratum,
         unrecognisable=float((train.features.texture <= TEXTURE_FLOOR).float().mean()),
         preconditions=preconditions,
+        parts=parts,
     )
-    return evidence, released
+    return evidence, released, null
 
 
 def _blind(screen: CopyScreen, groups: list[TileFeatures], rng: np.random.Generator) -> list[ScreenScores]:
@@ -308,64 +326,12 @@ def _neighbours(report: AuditReport, train: Group, blinding: Blinding) -> dict[s
     }
 
 
-def _first_audit(request: AuditRequest) -> tuple[AuditReport, bytes] | None:
-    """The report of the audit after which tiles were withheld, read before anything is written."""
-    if request.filtered_from is None:
-        return None
-    if request.filtered_from.resolve() == request.out.resolve():
-        raise BadInputError(
-            "--filtered-from and --out are the same folder.",
-            hint="Keep the first audit; write the second elsewhere.",
-            code="same-folder",
-        )
-    data = read_bounded(request.filtered_from / REPORT, MAX_REPORT_BYTES)
-    return parse_document(AuditReport, data, name=REPORT), data
-
-
-def _refuse_same_folder(request: AuditRequest) -> None:
-    folders = [path.resolve() for path in (request.train, request.holdout, request.synthetic)]
-    if len(set(folders)) < len(folders):
-        raise BadInputError(
-            "Two of the folders --train, --holdout and --synthetic are the same.",
-            hint="Give three different folders.",
-            code="same-folder",
-        )
-    if any(request.out.resolve() == folder or folder in request.out.resolve().parents for folder in folders):
-        raise BadInputError(
-            "The output folder lies inside a folder of tiles.",
-            hint="Choose another --out: the report must not mix with what it judges.",
-            code="out-inside-tiles",
-        )
-
-
-def _refuse_identifying_names(train: TileSource, holdout: TileSource, synthetic: TileSource) -> None:
-    """Names of released tiles go into the report and into the bundle: none may carry a patient identifier."""
-    patients = {
-        name.lower()
-        for name in {*train.patients, *holdout.patients}
-        if len(name) >= _IDENTIFYING_LENGTH and not name.isdigit()
-    }
-    for tile in synthetic.ids:
-        text = tile.lower()
-        tokens = (
-            set(re.split(r"[/._ ]+", text))
-            | set(re.split(r"[/. ]+", text))
-            | set(re.split(r"[^a-z0-9]+", text))
-        )
-        if tokens & patients:
-            raise TileError(
-                "The name of a synthetic tile carries a patient identifier of this site.",
-                hint="Rename the synthetic tiles, for example by number, and look for how the name got there.",
-                code="names-identify",
-            )
-
-
 def _prepare(out: Path) -> Path:
     try:
         (out / SITE_FOLDER).mkdir(parents=True, exist_ok=True)
         (out / CACHE_FOLDER).mkdir(exist_ok=True)
         # An old report must not stand beside new evidence if this run is interrupted.
-        for stale in (REPORT, PAGE, EVIDENCE, NEIGHBOURS, TIMINGS):
+        for stale in (REPORT, PAGE, EVIDENCE, NEIGHBOURS, TIMINGS, QUEUE, KEY):
             (out / stale).unlink(missing_ok=True)
         free = shutil.disk_usage(out).free
     except OSError as error:

@@ -4,32 +4,21 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from PIL import Image, UnidentifiedImageError
 
-from pixcell_core.errors import BadInputError
+from privacy_audit.tile_pictures import TileError as TileError
+from privacy_audit.tile_pictures import decode_tile as decode_tile
+from privacy_audit.tile_pictures import pixel_digest as pixel_digest
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff"})
-MAX_TILE_PIXELS = 4096 * 4096
-MAX_FILE_BYTES = 256 * 1024 * 1024
-MIN_SIDE = 32
 TABLE = "tiles.csv"
 TABLE_COLUMNS = ("file", "patient", "site", "scanner", "label", "condition")
 UNKNOWN = ""
-
-
-class TileError(BadInputError):
-    """A folder of tiles cannot be read as the audit needs it."""
-
-    default_code = "bad-tiles"
 
 
 class TileSource(Protocol):
@@ -50,6 +39,10 @@ class TileSource(Protocol):
         """Label, site and scanner of each tile in one text; empty where unknown."""
 
     @property
+    def classes(self) -> Sequence[str]:
+        """Class (diagnosis, label) of each tile; empty text where unknown."""
+
+    @property
     def folder(self) -> Path:
         """Where the tiles lie; evidence about them is searched beside it."""
 
@@ -67,15 +60,23 @@ class _Entry:
     patient: str
     stratum: str
     condition: str
+    label: str = UNKNOWN
 
 
 class ImageFolder:
-    """PNG, JPEG or TIFF tiles in a folder; the patient is a column of `tiles.csv` or else the first sub-folder."""
+    """PNG, JPEG or TIFF tiles in a folder; the patient is a column of `tiles.csv` or else the first sub-folder.
 
-    def __init__(self, folder: Path, *, name: str, needs_patients: bool) -> None:
+    `patients` maps tiles to patients where neither of these does; see `read_patients`.
+    """
+
+    def __init__(
+        self, folder: Path, *, name: str, needs_patients: bool, patients: Mapping[str, str] | None = None
+    ) -> None:
         self.name, self._folder = name, folder
         table = _read_table(folder / TABLE) if (folder / TABLE).is_file() else None
         self._entries = _table_entries(folder, table) if table is not None else _walk(folder)
+        if patients is not None:
+            self._entries = [_with_patient(entry, folder, patients) for entry in self._entries]
         if not self._entries:
             raise TileError(
                 f"The {name} folder {folder} holds no tiles.",
@@ -104,6 +105,11 @@ class ImageFolder:
     def strata(self) -> Sequence[str]:
         """Label, site and scanner of each tile."""
         return [entry.stratum for entry in self._entries]
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """Label of each tile in `tiles.csv`."""
+        return [entry.label for entry in self._entries]
 
     @property
     def folder(self) -> Path:
@@ -174,6 +180,11 @@ class StoreTiles:
         return self._strata
 
     @property
+    def classes(self) -> Sequence[str]:
+        """Label of each tile."""
+        return self._strata
+
+    @property
     def folder(self) -> Path:
         """The store's folder."""
         return self._folder
@@ -198,8 +209,13 @@ class StoreTiles:
         return out
 
 
-def open_tiles(folder: Path | str, *, name: str, needs_patients: bool) -> TileSource:
+def open_tiles(
+    folder: Path | str, *, name: str, needs_patients: bool, patients: Mapping[str, str] | None = None
+) -> TileSource:
     """Open a feature store (it has `index.parquet`) or a folder of images.
+
+    Args:
+        patients: tiles to patients, for folders alone; see `read_patients`.
 
     Raises:
         TileError: no such folder, no tiles, tiles without a patient where one is needed.
@@ -213,43 +229,47 @@ def open_tiles(folder: Path | str, *, name: str, needs_patients: bool) -> TileSo
         )
     if (path / "index.parquet").is_file():
         return StoreTiles(path, name=name)
-    return ImageFolder(path, name=name, needs_patients=needs_patients)
+    return ImageFolder(path, name=name, needs_patients=needs_patients, patients=patients)
 
 
-def decode_tile(path: Path) -> npt.NDArray[np.uint8]:
-    """Decode one tile as uint8 (H, W, 3), refusing what is too large, truncated or no image.
+def require_one_size(*sources: TileSource) -> None:
+    """Refuse groups of tiles whose first tiles differ in size: their fields and their copies cannot be compared.
 
     Raises:
-        TileError: with the file's name and the reason.
+        TileError: with both sizes.
     """
-    try:
-        size = path.stat().st_size
-        if size > MAX_FILE_BYTES:
-            raise TileError(
-                f"{path.name} has {size} bytes: too large for a tile.",
-                hint="Give tiles, not slides.",
-                code="tile-too-large",
-            )
-        with Image.open(io.BytesIO(path.read_bytes()), formats=("PNG", "JPEG", "TIFF")) as image:
-            if image.width * image.height > MAX_TILE_PIXELS or min(image.size) < MIN_SIDE:
-                raise TileError(
-                    f"{path.name} is {image.width}×{image.height}: a tile has sides of {MIN_SIDE} to 4096 pixels.",
-                    hint="Cut slides into tiles first.",
-                    code="tile-size",
-                )
-            return np.array(image.convert("RGB"))
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    sizes = {source.name: tuple(source.read(0, 1).shape[-2:]) for source in sources}
+    if len(set(sizes.values())) > 1:
+        said = ", ".join(f"{name} {width}×{height}" for name, (height, width) in sizes.items())
         raise TileError(
-            f"{path.name} cannot be decoded: it is truncated or no PNG, JPEG or TIFF.",
-            hint="Write the tile again, or take it out of the folder.",
-            code="tile-unreadable",
-        ) from error
+            f"The groups of tiles differ in size: {said} pixels.",
+            hint="Cut or resize all tiles to one size and one resolution before the audit.",
+            code="mixed-tile-sizes",
+        )
 
 
-def pixel_digest(pixels: npt.NDArray[np.uint8]) -> str:
-    """``sha256:<hex>`` over the shape and the decoded pixels (H, W, 3) of one tile."""
-    head = f"{pixels.shape[0]}x{pixels.shape[1]}:".encode()
-    return "sha256:" + hashlib.sha256(head + np.ascontiguousarray(pixels).tobytes()).hexdigest()
+def read_patients(path: Path) -> dict[str, str]:
+    """Read a CSV with the columns `file,patient`.
+
+    `file` is a tile's path inside its folder, with the folder's own name before it where two folders have tiles
+    of one path (`train/0.png`, `holdout/0.png`).
+
+    Raises:
+        TileError: no such columns, an empty cell, or a file named twice.
+    """
+    found: dict[str, str] = {}
+    for row in _read_table(path):
+        file, patient = Path(row["file"]).as_posix(), row.get("patient", "")
+        if not row["file"] or not patient or file in found:
+            raise TileError(
+                f"{path.name} has a row without a patient, or names {file!r} twice.",
+                hint="Give one row per tile: file,patient.",
+                code="bad-table",
+            )
+        found[file] = patient
+    if not found:
+        raise TileError(f"{path.name} names no tile.", hint="Give rows: file,patient.", code="bad-table")
+    return found
 
 
 def _walk(folder: Path) -> list[_Entry]:
@@ -261,6 +281,11 @@ def _walk(folder: Path) -> list[_Entry]:
         patient = inside.parts[0] if len(inside.parts) > 1 else UNKNOWN
         entries.append(_Entry(path, inside.as_posix(), patient, UNKNOWN, UNKNOWN))
     return entries
+
+
+def _with_patient(entry: _Entry, folder: Path, patients: Mapping[str, str]) -> _Entry:
+    patient = patients.get(f"{folder.resolve().name}/{entry.tile}", patients.get(entry.tile, UNKNOWN))
+    return replace(entry, patient=patient)
 
 
 def _read_table(path: Path) -> list[dict[str, str]]:
@@ -300,7 +325,9 @@ def _table_entries(folder: Path, rows: list[dict[str, str]]) -> list[_Entry]:
                 f"{TABLE} names {row['file']} twice.", hint="Keep one row per tile.", code="table-duplicate"
             )
         stratum = "|".join(row.get(key, "") for key in ("label", "site", "scanner")).strip("|")
-        entries[tile] = _Entry(path, tile, row.get("patient", ""), stratum, row.get("condition", ""))
+        entries[tile] = _Entry(
+            path, tile, row.get("patient", ""), stratum, row.get("condition", ""), row.get("label", "")
+        )
     left = [entry.tile for entry in _walk(folder) if entry.tile not in entries]
     if left:
         raise TileError(
