@@ -47,7 +47,12 @@ def thumbnails(pixels: Tensor, side: int = FINE_SIDE) -> tuple[Tensor, Tensor]:
         (B, N, N) float32, slow changes removed, clipped to robust limits, divided by a robust spread;
         (B,) the spread itself in optical density: how much shape there is to recognise.
     """
-    small = F.adaptive_avg_pool2d(haematoxylin(pixels)[:, None], side)
+    return planes(haematoxylin(pixels), side)
+
+
+def planes(density: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """`thumbnails` of haematoxylin densities (B, H, W) that were already separated."""
+    small = F.adaptive_avg_pool2d(density[:, None], side)
     band = (small - _blur(small, _BAND_SIGMA * side))[:, 0]
     flat = band.flatten(1)
     median = flat.median(dim=1).values[:, None, None]
