@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pixcell_core.cli.progress import progress
 from privacy_audit.eye import Eye
-from privacy_audit.geometry import FINE_SIDE, ORIENTATIONS, haematoxylin, orient, planes
+from privacy_audit.geometry import FINE_SIDE, ORIENTATIONS, evened, haematoxylin, orient, planes
 from privacy_audit.keypoints import SIDE, Keypoints, find_keypoints
 from privacy_audit.tiles import TileSource, pixel_digest
 
@@ -76,7 +76,7 @@ def describe(pixels: Tensor, eye: Eye) -> TileFeatures:
         thumbs.half(),
         texture.float(),
         eye.embed(pixels).float(),
-        find_keypoints(planes(density, SIDE)[0]),
+        find_keypoints(evened(density, SIDE)),
     )
 
 

@@ -24,6 +24,7 @@ ORIENTATIONS = 8
 # Optical-density vectors of haematoxylin, eosin and DAB: Ruifrok & Johnston, Anal Quant Cytol Histol 23 (2001), table 1.
 _RUIFROK = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
 _OD_FLOOR = 0.02  # below this spread of haematoxylin (optical density) a tile is glass or fat, not texture
+_DARKEST = 1.2  # optical density: folds and the dark beside a slide carry no shape above this
 _BAND_SIGMA = 0.125  # of the side: slower changes than this are staining and thickness, not shape
 _FLAT = 0.05  # an overlap with less than this share of the tile's variance proves nothing
 
@@ -60,6 +61,18 @@ def planes(density: Tensor, side: int) -> tuple[Tensor, Tensor]:
     spread = torch.maximum(spread, 0.5 * flat.std(dim=1))
     scale = spread.clamp_min(_OD_FLOOR)[:, None, None]
     return ((band - median) / scale).clamp(-4.0, 6.0), spread
+
+
+def evened(density: Tensor, side: int) -> Tensor:
+    """Haematoxylin densities (B, H, W) at (B, side, side), divided by the spread of their neighbourhood.
+
+    Strong stain in one corner, or a dark fold, must not drown what lies elsewhere: half of a pasted or blended tile
+    may be pale.
+    """
+    small = F.adaptive_avg_pool2d(density.clamp(max=_DARKEST)[:, None], side)
+    band = small - _blur(small, _BAND_SIGMA * side)
+    spread = _blur(band * band, _BAND_SIGMA * side).sqrt()
+    return (band / spread.clamp_min(_OD_FLOOR))[:, 0].clamp(-4.0, 4.0)
 
 
 def orient(images: Tensor, which: int) -> Tensor:

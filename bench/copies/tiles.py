@@ -114,7 +114,8 @@ def _cut(pixels: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.uint8]]:
     for row in range(rows):
         for column in range(columns):
             tile = pixels[row * SIDE : (row + 1) * SIDE, column * SIDE : (column + 1) * SIDE]
-            if (tile.min(axis=2) > 215).mean() < _GLASS:
+            # Beside the scanned field a slide file may hold pure black.
+            if (tile.min(axis=2) > 215).mean() < _GLASS and (tile.max(axis=2) < 8).mean() < 0.01:
                 out.append(np.ascontiguousarray(tile))
     return out
 
