@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pixcell_core.cli.progress import progress
 from privacy_audit.eye import Eye
-from privacy_audit.geometry import FINE_SIDE, ORIENTATIONS, evened, haematoxylin, orient, planes
+from privacy_audit.geometry import FINE_SIDE, ORIENTATIONS, evened, haematoxylin, orient, texture
 from privacy_audit.keypoints import SIDE, Keypoints, find_keypoints
 from privacy_audit.tiles import TileSource, pixel_digest
 
@@ -69,12 +69,11 @@ def describe(pixels: Tensor, eye: Eye) -> TileFeatures:
     """Compute the features of uint8 (B, 3, H, W) tiles."""
     arrays = pixels.permute(0, 2, 3, 1).contiguous().numpy()
     density = haematoxylin(pixels)
-    thumbs, texture = planes(density, FINE_SIDE)
     return TileFeatures(
         tuple(pixel_digest(tile) for tile in arrays),
         tuple(canonical_digest(tile) for tile in pixels),
-        thumbs.half(),
-        texture.float(),
+        evened(density, FINE_SIDE).half(),
+        texture(density, FINE_SIDE),
         eye.embed(pixels).float(),
         find_keypoints(evened(density, SIDE)),
     )

@@ -38,41 +38,28 @@ def haematoxylin(pixels: Tensor) -> Tensor:
 
 
 def thumbnails(pixels: Tensor, side: int = FINE_SIDE) -> tuple[Tensor, Tensor]:
-    """Normalised haematoxylin thumbnails and their texture.
-
-    Args:
-        pixels: uint8 (B, 3, H, W).
-        side: N, side of the thumbnail.
-
-    Returns:
-        (B, N, N) float32, slow changes removed, clipped to robust limits, divided by a robust spread;
-        (B,) the spread itself in optical density: how much shape there is to recognise.
-    """
-    return planes(haematoxylin(pixels), side)
-
-
-def planes(density: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """`thumbnails` of haematoxylin densities (B, H, W) that were already separated."""
-    small = F.adaptive_avg_pool2d(density[:, None], side)
-    band = (small - _blur(small, _BAND_SIGMA * side))[:, 0]
-    flat = band.flatten(1)
-    median = flat.median(dim=1).values[:, None, None]
-    spread = 1.4826 * (flat - median[:, 0]).abs().median(dim=1).values
-    spread = torch.maximum(spread, 0.5 * flat.std(dim=1))
-    scale = spread.clamp_min(_OD_FLOOR)[:, None, None]
-    return ((band - median) / scale).clamp(-4.0, 6.0), spread
+    """Evened haematoxylin thumbnails (B, N, N) of uint8 (B, 3, H, W) tiles, and their texture (B,)."""
+    density = haematoxylin(pixels)
+    return evened(density, side), texture(density, side)
 
 
 def evened(density: Tensor, side: int) -> Tensor:
-    """Haematoxylin densities (B, H, W) at (B, side, side), divided by the spread of their neighbourhood.
+    """Haematoxylin densities (B, H, W) at (B, side, side): slow changes removed, divided by the spread nearby, clipped.
 
     Strong stain in one corner, or a dark fold, must not drown what lies elsewhere: half of a pasted or blended tile
     may be pale.
     """
-    small = F.adaptive_avg_pool2d(density.clamp(max=_DARKEST)[:, None], side)
-    band = small - _blur(small, _BAND_SIGMA * side)
+    band = _band(density, side)
     spread = _blur(band * band, _BAND_SIGMA * side).sqrt()
     return (band / spread.clamp_min(_OD_FLOOR))[:, 0].clamp(-4.0, 4.0)
+
+
+def texture(density: Tensor, side: int) -> Tensor:
+    """Robust spread (B,) of haematoxylin, in optical density: how much shape there is to recognise."""
+    flat = _band(density, side).flatten(1)
+    median = flat.median(dim=1).values[:, None]
+    spread = 1.4826 * (flat - median).abs().median(dim=1).values
+    return torch.maximum(spread, 0.5 * flat.std(dim=1))
 
 
 def orient(images: Tensor, which: int) -> Tensor:
@@ -179,6 +166,11 @@ def correlation_slow(
             if score > best:
                 best, where = score, (dy, dx)
     return max(best, 0.0), where
+
+
+def _band(density: Tensor, side: int) -> Tensor:
+    small = F.adaptive_avg_pool2d(density.clamp(max=_DARKEST)[:, None], side)
+    return small - _blur(small, _BAND_SIGMA * side)
 
 
 def _blur(images: Tensor, sigma: float) -> Tensor:

@@ -79,7 +79,7 @@ NOTHING = Agreement(0, False, np.eye(2, 3), np.empty((0, 2)), np.empty((0, 2)))
 
 
 def find_keypoints(planes: Tensor) -> Keypoints:
-    """Keypoints of normalised haematoxylin planes (n, SIDE, SIDE) as `geometry.thumbnails` makes them."""
+    """Keypoints of haematoxylin planes (n, SIDE, SIDE) as `geometry.evened` makes them."""
     grey = ((planes.float() + 4.0) * _LEVELS).clamp(0, 255).to(torch.uint8).numpy()
     place = np.zeros((len(grey), KEPT, 4), dtype=np.float16)
     descriptor = np.zeros((len(grey), KEPT, WIDTH), dtype=np.uint8)

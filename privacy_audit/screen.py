@@ -51,8 +51,8 @@ class ScreenScores:
     match: npt.NDArray[np.int64]  # (q,) row of the reference
     aligned: npt.NDArray[np.int64]  # (q, 3): symmetry, dy, dx
     correlation: npt.NDArray[np.float64]  # (q,) in [0, 1], before keypoints
-    inliers: npt.NDArray[np.int64]  # (q,) matches that obey one transform
-    mirrored: npt.NDArray[np.bool_]  # (q,) whether the keypoints match the query's mirror image
+    inliers: npt.NDArray[np.int64]  # (q,) most matches with any reference tile that obey one transform
+    by_keypoints: npt.NDArray[np.bool_]  # (q,) whether the keypoints alone chose the match
 
     def __getitem__(self, rows: slice | npt.NDArray[np.int64]) -> ScreenScores:
         return ScreenScores(
@@ -61,13 +61,17 @@ class ScreenScores:
             self.aligned[rows],
             self.correlation[rows],
             self.inliers[rows],
-            self.mirrored[rows],
+            self.by_keypoints[rows],
         )
 
-    @property
-    def by_keypoints(self) -> npt.NDArray[np.bool_]:
-        """(q,) whether the keypoints, not the correlation, made the score."""
-        return self.score > self.correlation
+
+@dataclass(frozen=True)
+class _Agreed:
+    """Keypoints of one query: with the tile that correlation chose, and with the best tile of all, `row`."""
+
+    same: Agreement
+    best: Agreement
+    row: int
 
 
 def keypoint_score(inliers: npt.NDArray[np.int64], policy: CopyPolicy) -> npt.NDArray[np.float64]:
@@ -111,16 +115,19 @@ class CopyScreen:
                 bar.advance(len(thumbs))
         best, match, aligned = (torch.cat(parts) for parts in zip(*found, strict=True))
         correlation, by_shape = best.double().numpy(), match.numpy()
-        agreed, by_points = self._agree(queries, by_shape, aligned[:, 0].numpy() >= ORIENTATIONS // 2, label)
-        inliers = np.array([found.inliers for found in agreed], dtype=np.int64)
+        agreed = self._agree(queries, by_shape, aligned[:, 0].numpy() >= ORIENTATIONS // 2, label)
+        inliers = np.array([found.best.inliers for found in agreed], dtype=np.int64)
         points = keypoint_score(inliers, self._policy)
+        same = keypoint_score(np.array([found.same.inliers for found in agreed]), self._policy)
+        # Two kinds of evidence for one pair: what speaks against it must speak against both.
+        shape = 1.0 - (1.0 - correlation) * (1.0 - same)
         return ScreenScores(
-            np.maximum(correlation, points),
-            np.where(points > correlation, by_points, by_shape),
+            np.maximum(shape, points),
+            np.where(points > shape, [found.row for found in agreed], by_shape).astype(np.int64),
             aligned.numpy(),
             correlation,
             inliers,
-            np.array([found.mirrored for found in agreed], dtype=bool),
+            points > shape,
         )
 
     def _agree(
@@ -129,30 +136,30 @@ class CopyScreen:
         by_shape: npt.NDArray[np.int64],
         turned_over: npt.NDArray[np.bool_],
         label: str,
-    ) -> tuple[list[Agreement], npt.NDArray[np.int64]]:
-        """Verify the candidates of the keypoints' votes, and the correlation's best match; best of each query."""
-        agreed, rows = [], np.zeros(len(queries), dtype=np.int64)
+    ) -> list[_Agreed]:
+        """Verify the candidates of the keypoints' votes, and the correlation's best match of each query."""
+        agreed = []
+        keep = self._policy.voted_candidates
         with progress(f"{label}: keypoints", total=len(queries), unit="tiles") as bar:
             for start in range(0, len(queries), _QUERIES_AT_ONCE):
                 stop = min(start + _QUERIES_AT_ONCE, len(queries))
                 block = queries.keypoints[start:stop]
-                for number, votes in enumerate(self._votes.vote(block, self._policy.voted_candidates)):
-                    at = start + number
-                    pairs = {(int(by_shape[at]), bool(turned_over[at]))}
-                    pairs |= set(zip(votes.row.tolist(), votes.mirrored.tolist(), strict=True))
-                    best, row = NOTHING, int(by_shape[at])
-                    for candidate, mirrored in sorted(pairs):
+                for number, votes in enumerate(self._votes.vote(block, keep) if keep else ()):
+                    query, at = block[number : number + 1], start + number
+                    first = int(by_shape[at])
+                    same = agreement(
+                        query, self._keypoints[first : first + 1], mirrored=bool(turned_over[at])
+                    )
+                    best, row = same, first
+                    for candidate, mirrored in zip(votes.row.tolist(), votes.mirrored.tolist(), strict=True):
                         found = agreement(
-                            block[number : number + 1],
-                            self._keypoints[candidate : candidate + 1],
-                            mirrored=mirrored,
+                            query, self._keypoints[candidate : candidate + 1], mirrored=mirrored
                         )
                         if found.inliers > best.inliers:
                             best, row = found, candidate
-                    agreed.append(best)
-                    rows[at] = row
+                    agreed.append(_Agreed(same, best, row))
                 bar.advance(stop - start)
-        return agreed, rows
+        return agreed or [_Agreed(NOTHING, NOTHING, int(row)) for row in by_shape]
 
     def _candidates_by_spectrum(self, thumbs: Tensor, k: int) -> Tensor:
         """Reference rows (q, k) that share the most of their field with the query, wherever it lies."""
