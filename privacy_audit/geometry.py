@@ -26,6 +26,8 @@ _RUIFROK = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]]
 _OD_FLOOR = 0.02  # below this spread of haematoxylin (optical density) a tile is glass or fat, not texture
 _DARKEST = 1.2  # optical density: folds and the dark beside a slide carry no shape above this
 _BAND_SIGMA = 0.125  # of the side: slower changes than this are staining and thickness, not shape
+NEAR_SHIFT = 1  # pixels of a thumbnail: hardly shifted at all
+FAR_FACTOR = 0.75  # of the score of a real shift: the best of some thousand, while hardly shifted is the best of nine
 _FLAT = 0.05  # an overlap with less than this share of the tile's variance proves nothing
 
 
@@ -85,6 +87,7 @@ class Shifts:
     reach: int
     allowed: Tensor  # (2R+1, 2R+1) bool
     area: Tensor  # (2R+1, 2R+1) pixels in common
+    prior: Tensor  # (2R+1, 2R+1) factor of the score: chance finds its best among thousands of shifts
 
     @classmethod
     def of(cls, side: int, min_overlap: float) -> Shifts:
@@ -92,7 +95,9 @@ class Shifts:
         reach = int(side * (1.0 - min_overlap))
         span = torch.arange(-reach, reach + 1)
         area = ((side - span.abs())[:, None] * (side - span.abs())[None, :]).float()
-        return cls(side, side + reach, reach, area >= min_overlap * side * side, area)
+        near = (span.abs()[:, None] <= NEAR_SHIFT) & (span.abs()[None, :] <= NEAR_SHIFT)
+        prior = torch.where(near, 1.0, FAR_FACTOR)
+        return cls(side, side + reach, reach, area >= min_overlap * side * side, area, prior)
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,7 @@ def spectra(images: Tensor, shifts: Shifts, *, moving: bool) -> Spectra:
     # Thumbnails have a spread near 1, so `area` is the variance sum expected of an overlap with texture.
     weight = (shifts.area.sqrt() / shifts.side / torch.maximum(variance, _FLAT * shifts.area)).sqrt()
     return Spectra(
-        torch.fft.rfft2(images, s=(shifts.padded, shifts.padded)), centre, weight * shifts.allowed.float()
+        torch.fft.rfft2(images, s=(shifts.padded, shifts.padded)), centre, weight * shifts.allowed.float() * shifts.prior.sqrt()
     )
 
 
