@@ -132,7 +132,8 @@ def correlate(fixed: Spectra, moving: Spectra, shifts: Shifts) -> tuple[Tensor, 
     """Best normalised correlation of paired images over all allowed shifts.
 
     For shift s the two images share an overlap of n pixels; NCC(s) is Pearson's r inside it, and the score is
-    r · sqrt(n / N²): a small overlap must agree better than a large one to count the same.
+    r · sqrt(n / N²), times FAR_FACTOR for a real shift: a small overlap must agree better than a large one to
+    count the same, and the best of thousands of shifts better than the one that was expected.
 
     Returns:
         scores (B,) in [0, 1] and shifts (B, 2) as (dy, dx): fixed[y, x] matches moving[y - dy, x - dx].
@@ -167,14 +168,18 @@ def correlation_slow(
             a, b = a - a.mean(), b - b.mean()
             floor = _FLAT * area
             score = float((a * b).sum() / np.sqrt(max((a * a).sum(), floor) * max((b * b).sum(), floor)))
-            score *= np.sqrt(area) / side
+            score *= np.sqrt(area) / side * (1.0 if max(abs(dy), abs(dx)) <= NEAR_SHIFT else FAR_FACTOR)
             if score > best:
                 best, where = score, (dy, dx)
     return max(best, 0.0), where
 
 
 def _band(density: Tensor, side: int) -> Tensor:
-    small = F.adaptive_avg_pool2d(density.clamp(max=_DARKEST)[:, None], side)
+    clipped = density.clamp(max=_DARKEST)[:, None]
+    if min(density.shape[-2:]) >= side:
+        small = F.adaptive_avg_pool2d(clipped, side)
+    else:  # enlarged smoothly: steps between repeated pixels would be keypoints
+        small = F.interpolate(clipped, size=(side, side), mode="bilinear", align_corners=False)
     return small - _blur(small, _BAND_SIGMA * side)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pixcell_core.errors import BadInputError
 
-QUERY_BLOCK = 512
+QUERY_BLOCK = 1024
 BASE_BLOCK = 4096
 DEFAULT_MEMORY = 1_500_000_000
 _GROUP = 64

@@ -233,12 +233,7 @@ def _blind(screen: CopyScreen, groups: list[TileFeatures], rng: np.random.Genera
     shuffled = screen.score(everyone.select(order), "searching for near copies")
     back = np.argsort(order)
     bounds = np.cumsum([0] + [len(group) for group in groups])
-    return [
-        ScreenScores(
-            shuffled.score[back[low:high]], shuffled.match[back[low:high]], shuffled.aligned[back[low:high]]
-        )
-        for low, high in pairwise(bounds)
-    ]
+    return [shuffled[back[low:high]] for low, high in pairwise(bounds)]
 
 
 def _by_eye(train: Group, holdout: Group, cohort: Cohort, standardise: Standardiser) -> Measure:
