@@ -52,11 +52,9 @@ def window(field: np.ndarray, degrees: float, zoom: float, shift: tuple[float, f
 def test_a_known_transform_comes_back(
     field: np.ndarray, degrees: float, zoom: float, shift: tuple[float, float]
 ) -> None:
-    still, moved = points(window(field, 0, 1, (0, 0)), window(field, degrees, zoom, shift)).__getitem__, None
-    first, second = still(slice(0, 1)), still(slice(1, 2))
-    assert moved is None
-    found = agreement(first, second, mirrored=False)
-    assert found.inliers >= 8
+    both = points(window(field, 0, 1, (0, 0)), window(field, degrees, zoom, shift))
+    found = agreement(both[:1], both[1:], mirrored=False)
+    assert found.inliers >= 6
     assert found.zoom == pytest.approx(zoom, rel=0.05)
     assert (found.degrees + degrees + 180) % 360 - 180 == pytest.approx(0, abs=3)
     # The middle of the first camera, in the second camera's pixels, in closed form.
@@ -75,7 +73,8 @@ def test_mirroring_keypoints_equals_searching_the_mirror_image(field: np.ndarray
     computed, searched = mirror(points(tile)), points(np.ascontiguousarray(tile[:, ::-1]))
     partner = agreement(computed, searched, mirrored=False)
     count = int(computed.count[0])
-    assert partner.inliers > 0.6 * count and partner.zoom == pytest.approx(1, abs=0.01)
+    assert len(partner.here) > 0.6 * count
+    assert np.abs(partner.transform - np.eye(2, 3)).max() < 0.1
     distance = torch.cdist(
         computed.place[0, :count, :2].float(), searched.place[0, : int(searched.count[0]), :2].float()
     )
@@ -120,12 +119,12 @@ def test_votes_find_a_turned_and_mirrored_copy_among_the_crowd(crowd: np.ndarray
 
 def test_votes_equal_counting_pair_by_pair(crowd: np.ndarray) -> None:
     """The inverted file against the slow path: every pair of keypoints looked at on its own."""
-    found = points(*crowd)
+    found = points(*crowd[:10])
     index = VoteIndex(found)
     query = found[3:4]
     word, signature = index._encode(query.descriptor[0, : int(query.count[0])])
-    tally = np.zeros((len(crowd), 24))
-    for tile in range(len(crowd)):
+    tally = np.zeros((10, 24))
+    for tile in range(10):
         count = int(found.count[tile])
         words, signatures = index._encode(found.descriptor[tile, :count])
         for i in range(len(word)):
@@ -141,7 +140,7 @@ def test_votes_equal_counting_pair_by_pair(crowd: np.ndarray) -> None:
     tiles, votes = index._tally(
         word, signature, np.stack([query.place[0, : len(word), 3], query.place[0, : len(word), 2].log2()], 1)
     )
-    fast = np.zeros(len(crowd))
+    fast = np.zeros(10)
     fast[tiles] = votes
     assert np.allclose(fast, slow, rtol=1e-4)
 

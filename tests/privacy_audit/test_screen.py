@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 
 import numpy as np
 import pytest
@@ -31,7 +32,13 @@ def tiles() -> np.ndarray:
 
 
 def look(tiles: np.ndarray) -> TileFeatures:
-    return describe(torch.from_numpy(tiles).permute(0, 3, 1, 2).contiguous(), TextureEye())
+    return _look(tiles.tobytes(), tiles.shape)
+
+
+@cache
+def _look(raw: bytes, shape: tuple[int, ...]) -> TileFeatures:
+    pixels = torch.from_numpy(np.frombuffer(raw, dtype=np.uint8).reshape(shape).copy())
+    return describe(pixels.permute(0, 3, 1, 2).contiguous(), TextureEye())
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +126,7 @@ def test_a_screen_without_keypoints_is_blind_to_zoom_and_to_turns_between_the_qu
     tiles: np.ndarray, planted: tuple[TileFeatures, np.ndarray, np.ndarray]
 ) -> None:
     status, proven = self_test(tiles, planted, voted_candidates=0)
-    assert status is Status.INVALID and not {"zoom07", "rot15", "patch128"} & proven
+    assert status is Status.INVALID and not {"zoom07", "rot15"} & proven
     assert {"exact", "jpeg50", "d4", "stain", "blur", "noise", "elastic", "shift25"} <= proven
 
 
