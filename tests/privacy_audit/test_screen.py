@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from privacy_audit import plants, screen, votes
+from privacy_audit import keypoints, plants, screen, votes
 from privacy_audit.copies import Conformal
 from privacy_audit.features import TileFeatures, canonical_digest, describe
 from privacy_audit.judge import proven_kinds
@@ -118,7 +118,8 @@ def test_keypoints_alone_need_the_mirror_image(
     tiles: np.ndarray, planted: tuple[TileFeatures, np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "d4" in self_test(tiles, planted)[1]
-    monkeypatch.setattr(votes, "mirror", lambda points: points)
+    for room in (votes, keypoints):
+        monkeypatch.setattr(room, "mirror", lambda points: points)
     assert "d4" not in self_test(tiles, planted)[1]
 
 
