@@ -26,7 +26,7 @@ from privacy_audit.subject import Cohort
 NOT_TESTED = (
     "Membership inference on the weights of the generator: no weights were given.",
     "Pairs of a released tile and the tile it was conditioned on: conditions were not given.",
-    "Copies that were zoomed, turned by other than quarter turns, blended, or pasted as a small patch.",
+    "Small patches (64 pixels) pasted elsewhere: planted and reported, without a gate.",
     "Burnt-in text, ink and label fragments in released tiles.",
     "Linkability by someone who holds another slide of the same patient.",
     "Rare diagnoses and isolated patients on their own.",
