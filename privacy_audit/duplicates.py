@@ -67,7 +67,7 @@ def find_duplicates(train: Group, shapes: ShapeSpectra, min_overlap: float) -> D
     pairs = _candidates(train, shapes)
     plan = Shifts.of(FINE_SIDE, min_overlap)
     parent = list(range(len(train)))
-    for block in pairs.split(_PAIRS_AT_ONCE):
+    for block in pairs.split(_PAIRS_AT_ONCE) if len(pairs) else ():
         first = spectra(train.features.thumbs[block[:, 0]], plan, moving=False)
         second = spectra(train.features.thumbs[block[:, 1]], plan, moving=True)
         alike = correlate(first, second, plan)[0] >= _ONE_FIELD

@@ -63,8 +63,8 @@ def doubtful(world: World, tmp_path_factory: pytest.TempPathFactory) -> Doubtful
     root = tmp_path_factory.mktemp("doubtful")
     shutil.copytree(world.honest, root / "tiles")
     source = np.asarray(Image.open(next(world.train.glob("*/0.png"))), dtype=float)
-    other = np.asarray(Image.open(root / "tiles" / "s005.png"), dtype=float)
-    Image.fromarray((0.52 * source + 0.48 * other).astype(np.uint8)).save(root / "tiles" / "s005.png")
+    other = np.asarray(Image.open(root / "tiles" / "s001.png"), dtype=float)
+    Image.fromarray((0.44 * source + 0.56 * other).astype(np.uint8)).save(root / "tiles" / "s001.png")
     report = run(world, root / "tiles", root / "first")
     assert report.verdict is Status.REVIEW, [(t.name, t.status) for t in report.tests]
     (flag,) = report.flagged
