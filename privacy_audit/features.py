@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,9 +70,12 @@ def describe(pixels: Tensor, eye: Eye) -> TileFeatures:
     """Compute the features of uint8 (B, 3, H, W) tiles."""
     arrays = pixels.permute(0, 2, 3, 1).contiguous().numpy()
     density = haematoxylin(pixels)
+    # Digests leave the interpreter's lock as the keypoint search does.
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        digests, canonical = tuple(pool.map(pixel_digest, arrays)), tuple(pool.map(canonical_digest, pixels))
     return TileFeatures(
-        tuple(pixel_digest(tile) for tile in arrays),
-        tuple(canonical_digest(tile) for tile in pixels),
+        digests,
+        canonical,
         evened(density, FINE_SIDE).half(),
         texture(density, FINE_SIDE),
         eye.embed(pixels).float(),

@@ -9,6 +9,7 @@ Legend: B tiles, N side of a thumbnail, S number of shifts, O the eight symmetri
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,7 @@ ORIENTATIONS = 8
 
 # Optical-density vectors of haematoxylin, eosin and DAB: Ruifrok & Johnston, Anal Quant Cytol Histol 23 (2001), table 1.
 _RUIFROK = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
+_DENSITY = -torch.log10((torch.arange(256).float() + 1.0) / 256.0)  # of every grey value
 _OD_FLOOR = 0.02  # below this spread of haematoxylin (optical density) a tile is glass or fat, not texture
 _DARKEST = 1.2  # optical density: folds and the dark beside a slide carry no shape above this
 _BAND_SIGMA = 0.125  # of the side: slower changes than this are staining and thickness, not shape
@@ -35,7 +37,7 @@ def haematoxylin(pixels: Tensor) -> Tensor:
     """Haematoxylin density of uint8 (B, 3, H, W) tiles by Ruifrok's separation, float32 (B, H, W), >= 0 mostly."""
     vectors = _RUIFROK / np.linalg.norm(_RUIFROK, axis=1, keepdims=True)
     unmix = torch.from_numpy(np.linalg.inv(vectors)[:, 0]).float()
-    density = -torch.log10((pixels.float() + 1.0) / 256.0)
+    density = _DENSITY[pixels.int()]
     return torch.einsum("bchw,c->bhw", density, unmix)
 
 
@@ -184,12 +186,24 @@ def _band(density: Tensor, side: int) -> Tensor:
 
 
 def _blur(images: Tensor, sigma: float) -> Tensor:
+    """Gaussian blur of (B, 1, N, N) with mirrored borders, as two matrix products: far cheaper than a wide kernel."""
+    smooth = _smoothing(images.shape[-1], sigma)
+    return smooth @ images @ smooth.T
+
+
+@lru_cache(maxsize=16)
+def _smoothing(side: int, sigma: float) -> Tensor:
+    """(N, N) rows that average their neighbourhood; what would lie outside is mirrored back, the border not twice."""
     radius = int(np.ceil(2.5 * sigma))
     x = torch.arange(-radius, radius + 1, dtype=torch.float32)
     kernel = torch.exp(-0.5 * (x / sigma) ** 2)
     kernel = kernel / kernel.sum()
-    padded = F.pad(images, (radius, radius, radius, radius), mode="reflect")
-    return F.conv2d(F.conv2d(padded, kernel[None, None, None, :]), kernel[None, None, :, None])
+    matrix = torch.zeros(side, side)
+    for row in range(side):
+        at = (row + torch.arange(-radius, radius + 1)).abs()
+        at = torch.where(at >= side, 2 * (side - 1) - at, at)
+        matrix[row].index_add_(0, at, kernel)
+    return matrix
 
 
 def _overlap_sums(values: Tensor, shifts: Shifts, moving: bool) -> Tensor:

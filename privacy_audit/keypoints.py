@@ -9,9 +9,10 @@ Legend: n tiles, M keypoints kept of each, W = 128 numbers of a descriptor.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -84,17 +85,20 @@ def find_keypoints(planes: Tensor) -> Keypoints:
     place = np.zeros((len(grey), KEPT, 4), dtype=np.float16)
     descriptor = np.zeros((len(grey), KEPT, WIDTH), dtype=np.uint8)
     count = np.zeros(len(grey), dtype=np.int16)
-    for row, plane in enumerate(grey):
-        points, numbers = _detector().detectAndCompute(plane, None)
+
+    def search(row: int) -> None:
+        points, numbers = _detector().detectAndCompute(grey[row], None)
         if not points:
-            continue
+            return
         # Ties in strength are cut by place, so that equal tiles keep equal keypoints.
         order = sorted(range(len(points)), key=lambda i: (-points[i].response, points[i].pt))[:KEPT]
         count[row] = len(order)
-        place[row, : len(order)] = [
-            (*points[i].pt, points[i].size, points[i].angle % 360.0) for i in order
-        ]
+        place[row, : len(order)] = [(*points[i].pt, points[i].size, points[i].angle % 360.0) for i in order]
         descriptor[row, : len(order)] = _root(numbers[order])
+
+    # The search leaves the interpreter's lock, so as many threads help as torch may use.
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        list(pool.map(search, range(len(grey))))
     return Keypoints(torch.from_numpy(place), torch.from_numpy(descriptor), torch.from_numpy(count))
 
 
@@ -171,10 +175,15 @@ def _root(numbers: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
     return np.clip(np.round(_SCALE * np.sqrt(share)), 0, 255).astype(np.uint8)
 
 
-@lru_cache(maxsize=1)
-def _detector() -> Any:
-    import cv2
+_local = threading.local()
 
-    cv2.setNumThreads(1)
-    # Without the precise upscale every place lies a quarter of a pixel aside, and a mirror image half a pixel.
-    return cv2.SIFT_create(nfeatures=KEPT, enable_precise_upscale=True)
+
+def _detector() -> Any:
+    """One detector a thread: it keeps its pyramid between calls."""
+    if not hasattr(_local, "detector"):
+        import cv2
+
+        cv2.setNumThreads(1)
+        # Without the precise upscale every place lies a quarter of a pixel aside, and a mirror image half a pixel.
+        _local.detector = cv2.SIFT_create(nfeatures=KEPT, enable_precise_upscale=True)
+    return _local.detector

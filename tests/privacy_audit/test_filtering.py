@@ -23,10 +23,11 @@ from tests.privacy_audit.conftest import TextureEye, World, small_policy
 
 
 def lenient() -> Policy:
-    """One flag among some forty tiles is chance; a dozen patients a side have no power to speak of."""
+    """One flag among some forty tiles is chance, nothing is confirmed, and a dozen patients have little power."""
     return small_policy(
         preconditions__review_patients_below=8,
         copies__max_flagged_share=0.1,
+        copies__confirm_score=0.999,
         patients__min_power=0.01,
         patients__power_copy_share=0.6,
         patients__power_min_copies=24,
@@ -63,8 +64,8 @@ def doubtful(world: World, tmp_path_factory: pytest.TempPathFactory) -> Doubtful
     root = tmp_path_factory.mktemp("doubtful")
     shutil.copytree(world.honest, root / "tiles")
     source = np.asarray(Image.open(next(world.train.glob("*/0.png"))), dtype=float)
-    other = np.asarray(Image.open(root / "tiles" / "s001.png"), dtype=float)
-    Image.fromarray((0.44 * source + 0.56 * other).astype(np.uint8)).save(root / "tiles" / "s001.png")
+    other = np.asarray(Image.open(root / "tiles" / "s005.png"), dtype=float)
+    Image.fromarray((0.52 * source + 0.48 * other).astype(np.uint8)).save(root / "tiles" / "s005.png")
     report = run(world, root / "tiles", root / "first")
     assert report.verdict is Status.REVIEW, [(t.name, t.status) for t in report.tests]
     (flag,) = report.flagged
