@@ -156,7 +156,9 @@ def near_copies(
         value=share,
         interval=two_sided(len(flagged), count),
         interval_kind="Clopper–Pearson 95 %",
-        null=(conformal.words if isinstance(conformal, Nulls) else f"{band(len(conformal.null))} holdout tiles")
+        null=(
+            conformal.words if isinstance(conformal, Nulls) else f"{band(len(conformal.null))} holdout tiles"
+        )
         + " against the same training tiles",
         p=excess,
         threshold=policy.max_flagged_share,

@@ -51,7 +51,9 @@ def write_site_page(
         released, training = _pixels(synthetic, row), _pixels(train, match)
         found = matching(released, training)
         words = (
-            keypoint_words(found) if scores.by_keypoints[row] else _words(*(int(v) for v in scores.aligned[row]))
+            keypoint_words(found)
+            if scores.by_keypoints[row]
+            else _words(*(int(v) for v in scores.aligned[row]))
         )
         which = 0 if scores.by_keypoints[row] else int(scores.aligned[row, 0])
         turned = orient(torch.from_numpy(released).permute(2, 0, 1), which).permute(1, 2, 0)

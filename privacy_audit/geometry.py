@@ -29,7 +29,9 @@ _OD_FLOOR = 0.02  # below this spread of haematoxylin (optical density) a tile i
 _DARKEST = 1.2  # optical density: folds and the dark beside a slide carry no shape above this
 _BAND_SIGMA = 0.125  # of the side: slower changes than this are staining and thickness, not shape
 NEAR_SHIFT = 1  # pixels of a thumbnail: hardly shifted at all
-FAR_FACTOR = 0.75  # of the score of a real shift: the best of some thousand, while hardly shifted is the best of nine
+FAR_FACTOR = (
+    0.75  # of the score of a real shift: the best of some thousand, while hardly shifted is the best of nine
+)
 _FLAT = 0.05  # an overlap with less than this share of the tile's variance proves nothing
 
 
@@ -126,7 +128,9 @@ def spectra(images: Tensor, shifts: Shifts, *, moving: bool) -> Spectra:
     # Thumbnails have a spread near 1, so `area` is the variance sum expected of an overlap with texture.
     weight = (shifts.area.sqrt() / shifts.side / torch.maximum(variance, _FLAT * shifts.area)).sqrt()
     return Spectra(
-        torch.fft.rfft2(images, s=(shifts.padded, shifts.padded)), centre, weight * shifts.allowed.float() * shifts.prior.sqrt()
+        torch.fft.rfft2(images, s=(shifts.padded, shifts.padded)),
+        centre,
+        weight * shifts.allowed.float() * shifts.prior.sqrt(),
     )
 
 

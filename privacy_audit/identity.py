@@ -34,14 +34,18 @@ MOST_SIMULATIONS = 20  # of each share: a curve to read, not a gate
 PLANTED = 240
 
 
-def identity_rows(train_patient: npt.NDArray[np.int64], count: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+def identity_rows(
+    train_patient: npt.NDArray[np.int64], count: int, rng: np.random.Generator
+) -> npt.NDArray[np.int64]:
     """Draw up to `count` training rows, patient by patient in turn, among patients with a second tile."""
     order = [
         rng.permutation(rows)
         for patient in rng.permutation(np.unique(train_patient))
         if len(rows := np.flatnonzero(train_patient == patient)) > 1
     ]
-    drawn = [int(rows[lap]) for lap in range(max(map(len, order), default=0)) for rows in order if lap < len(rows)]
+    drawn = [
+        int(rows[lap]) for lap in range(max(map(len, order), default=0)) for rows in order if lap < len(rows)
+    ]
     return np.array(drawn[:count], dtype=np.int64)
 
 
@@ -59,7 +63,9 @@ def identity_distances(
     out = torch.full((len(rows), cohort.patients), float("inf"))
     for number, row in enumerate(rows.tolist()):
         distance = torch.linalg.vector_norm(base - train[row].float(), dim=1)
-        distance[: len(train)][torch.from_numpy(duplicates.same(np.arange(len(train)), np.array(row)))] = torch.inf
+        distance[: len(train)][torch.from_numpy(duplicates.same(np.arange(len(train)), np.array(row)))] = (
+            torch.inf
+        )
         out[number].scatter_reduce_(0, owner, distance, reduce="amin")
     # A patient all of whose tiles show one field has nothing left to be recognised by.
     finite = out[torch.isfinite(out)]
@@ -86,9 +92,7 @@ def identity_curve(
     detections = []
     for share in SHARES:
         count = min(max(int(np.ceil(share * released)), 1), released)
-        caught = sum(
-            _caught(views, planted_patient, count, cohort, policy, rng) for _ in range(simulations)
-        )
+        caught = sum(_caught(views, planted_patient, count, cohort, policy, rng) for _ in range(simulations))
         detections.append(
             Detection(
                 kind=f"identity{share:g}",

@@ -148,7 +148,9 @@ def _matches(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     squared = ((a * a).sum(1)[:, None] + (b * b).sum(1)[None, :] - 2.0 * a @ b.T).clamp_min_(0.0)
     near, at = squared.topk(min(2, len(b)), dim=1, largest=False)
     mutual = squared.argmin(dim=0)[at[:, 0]] == torch.arange(len(a))
-    clear = near[:, 0] < _RATIO**2 * near[:, -1] if near.shape[1] > 1 else torch.ones(len(a), dtype=torch.bool)
+    clear = (
+        near[:, 0] < _RATIO**2 * near[:, -1] if near.shape[1] > 1 else torch.ones(len(a), dtype=torch.bool)
+    )
     rows = torch.nonzero(mutual & clear)[:, 0]
     return rows, at[rows, 0]
 

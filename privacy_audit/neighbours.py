@@ -61,7 +61,11 @@ class VectorFile:
         try:
             with path.open("rb") as handle:
                 version = np.lib.format.read_magic(handle)
-                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                read = (
+                    np.lib.format.read_array_header_1_0
+                    if version == (1, 0)
+                    else np.lib.format.read_array_header_2_0
+                )
                 shape, fortran, dtype = read(handle)
                 offset = handle.tell()
             size = path.stat().st_size

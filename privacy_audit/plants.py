@@ -93,13 +93,17 @@ def elastic(tile: Tile, filler: Tile, rng: np.random.Generator) -> Tile:
     from scipy.ndimage import gaussian_filter, map_coordinates
 
     side = tile.shape[:2]
-    fields = [gaussian_filter(rng.normal(size=side), ELASTIC_SIGMA * side[0], mode="reflect") for _ in range(2)]
+    fields = [
+        gaussian_filter(rng.normal(size=side), ELASTIC_SIGMA * side[0], mode="reflect") for _ in range(2)
+    ]
     largest = max(np.abs(field).max() for field in fields)
     y, x = (
         place + ELASTIC_SHARE * side[0] * field / largest
         for place, field in zip(np.mgrid[: side[0], : side[1]], fields, strict=True)
     )
-    planes = [map_coordinates(tile[..., c].astype(np.float64), (y, x), order=1, mode="reflect") for c in range(3)]
+    planes = [
+        map_coordinates(tile[..., c].astype(np.float64), (y, x), order=1, mode="reflect") for c in range(3)
+    ]
     return _to_pixels(np.stack(planes, axis=-1))
 
 

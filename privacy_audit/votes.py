@@ -28,6 +28,7 @@ _TURN_BINS = 24
 _ZOOM_OCTAVES = 1.0
 _SEED = 20
 _TILES_AT_ONCE = 256
+_ROWS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,9 @@ class VoteIndex:
     def __init__(self, reference: Keypoints) -> None:
         self._tiles = len(reference)
         generator = torch.Generator().manual_seed(_SEED)
-        self._project = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=generator)).Q[:, :_BITS].contiguous()
+        self._project = (
+            torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=generator)).Q[:, :_BITS].contiguous()
+        )
         self._centres = _choose_centres(reference, generator)
         words, signatures, tiles, angles, sizes = [], [], [], [], []
         for start in range(0, len(reference), _TILES_AT_ONCE):
@@ -118,9 +121,11 @@ class VoteIndex:
     def _encode(self, descriptors: Tensor) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint64]]:
         """Word and signature of (e, W) descriptors."""
         values = descriptors.float()
-        word = (values @ self._centres.T).sub_(0.5 * (self._centres**2).sum(1)).argmax(dim=1)
+        word = _nearest_centre(values, self._centres)
         bits = ((values - self._centres[word]) @ self._project > 0).numpy()
-        packed = np.packbits(bits, axis=1).view(np.uint64)[:, 0] if len(bits) else np.empty(0, dtype=np.uint64)
+        packed = (
+            np.packbits(bits, axis=1).view(np.uint64)[:, 0] if len(bits) else np.empty(0, dtype=np.uint64)
+        )
         return word.numpy(), packed
 
 
@@ -135,8 +140,15 @@ def _choose_centres(reference: Keypoints, generator: torch.Generator) -> Tensor:
         return torch.zeros(1, WIDTH)
     centres = sample[torch.randperm(len(sample), generator=generator)[:words]]
     for _ in range(2):
-        word = (sample @ centres.T).sub_(0.5 * (centres**2).sum(1)).argmax(dim=1)
+        word = _nearest_centre(sample, centres)
         sums = torch.zeros_like(centres).index_add_(0, word, sample)
         size = torch.bincount(word, minlength=len(centres))[:, None]
         centres = torch.where(size > 0, sums / size.clamp_min(1), centres)
     return centres
+
+
+def _nearest_centre(values: Tensor, centres: Tensor) -> Tensor:
+    """Index (e,) of the centre nearest to each row, in blocks that stay in the processor's cache."""
+    half = -0.5 * (centres**2).sum(1)
+    parts = [torch.addmm(half, block, centres.T).argmax(dim=1) for block in values.split(_ROWS_AT_ONCE)]
+    return torch.cat(parts) if len(values) else torch.empty(0, dtype=torch.int64)

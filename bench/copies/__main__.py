@@ -63,7 +63,9 @@ class Bench:
         self.eye = SecondEye(settings.eye_pixels)
         start = time.process_time()
         self.reference, null = self._look(self.train.tiles), self._look(self.holdout.tiles)
-        self.look_seconds = (time.process_time() - start) / (len(self.train.groups) + len(self.holdout.groups))
+        self.look_seconds = (time.process_time() - start) / (
+            len(self.train.groups) + len(self.holdout.groups)
+        )
         standardise = Standardiser.fit(self.reference.embeddings, null.embeddings)
         shapes = ShapeSpectra.fit(self.reference.thumbs, null.thumbs)
         self.screen = CopyScreen(self.reference, standardise, shapes, settings)
@@ -193,7 +195,11 @@ def table(records: list[dict[str, Any]]) -> str:
         found, planted = record["found"], record["planted"]
         low, high = two_sided(found, planted)
         if record["kind"] == CLEAN:
-            goal, met, label = "", "", f"nothing (holdout, judged by other groups; nominal {record['flag_p']:.2%})"
+            goal, met, label = (
+                "",
+                "",
+                f"nothing (holdout, judged by other groups; nominal {record['flag_p']:.2%})",
+            )
         elif record["kind"] == RECOLOURED:
             nominal = records[0]["flag_p"]
             goal, label = f"≤ {2 * nominal:.2%}", "nothing (holdout in training stains)"
@@ -205,7 +211,11 @@ def table(records: list[dict[str, Any]]) -> str:
             enough = wanted is None or record["sensitivity"] >= wanted
             firm = wanted is None or wanted < 0.95 or record["lower"] >= 0.90
             met = "" if wanted is None else "yes" if enough and firm else "no"
-        share = f"{found / planted:.3f}" if record["kind"] not in (CLEAN, RECOLOURED) else f"{found / planted:.2%}"
+        share = (
+            f"{found / planted:.3f}"
+            if record["kind"] not in (CLEAN, RECOLOURED)
+            else f"{found / planted:.2%}"
+        )
         lines.append(
             f"| {label} | {found} of {planted} | {share} | {low:.3f}–{high:.3f} | {goal} | {met} | "
             f"{record.get('right_source', '')} | {record.get('median_inliers', '')} |"
@@ -237,7 +247,9 @@ def _data(options: argparse.Namespace) -> list[tuple[str, Any]]:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python bench/copies", description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, help="folder with `tiles/` and `slides/`; without it only drawn tiles")
+    parser.add_argument(
+        "--data", type=Path, help="folder with `tiles/` and `slides/`; without it only drawn tiles"
+    )
     parser.add_argument("--out", type=Path, default=Path("copies.jsonl"), help="record, appended to")
     parser.add_argument("--per-kind", type=int, default=None, help="planted copies of each kind (60)")
     parser.add_argument("--seed", type=int, default=0)
@@ -271,7 +283,9 @@ def _code() -> str:
 
 
 def _device() -> str:
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if sys.platform == "linux" else []:
+    for line in (
+        Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if sys.platform == "linux" else []
+    ):
         if line.startswith("model name"):
             return f"one core of {line.split(':', 1)[1].strip()}"
     return platform.processor() or platform.machine()

@@ -67,7 +67,9 @@ def test_the_report_tells_bands_and_not_counts() -> None:
     assert "137" not in text and "69" not in text
 
 
-def world(rng: np.random.Generator, patients: int = 30, tiles: int = 8) -> tuple[torch.Tensor, torch.Tensor, Cohort]:
+def world(
+    rng: np.random.Generator, patients: int = 30, tiles: int = 8
+) -> tuple[torch.Tensor, torch.Tensor, Cohort]:
     """Vectors of tiles around their patient, patients around nothing."""
     centres = rng.normal(size=(2 * patients, 1, 12)) * 1.5
     points = torch.from_numpy(centres + 0.4 * rng.normal(size=(2 * patients, tiles, 12))).float()
@@ -100,7 +102,9 @@ def test_planted_patients_are_noticed_the_more_the_larger_their_share() -> None:
 
 def test_identity_leaves_out_every_tile_of_the_planted_field() -> None:
     train = torch.tensor([[0.0], [0.1], [5.0], [9.0]])
-    cohort = Cohort(np.array([0, 0, 0, 1]), np.array([2]), np.array([True, True, False]), np.zeros(3, dtype=np.int64))
+    cohort = Cohort(
+        np.array([0, 0, 0, 1]), np.array([2]), np.array([True, True, False]), np.zeros(3, dtype=np.int64)
+    )
     found = identity_distances(
         np.array([0]), train, torch.tensor([[-3.0]]), cohort, Duplicates(np.array([0, 0, 1, 2]))
     )
