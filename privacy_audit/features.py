@@ -1,4 +1,4 @@
-"""What the audit keeps of each tile: digests, haematoxylin thumbnail, keypoints, embedding. Computed once, cached, resumable."""
+"""What the audit keeps of each tile: digests, haematoxylin thumbnail, keypoints, embedding. Computed once and cached."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ Legend: n reference tiles, V words, E = sum of keypoints.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -83,10 +84,7 @@ class VoteIndex:
         place = query.place[which, point].float()
         frame = torch.stack([place[:, 3], place[:, 2].log2()], dim=1).numpy()
         bounds = np.concatenate([[0], np.cumsum(query.count.numpy().astype(np.int64))])
-        return [
-            (word[low:high], signature[low:high], frame[low:high])
-            for low, high in zip(bounds[:-1], bounds[1:], strict=True)
-        ]
+        return [(word[low:high], signature[low:high], frame[low:high]) for low, high in pairwise(bounds)]
 
     def _tally(
         self, word: npt.NDArray[np.int64], signature: npt.NDArray[np.uint64], frame: npt.NDArray[np.float32]

@@ -17,6 +17,7 @@ import platform
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +169,7 @@ def main() -> None:
             "holdout_groups": len(set(bench.holdout.groups)),
         }
         jobs: dict[str, Any] = {CLEAN: bench.clean, RECOLOURED: bench.recoloured}
-        jobs |= {kind.key: lambda kind=kind: bench.kind(kind) for kind in KINDS}
+        jobs |= {kind.key: partial(bench.kind, kind) for kind in KINDS}
         missing = {key: act for key, act in jobs.items() if _key(head, key) not in done}
         if missing:
             bench.prepare()
