@@ -168,7 +168,7 @@ def _fit(
     zoom = float(np.hypot(transform[0, 0], transform[1, 0]))
     if not 1 / _ZOOM <= zoom <= _ZOOM:
         return None, np.zeros(len(source), dtype=bool)
-    return transform, inside[:, 0].astype(bool)
+    return np.asarray(transform, dtype=np.float64), np.asarray(inside[:, 0], dtype=bool)
 
 
 def _root(numbers: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
@@ -185,7 +185,8 @@ def _detector() -> Any:
     if not hasattr(_local, "detector"):
         import cv2
 
-        cv2.setNumThreads(1)
+        library: Any = cv2  # its type stubs leave SIFT out
+        library.setNumThreads(1)
         # Without the precise upscale every place lies a quarter of a pixel aside, and a mirror image half a pixel.
-        _local.detector = cv2.SIFT_create(nfeatures=KEPT, enable_precise_upscale=True)
+        _local.detector = library.SIFT_create(nfeatures=KEPT, enable_precise_upscale=True)
     return _local.detector
