@@ -76,6 +76,41 @@ class Conformal:
 
 
 @dataclass(frozen=True)
+class Nulls:
+    """Several nulls at once: the holdout, and for example same-seed twins from the base model.
+
+    The base model never saw a private slide, so its tiles from the same seeds and conditions are as near to training
+    as chance and conditioning bring them. A tile is flagged when it stands out from ANY null: a second null can only
+    add suspicion. By the union bound the rate of false flags is at most the sum of the rates.
+    """
+
+    parts: tuple[tuple[str, Conformal], ...]  # name and scores; the first is the holdout
+
+    @property
+    def null(self) -> npt.NDArray[np.float64]:
+        """Scores of the first null, for drawings and medians."""
+        return self.parts[0][1].null
+
+    @property
+    def words(self) -> str:
+        """What the nulls are, with sizes in bands."""
+        return " and ".join(f"{band(len(part.null))} {name}" for name, part in self.parts)
+
+    def p_values(self, scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """The smallest conformal p over the nulls."""
+        return np.asarray(np.min([part.p_values(scores) for _, part in self.parts], axis=0))
+
+    def threshold(self, flag_p: float) -> float | None:
+        """The lowest threshold of any null that is large enough to have one."""
+        found = [t for _, part in self.parts if (t := part.threshold(flag_p)) is not None]
+        return min(found) if found else None
+
+    def flag_rate(self, flag_p: float) -> float:
+        """Upper bound on the share of innocent tiles flagged by chance."""
+        return sum(part.flag_rate(flag_p) for _, part in self.parts)
+
+
+@dataclass(frozen=True)
 class NearCopies:
     """Result of the screen over the release."""
 
@@ -87,13 +122,17 @@ class NearCopies:
 
 
 def near_copies(
-    scores: npt.NDArray[np.float64], conformal: Conformal, policy: CopyPolicy, *, unrecognisable: float
+    scores: npt.NDArray[np.float64],
+    conformal: Conformal | Nulls,
+    policy: CopyPolicy,
+    *,
+    unrecognisable: float,
 ) -> NearCopies:
     """Test of near copies.
 
     Args:
         scores: (S,) screen scores of the released tiles against training.
-        conformal: screen scores of the holdout tiles against the same training tiles.
+        conformal: screen scores of the holdout tiles against the same training tiles, or of several nulls.
         policy: thresholds.
         unrecognisable: share of training tiles with too little haematoxylin texture to be recognised.
     """
@@ -109,25 +148,31 @@ def near_copies(
     result = TestResult(
         name=NEAR,
         section="near copies",
-        claim="No released tile is a recoloured, compressed, blurred, noisy, turned or shifted training tile.",
+        claim=(
+            "No released tile is a recoloured, compressed, blurred, noisy, warped, shifted, turned, zoomed, blended or "
+            "largely pasted training tile."
+        ),
         statistic="share of released tiles nearer to training than the holdout explains",
         value=share,
         interval=two_sided(len(flagged), count),
         interval_kind="Clopper–Pearson 95 %",
-        null=f"{band(len(conformal.null))} holdout tiles against the same training tiles",
+        null=(
+            conformal.words if isinstance(conformal, Nulls) else f"{band(len(conformal.null))} holdout tiles"
+        )
+        + " against the same training tiles",
         p=excess,
         threshold=policy.max_flagged_share,
         direction="lower is safer",
         status=status,
         why=why,
         cannot_show=(
-            "Copies zoomed, turned by other than quarter turns, blended half and half, or pasted as a small patch; "
-            f"copies of the {unrecognisable:.1%} of training tiles that show almost no nuclei."
+            "Patches of 64 pixels pasted elsewhere, zooms beyond a factor of two, blends in which the training tile is "
+            f"the weaker part; copies of the {unrecognisable:.1%} of training tiles that show almost no nuclei."
         ),
         histogram=histogram(
             conformal.null,
             scores,
-            axis="shift-tolerant haematoxylin correlation",
+            axis="haematoxylin correlation or matching keypoints, the stronger",
             null_name="holdout",
             observed_name="released",
             threshold=threshold,

@@ -1,9 +1,10 @@
-"""What the audit keeps of each tile: digests, haematoxylin thumbnail, embedding. Computed once, cached, resumable."""
+"""What the audit keeps of each tile: digests, haematoxylin thumbnail, keypoints, embedding. Computed once and cached."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +16,11 @@ from torch import Tensor
 
 from pixcell_core.cli.progress import progress
 from privacy_audit.eye import Eye
-from privacy_audit.geometry import FINE_SIDE, ORIENTATIONS, orient, thumbnails
+from privacy_audit.geometry import FINE_SIDE, ORIENTATIONS, evened, haematoxylin, orient, texture
+from privacy_audit.keypoints import SIDE, Keypoints, find_keypoints
 from privacy_audit.tiles import TileSource, pixel_digest
 
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 CHUNK = 128
 
 
@@ -34,6 +36,7 @@ class TileFeatures:
     thumbs: Tensor  # (n, 64, 64) float16
     texture: Tensor  # (n,) float32, optical density
     embeddings: Tensor  # (n, d) float32
+    keypoints: Keypoints
 
     def __len__(self) -> int:
         return len(self.digests)
@@ -47,6 +50,7 @@ class TileFeatures:
             self.thumbs[rows],
             self.texture[rows],
             self.embeddings[rows],
+            self.keypoints[rows],
         )
 
 
@@ -58,19 +62,24 @@ def join(parts: Sequence[TileFeatures]) -> TileFeatures:
         torch.cat([part.thumbs for part in parts]),
         torch.cat([part.texture for part in parts]),
         torch.cat([part.embeddings for part in parts]),
+        Keypoints.join([part.keypoints for part in parts]),
     )
 
 
 def describe(pixels: Tensor, eye: Eye) -> TileFeatures:
     """Compute the features of uint8 (B, 3, H, W) tiles."""
     arrays = pixels.permute(0, 2, 3, 1).contiguous().numpy()
-    thumbs, texture = thumbnails(pixels)
+    density = haematoxylin(pixels)
+    # Digests leave the interpreter's lock as the keypoint search does.
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        digests, canonical = tuple(pool.map(pixel_digest, arrays)), tuple(pool.map(canonical_digest, pixels))
     return TileFeatures(
-        tuple(pixel_digest(tile) for tile in arrays),
-        tuple(canonical_digest(tile) for tile in pixels),
-        thumbs.half(),
-        texture.float(),
+        digests,
+        canonical,
+        evened(density, FINE_SIDE).half(),
+        texture(density, FINE_SIDE),
         eye.embed(pixels).float(),
+        find_keypoints(evened(density, SIDE)),
     )
 
 
@@ -114,6 +123,7 @@ def _chunk(pixels: Tensor, eye: Eye, cache: Path | None) -> TileFeatures:
             found["thumbs"],
             found["texture"],
             found["embeddings"].float(),
+            Keypoints(found["place"], found["descriptor"], found["count"]),
         )
     features = describe(pixels, eye)
     # Halves are enough for retrieval; round once here so that a cached run equals a fresh one.
@@ -123,6 +133,7 @@ def _chunk(pixels: Tensor, eye: Eye, cache: Path | None) -> TileFeatures:
         features.thumbs,
         features.texture,
         features.embeddings.half().float(),
+        features.keypoints,
     )
     partial = path.with_suffix(".partial")
     save_file(
@@ -132,6 +143,9 @@ def _chunk(pixels: Tensor, eye: Eye, cache: Path | None) -> TileFeatures:
             "thumbs": features.thumbs.contiguous(),
             "texture": features.texture.contiguous(),
             "embeddings": features.embeddings.half().contiguous(),
+            "place": features.keypoints.place.contiguous(),
+            "descriptor": features.keypoints.descriptor.contiguous(),
+            "count": features.keypoints.count.contiguous(),
         },
         partial,
     )

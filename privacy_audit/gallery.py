@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+import torch
+from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
 from privacy_audit.copies import Conformal
 from privacy_audit.evidence import Evidence
-from privacy_audit.geometry import FINE_SIDE, orient
+from privacy_audit.geometry import FINE_SIDE, evened, haematoxylin, orient
+from privacy_audit.keypoints import SIDE, Agreement, agreement, find_keypoints
 from privacy_audit.render import Pair, render_page
 from privacy_audit.report import SITE_MARK, SITE_PAGE, AuditReport
 from privacy_audit.screen import ScreenScores
@@ -21,6 +23,10 @@ from privacy_audit.tiles import TileSource
 
 MAX_PAIRS = 60
 LEAST_PAIRS = 12
+LEAST_MATCHES = 4  # fewer places on one transform is what unrelated tiles have: no lines are drawn
+_MOST_LINES = 24
+_GAP = 4
+_LINE_COLOURS = ("#00a37a", "#e06c00", "#2d6cdf", "#b3008f", "#8a8a00", "#00a0b8")
 _TURNS = ("as it is", "quarter turn", "half turn", "three-quarter turn")
 
 
@@ -41,9 +47,17 @@ def write_site_page(
     )
     pairs = []
     for row in order[: min(max(LEAST_PAIRS, len(flagged) + 6), MAX_PAIRS)]:
-        which, dy, dx = (int(v) for v in scores.aligned[row])
-        released = orient(synthetic.read(row, row + 1)[0], which)
         match = int(scores.match[row])
+        released, training = _pixels(synthetic, row), _pixels(train, match)
+        found = matching(released, training)
+        words = (
+            keypoint_words(found)
+            if scores.by_keypoints[row]
+            else _words(*(int(v) for v in scores.aligned[row]))
+        )
+        which = 0 if scores.by_keypoints[row] else int(scores.aligned[row, 0])
+        turned = orient(torch.from_numpy(released).permute(2, 0, 1), which).permute(1, 2, 0)
+        drawn = found.inliers >= LEAST_MATCHES
         pairs.append(
             Pair(
                 synthetic=evidence.released_ids[row],
@@ -51,15 +65,66 @@ def write_site_page(
                 score=float(scores.score[row]),
                 p_value=float(p_values[row]),
                 flagged=evidence.released_ids[row] in flagged,
-                alignment=_words(which, dy, dx),
-                synthetic_uri=data_uri(released.permute(1, 2, 0).contiguous().numpy()),
-                training_uri=data_uri(train.read(match, match + 1)[0].permute(1, 2, 0).contiguous().numpy()),
+                alignment=words,
+                synthetic_uri=data_uri(turned.contiguous().numpy()),
+                training_uri=data_uri(training),
+                matches_uri=data_uri(draw_matches(released, training, found)) if drawn else "",
+                matches=found.inliers,
             )
         )
     path = out / SITE_PAGE
     partial = path.with_name(path.name + ".partial")
     partial.write_text(render_page(report, pairs), encoding="utf-8")
     partial.replace(path)
+
+
+def matching(released: npt.NDArray[np.uint8], training: npt.NDArray[np.uint8]) -> Agreement:
+    """Keypoints of two uint8 (H, W, 3) tiles that obey one transform; the released one as it is or mirrored."""
+    first, second = (
+        find_keypoints(evened(haematoxylin(torch.from_numpy(tile).permute(2, 0, 1)[None]), SIDE))
+        for tile in (released, training)
+    )
+    found = [agreement(first, second, mirrored=mirrored) for mirrored in (False, True)]
+    return max(found, key=lambda one: one.inliers)
+
+
+def draw_matches(
+    released: npt.NDArray[np.uint8], training: npt.NDArray[np.uint8], found: Agreement
+) -> npt.NDArray[np.uint8]:
+    """Both tiles side by side with lines between the places that match."""
+    height = max(released.shape[0], training.shape[0])
+    canvas = np.full((height, released.shape[1] + _GAP + training.shape[1], 3), 255, dtype=np.uint8)
+    canvas[: released.shape[0], : released.shape[1]] = released
+    canvas[: training.shape[0], released.shape[1] + _GAP :] = training
+    image = Image.fromarray(canvas)
+    pen = ImageDraw.Draw(image)
+    # Spread over the tile from left to right, not the first that were found.
+    order = np.argsort(found.here[:, 0], kind="stable")
+    order = order[np.unique(np.linspace(0, len(order) - 1, min(_MOST_LINES, len(order))).astype(int))]
+    for number, index in enumerate(order):
+        a = found.here[index] * (np.array(released.shape[1::-1]) / SIDE)
+        b = found.there[index] * (np.array(training.shape[1::-1]) / SIDE) + [released.shape[1] + _GAP, 0]
+        colour = _LINE_COLOURS[number % len(_LINE_COLOURS)]
+        pen.line([*a, *b], fill=colour, width=1)
+        for x, y in (a, b):
+            pen.ellipse([x - 2, y - 2, x + 2, y + 2], outline=colour)
+    return np.asarray(image)
+
+
+def keypoint_words(found: Agreement) -> str:
+    """The transform in words."""
+    parts = [f"{found.inliers} matching places"]
+    if found.mirrored:
+        parts.append("mirrored")
+    if abs(found.degrees) >= 1:
+        parts.append(f"turned by {abs(found.degrees):.0f} degrees")
+    if abs(found.zoom - 1) >= 0.03:
+        parts.append(f"{1 / found.zoom:.2f} times as large as the training tile" if found.zoom else "")
+    return ", ".join(parts)
+
+
+def _pixels(source: TileSource, row: int) -> npt.NDArray[np.uint8]:
+    return source.read(row, row + 1)[0].permute(1, 2, 0).contiguous().numpy()
 
 
 def data_uri(pixels: npt.NDArray[np.uint8]) -> str:

@@ -9,6 +9,7 @@ Legend: B tiles, N side of a thumbnail, S number of shifts, O the eight symmetri
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +24,14 @@ ORIENTATIONS = 8
 
 # Optical-density vectors of haematoxylin, eosin and DAB: Ruifrok & Johnston, Anal Quant Cytol Histol 23 (2001), table 1.
 _RUIFROK = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
+_DENSITY = -torch.log10((torch.arange(256).float() + 1.0) / 256.0)  # of every grey value
 _OD_FLOOR = 0.02  # below this spread of haematoxylin (optical density) a tile is glass or fat, not texture
+_DARKEST = 1.2  # optical density: folds and the dark beside a slide carry no shape above this
 _BAND_SIGMA = 0.125  # of the side: slower changes than this are staining and thickness, not shape
+NEAR_SHIFT = 1  # pixels of a thumbnail: hardly shifted at all
+FAR_FACTOR = (
+    0.75  # of the score of a real shift: the best of some thousand, while hardly shifted is the best of nine
+)
 _FLAT = 0.05  # an overlap with less than this share of the tile's variance proves nothing
 
 
@@ -32,29 +39,33 @@ def haematoxylin(pixels: Tensor) -> Tensor:
     """Haematoxylin density of uint8 (B, 3, H, W) tiles by Ruifrok's separation, float32 (B, H, W), >= 0 mostly."""
     vectors = _RUIFROK / np.linalg.norm(_RUIFROK, axis=1, keepdims=True)
     unmix = torch.from_numpy(np.linalg.inv(vectors)[:, 0]).float()
-    density = -torch.log10((pixels.float() + 1.0) / 256.0)
+    density = _DENSITY[pixels.int()]
     return torch.einsum("bchw,c->bhw", density, unmix)
 
 
 def thumbnails(pixels: Tensor, side: int = FINE_SIDE) -> tuple[Tensor, Tensor]:
-    """Normalised haematoxylin thumbnails and their texture.
+    """Evened haematoxylin thumbnails (B, N, N) of uint8 (B, 3, H, W) tiles, and their texture (B,)."""
+    density = haematoxylin(pixels)
+    return evened(density, side), texture(density, side)
 
-    Args:
-        pixels: uint8 (B, 3, H, W).
-        side: N, side of the thumbnail.
 
-    Returns:
-        (B, N, N) float32, slow changes removed, clipped to robust limits, divided by a robust spread;
-        (B,) the spread itself in optical density: how much shape there is to recognise.
+def evened(density: Tensor, side: int) -> Tensor:
+    """Haematoxylin densities (B, H, W) at (B, side, side): slow changes removed, divided by the spread nearby, clipped.
+
+    Strong stain in one corner, or a dark fold, must not drown what lies elsewhere: half of a pasted or blended tile
+    may be pale.
     """
-    small = F.adaptive_avg_pool2d(haematoxylin(pixels)[:, None], side)
-    band = (small - _blur(small, _BAND_SIGMA * side))[:, 0]
-    flat = band.flatten(1)
-    median = flat.median(dim=1).values[:, None, None]
-    spread = 1.4826 * (flat - median[:, 0]).abs().median(dim=1).values
-    spread = torch.maximum(spread, 0.5 * flat.std(dim=1))
-    scale = spread.clamp_min(_OD_FLOOR)[:, None, None]
-    return ((band - median) / scale).clamp(-4.0, 6.0), spread
+    band = _band(density, side)
+    spread = _blur(band * band, _BAND_SIGMA * side).sqrt()
+    return (band / spread.clamp_min(_OD_FLOOR))[:, 0].clamp(-4.0, 4.0)
+
+
+def texture(density: Tensor, side: int) -> Tensor:
+    """Robust spread (B,) of haematoxylin, in optical density: how much shape there is to recognise."""
+    flat = _band(density, side).flatten(1)
+    median = flat.median(dim=1).values[:, None]
+    spread = 1.4826 * (flat - median).abs().median(dim=1).values
+    return torch.maximum(spread, 0.5 * flat.std(dim=1))
 
 
 def orient(images: Tensor, which: int) -> Tensor:
@@ -80,6 +91,7 @@ class Shifts:
     reach: int
     allowed: Tensor  # (2R+1, 2R+1) bool
     area: Tensor  # (2R+1, 2R+1) pixels in common
+    prior: Tensor  # (2R+1, 2R+1) factor of the score: chance finds its best among thousands of shifts
 
     @classmethod
     def of(cls, side: int, min_overlap: float) -> Shifts:
@@ -87,7 +99,9 @@ class Shifts:
         reach = int(side * (1.0 - min_overlap))
         span = torch.arange(-reach, reach + 1)
         area = ((side - span.abs())[:, None] * (side - span.abs())[None, :]).float()
-        return cls(side, side + reach, reach, area >= min_overlap * side * side, area)
+        near = (span.abs()[:, None] <= NEAR_SHIFT) & (span.abs()[None, :] <= NEAR_SHIFT)
+        prior = torch.where(near, 1.0, FAR_FACTOR)
+        return cls(side, side + reach, reach, area >= min_overlap * side * side, area, prior)
 
 
 @dataclass(frozen=True)
@@ -114,7 +128,9 @@ def spectra(images: Tensor, shifts: Shifts, *, moving: bool) -> Spectra:
     # Thumbnails have a spread near 1, so `area` is the variance sum expected of an overlap with texture.
     weight = (shifts.area.sqrt() / shifts.side / torch.maximum(variance, _FLAT * shifts.area)).sqrt()
     return Spectra(
-        torch.fft.rfft2(images, s=(shifts.padded, shifts.padded)), centre, weight * shifts.allowed.float()
+        torch.fft.rfft2(images, s=(shifts.padded, shifts.padded)),
+        centre,
+        weight * shifts.allowed.float() * shifts.prior.sqrt(),
     )
 
 
@@ -122,7 +138,8 @@ def correlate(fixed: Spectra, moving: Spectra, shifts: Shifts) -> tuple[Tensor, 
     """Best normalised correlation of paired images over all allowed shifts.
 
     For shift s the two images share an overlap of n pixels; NCC(s) is Pearson's r inside it, and the score is
-    r · sqrt(n / N²): a small overlap must agree better than a large one to count the same.
+    r · sqrt(n / N²), times FAR_FACTOR for a real shift: a small overlap must agree better than a large one to
+    count the same, and the best of thousands of shifts better than the one that was expected.
 
     Returns:
         scores (B,) in [0, 1] and shifts (B, 2) as (dy, dx): fixed[y, x] matches moving[y - dy, x - dx].
@@ -157,19 +174,40 @@ def correlation_slow(
             a, b = a - a.mean(), b - b.mean()
             floor = _FLAT * area
             score = float((a * b).sum() / np.sqrt(max((a * a).sum(), floor) * max((b * b).sum(), floor)))
-            score *= np.sqrt(area) / side
+            score *= np.sqrt(area) / side * (1.0 if max(abs(dy), abs(dx)) <= NEAR_SHIFT else FAR_FACTOR)
             if score > best:
                 best, where = score, (dy, dx)
     return max(best, 0.0), where
 
 
+def _band(density: Tensor, side: int) -> Tensor:
+    clipped = density.clamp(max=_DARKEST)[:, None]
+    if min(density.shape[-2:]) >= side:
+        small = F.adaptive_avg_pool2d(clipped, side)
+    else:  # enlarged smoothly: steps between repeated pixels would be keypoints
+        small = F.interpolate(clipped, size=(side, side), mode="bilinear", align_corners=False)
+    return small - _blur(small, _BAND_SIGMA * side)
+
+
 def _blur(images: Tensor, sigma: float) -> Tensor:
+    """Gaussian blur of (B, 1, N, N) with mirrored borders, as two matrix products: far cheaper than a wide kernel."""
+    smooth = _smoothing(images.shape[-1], sigma)
+    return smooth @ images @ smooth.T
+
+
+@lru_cache(maxsize=16)
+def _smoothing(side: int, sigma: float) -> Tensor:
+    """(N, N) rows that average their neighbourhood; what would lie outside is mirrored back, the border not twice."""
     radius = int(np.ceil(2.5 * sigma))
     x = torch.arange(-radius, radius + 1, dtype=torch.float32)
     kernel = torch.exp(-0.5 * (x / sigma) ** 2)
     kernel = kernel / kernel.sum()
-    padded = F.pad(images, (radius, radius, radius, radius), mode="reflect")
-    return F.conv2d(F.conv2d(padded, kernel[None, None, None, :]), kernel[None, None, :, None])
+    matrix = torch.zeros(side, side)
+    for row in range(side):
+        at = (row + torch.arange(-radius, radius + 1)).abs()
+        at = torch.where(at >= side, 2 * (side - 1) - at, at)
+        matrix[row].index_add_(0, at, kernel)
+    return matrix
 
 
 def _overlap_sums(values: Tensor, shifts: Shifts, moving: bool) -> Tensor:

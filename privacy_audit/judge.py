@@ -47,7 +47,8 @@ from privacy_audit.self_test import SENSITIVITY, sensitivity, specificity
 from privacy_audit.subject import Cohort
 
 NOT_TESTED = (
-    "Copies that were zoomed, turned by other than quarter turns, blended, or pasted as a small patch.",
+    "Copies blended half and half with other tissue, and patches of 64 pixels pasted elsewhere: planted and reported, "
+    "without a gate.",
     "Attributes of a patient that a released tile may tell without looking like any of that patient's tiles.",
 )
 

@@ -17,7 +17,12 @@ JPEG_QUALITY = 50
 BLUR_SIGMA_SHARE = 0.01  # of the side: 1.3 pixels at 128
 NOISE_SD = 12.0  # of 255
 STAIN_SPREAD = 0.2  # relative change of each optical density
-SHIFT_SHARE = 0.25
+ELASTIC_SHARE = 6 / 256  # largest displacement, of the side
+ELASTIC_SIGMA = 0.08  # of the side: how smooth the warp is
+ZOOM = 0.7  # of the side is cut out and enlarged to the whole
+DEGREES = 15.0
+PATCH_PIXELS = (128, 64)
+PATCH_SHARES = (4 / 7, 2 / 7)  # of tiles smaller than 224 pixels
 
 
 @dataclass(frozen=True)
@@ -69,14 +74,71 @@ def noise(tile: Tile, filler: Tile, rng: np.random.Generator) -> Tile:
     return _to_pixels(tile + rng.normal(0.0, NOISE_SD, size=tile.shape))
 
 
-def shift(tile: Tile, filler: Tile, rng: np.random.Generator) -> Tile:
-    """A quarter of the tile moved out along one axis; what comes in belongs to someone else."""
-    out = filler.copy()
-    step = round(SHIFT_SHARE * tile.shape[0])
-    which = int(rng.integers(4))
-    source, target = np.rot90(tile, which), np.rot90(out, which)
-    target[step:] = source[: source.shape[0] - step]
-    return out
+def shift(share: float) -> Maker:
+    """Part of the tile moved out along one axis; what comes in belongs to someone else."""
+
+    def make(tile: Tile, filler: Tile, rng: np.random.Generator) -> Tile:
+        out = filler.copy()
+        step = round(share * tile.shape[0])
+        which = int(rng.integers(4))
+        source, target = np.rot90(tile, which), np.rot90(out, which)
+        target[step:] = source[: source.shape[0] - step]
+        return out
+
+    return make
+
+
+def elastic(tile: Tile, filler: Tile, rng: np.random.Generator) -> Tile:
+    """Warped smoothly, as tissue is when it is cut and floated."""
+    from scipy.ndimage import gaussian_filter, map_coordinates
+
+    side = tile.shape[:2]
+    fields = [
+        gaussian_filter(rng.normal(size=side), ELASTIC_SIGMA * side[0], mode="reflect") for _ in range(2)
+    ]
+    largest = max(np.abs(field).max() for field in fields)
+    y, x = (
+        place + ELASTIC_SHARE * side[0] * field / largest
+        for place, field in zip(np.mgrid[: side[0], : side[1]], fields, strict=True)
+    )
+    planes = [
+        map_coordinates(tile[..., c].astype(np.float64), (y, x), order=1, mode="reflect") for c in range(3)
+    ]
+    return _to_pixels(np.stack(planes, axis=-1))
+
+
+def zoom(tile: Tile, filler: Tile, rng: np.random.Generator) -> Tile:
+    """A part of the tile, anywhere in it, enlarged to the whole."""
+    side = round(ZOOM * tile.shape[0])
+    top, left = (int(v) for v in rng.integers(0, tile.shape[0] - side + 1, size=2))
+    part = Image.fromarray(tile[top : top + side, left : left + side])
+    return np.array(part.resize((tile.shape[1], tile.shape[0]), Image.Resampling.BICUBIC))
+
+
+def turn(tile: Tile, filler: Tile, rng: np.random.Generator) -> Tile:
+    """Turned by fifteen degrees one way or the other; the corners belong to someone else."""
+    angle = DEGREES * float(rng.choice([-1.0, 1.0]))
+    turned = Image.fromarray(tile).rotate(angle, Image.Resampling.BICUBIC)
+    inside = Image.new("L", turned.size, 255).rotate(angle)
+    return np.array(Image.composite(turned, Image.fromarray(filler), inside))
+
+
+def blend(tile: Tile, filler: Tile, rng: np.random.Generator) -> Tile:
+    """Half this tile, half another patient's."""
+    return _to_pixels(0.5 * tile.astype(np.float64) + 0.5 * filler)
+
+
+def patch(which: int) -> Maker:
+    """A square of the tile pasted somewhere into another patient's tile."""
+
+    def make(tile: Tile, filler: Tile, rng: np.random.Generator) -> Tile:
+        out = filler.copy()
+        side = min(PATCH_PIXELS[which], round(PATCH_SHARES[which] * tile.shape[0]))
+        (y, x), (top, left) = rng.integers(0, tile.shape[0] - side + 1, size=(2, 2))
+        out[top : top + side, left : left + side] = tile[y : y + side, x : x + side]
+        return out
+
+    return make
 
 
 KINDS = (
@@ -86,7 +148,14 @@ KINDS = (
     CopyKind("stain", "recoloured by ±20 % of each stain density", stain),
     CopyKind("blur", "blurred (1 % of the side)", blur),
     CopyKind("noise", "with noise (standard deviation 12 of 255)", noise),
-    CopyKind("shift25", "shifted by a quarter of the side", shift),
+    CopyKind("elastic", "warped by up to 2 % of the side", elastic),
+    CopyKind("shift25", "shifted by a quarter of the side", shift(0.25)),
+    CopyKind("shift50", "shifted by half of the side", shift(0.5)),
+    CopyKind("zoom07", "a part of 0.7 of the side, enlarged", zoom),
+    CopyKind("rot15", "turned by fifteen degrees", turn),
+    CopyKind("blend", "blended half and half with another patient's tile", blend),
+    CopyKind("patch128", "a patch of 128 pixels (4/7 of a small tile's side) pasted elsewhere", patch(0)),
+    CopyKind("patch64", "a patch of 64 pixels (2/7 of a small tile's side) pasted elsewhere", patch(1)),
 )
 
 

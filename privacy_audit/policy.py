@@ -17,8 +17,23 @@ DEFAULT_POLICY = "core"
 _MAX_BYTES = 256 * 1024
 
 Share = Annotated[float, Field(gt=0, lt=1)]
+Kind = Literal[
+    "exact",
+    "jpeg50",
+    "d4",
+    "stain",
+    "blur",
+    "noise",
+    "elastic",
+    "shift25",
+    "shift50",
+    "zoom07",
+    "rot15",
+    "blend",
+    "patch128",
+    "patch64",
+]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
-Kind = Literal["exact", "jpeg50", "d4", "stain", "blur", "noise", "shift25"]
 OptionalTest = Literal["conditioning", "membership", "dp", "human"]
 
 
@@ -51,6 +66,9 @@ class CopyPolicy(_Part):
     candidates_per_source: Annotated[int, Field(ge=1, le=64)]
     verified_orientations: Annotated[int, Field(ge=1, le=64)]
     min_overlap: Annotated[float, Field(ge=0.25, le=1)]
+    voted_candidates: Annotated[int, Field(ge=0, le=64)]
+    chance_inliers: Annotated[int, Field(ge=0, le=64)]
+    half_inliers: Annotated[float, Field(gt=0, le=64)]
     flag_p: Share
     confirm_score: Share
     max_flagged_share: Share

@@ -30,6 +30,8 @@ class Pair:
     alignment: str
     synthetic_uri: str
     training_uri: str
+    matches_uri: str = ""  # both side by side with lines between matching keypoints; empty where none agree
+    matches: int = 0
 
 
 def render_page(report: AuditReport, pairs: Sequence[Pair] | None = None) -> str:

@@ -26,11 +26,13 @@ from privacy_audit.battery import Prepared
 from privacy_audit.blinding import Blinding
 from privacy_audit.copies import exact_matches
 from privacy_audit.deciding import Decided
+from privacy_audit.duplicates import Duplicates, duplicates_result, find_duplicates
 from privacy_audit.evidence import Evidence, as_stored
 from privacy_audit.eye import Eye, SecondEye
 from privacy_audit.features import TileFeatures, join, load_features
 from privacy_audit.filtering import filtered_release
 from privacy_audit.gallery import write_site_page
+from privacy_audit.identity import PLANTED, identity_curve, identity_distances, identity_rows
 from privacy_audit.judge import judge
 from privacy_audit.neighbours import Standardiser, patient_minima
 from privacy_audit.policy import Policy
@@ -189,14 +191,18 @@ def _gather(
         sizes(train, holdout, synthetic, policy.preconditions),
         drawn_before(split, train, holdout, policy.preconditions),
     )
+    shapes = ShapeSpectra.fit(train.features.thumbs, holdout.features.thumbs)
+    with clock.stage("duplicates"):
+        duplicates = find_duplicates(train, shapes, policy.copies.min_overlap)
     with clock.stage("planting"):
-        planted = plant(sources[0], train, sources[1], eye, policy.self_test.planted_per_kind, rng)
+        planted = plant(
+            sources[0], train, sources[1], eye, policy.self_test.planted_per_kind, rng, duplicates
+        )
         recoloured, rows = recoloured_holdout(
             sources[1], sources[0], eye, policy.self_test.recoloured_tiles, rng
         )
     standardise = Standardiser.fit(train.features.embeddings, holdout.features.embeddings)
     with clock.stage("screening"):
-        shapes = ShapeSpectra.fit(train.features.thumbs, holdout.features.thumbs)
         screen = CopyScreen(train.features, standardise, shapes, policy.copies)
         scored = _blind(screen, [synthetic.features, planted.features, recoloured, holdout.features], rng)
     released, controls, colours, null = scored
@@ -212,6 +218,8 @@ def _gather(
         ]
     with clock.stage("battery"):
         parts = battery.gather(prepared, sources, groups, cohort, standardise, (released, null), policy, seed)
+    with clock.stage("identity"):
+        identity = _identity(train, holdout, cohort, standardise, shapes, duplicates, distances, policy, seed)
     exact = exact_matches(synthetic, train)
     known = set(train.features.canonical)
     evidence = Evidence(
@@ -229,7 +237,7 @@ def _gather(
         planted_scores=controls.score,
         planted_kind=planted.kind,
         planted_same=np.array([mark in known for mark in planted.features.canonical], dtype=bool),
-        planted_right=controls.match == planted.source,
+        planted_right=duplicates.same(controls.match, planted.source),
         planted_distances=distances[2],
         planted_shape_distances=distances[3],
         planted_patient=cohort.of_train[planted.source],
@@ -238,10 +246,34 @@ def _gather(
         is_train=cohort.is_train,
         stratum=cohort.stratum,
         unrecognisable=float((train.features.texture <= TEXTURE_FLOOR).float().mean()),
-        preconditions=preconditions,
+        preconditions=(*preconditions, duplicates_result(duplicates), identity),
         parts=parts,
     )
     return evidence, released, null
+
+
+def _identity(
+    train: Group,
+    holdout: Group,
+    cohort: Cohort,
+    standardise: Standardiser,
+    shapes: ShapeSpectra,
+    duplicates: Duplicates,
+    distances: list[npt.NDArray[np.float64]],
+    policy: Policy,
+    seed: int,
+) -> TestResult:
+    """Plant unused tissue of training patients in both views and draw the detection curve."""
+    rng = np.random.default_rng([seed, 3])
+    rows = identity_rows(cohort.of_train, PLANTED, rng)
+    sides = (train.features, holdout.features)
+    views = (
+        tuple(standardise(side.embeddings) for side in sides),
+        tuple(shapes(side.thumbs) for side in sides),
+    )
+    planted = [identity_distances(rows, first, second, cohort, duplicates) for first, second in views]
+    pairs = list(zip(distances[:2], planted, strict=True))
+    return identity_curve(pairs, cohort.of_train[rows], cohort, policy.patients, rng)
 
 
 def _blind(screen: CopyScreen, groups: list[TileFeatures], rng: np.random.Generator) -> list[ScreenScores]:
@@ -251,12 +283,7 @@ def _blind(screen: CopyScreen, groups: list[TileFeatures], rng: np.random.Genera
     shuffled = screen.score(everyone.select(order), "searching for near copies")
     back = np.argsort(order)
     bounds = np.cumsum([0] + [len(group) for group in groups])
-    return [
-        ScreenScores(
-            shuffled.score[back[low:high]], shuffled.match[back[low:high]], shuffled.aligned[back[low:high]]
-        )
-        for low, high in pairwise(bounds)
-    ]
+    return [shuffled[back[low:high]] for low, high in pairwise(bounds)]
 
 
 def _by_eye(train: Group, holdout: Group, cohort: Cohort, standardise: Standardiser) -> Measure:

@@ -1,9 +1,10 @@
 """The near-copy screen: one score per tile, the same for released, holdout and planted tiles.
 
-Candidates come from three retrievals that fail differently: the second eye, shape spectra (blind to shifts), and
-pooled haematoxylin (blind to detail) under the eight symmetries. Candidates are compared in every symmetry at
-coarse size with a shift search, and the best few pairs again at full thumbnail size. The score is the best
-shift-tolerant correlation, see `geometry.correlate`.
+Candidates come from four retrievals that fail differently: the second eye, shape spectra (blind to shifts), pooled
+haematoxylin (blind to detail) under the eight symmetries, and votes of keypoints (blind to turns, zooms and pastes).
+Candidates are compared in two ways. Correlation: in every symmetry at coarse size with a shift search, and the best
+few pairs again at full thumbnail size, see `geometry.correlate`. Keypoints: matched, and one similarity transform
+fitted to the matches, see `keypoints.agreement`. The score is the better of the two, on one scale from 0 to 1.
 """
 
 from __future__ import annotations
@@ -28,9 +29,11 @@ from privacy_audit.geometry import (
     pooled,
     spectra,
 )
+from privacy_audit.keypoints import NOTHING, Agreement, agreement
 from privacy_audit.neighbours import Standardiser, most_similar, nearest
 from privacy_audit.policy import CopyPolicy
 from privacy_audit.spectrum import TURNS, ShapeSpectra
+from privacy_audit.votes import VoteIndex
 
 _QUERIES_AT_ONCE = 32
 
@@ -40,12 +43,41 @@ class ScreenScores:
     """Best match of each query among the reference tiles.
 
     `aligned` holds the symmetry to apply to the query and the shift (dy, dx), in thumbnail pixels, that then
-    brings the reference onto it.
+    brings the reference onto it; it belongs to the correlation, which may have chosen another reference tile
+    than the keypoints did.
     """
 
-    score: npt.NDArray[np.float64]  # (q,) in [-1, 1]
+    score: npt.NDArray[np.float64]  # (q,) in [0, 1]
     match: npt.NDArray[np.int64]  # (q,) row of the reference
     aligned: npt.NDArray[np.int64]  # (q, 3): symmetry, dy, dx
+    correlation: npt.NDArray[np.float64]  # (q,) in [0, 1], before keypoints
+    inliers: npt.NDArray[np.int64]  # (q,) most matches with any reference tile that obey one transform
+    by_keypoints: npt.NDArray[np.bool_]  # (q,) whether the keypoints alone chose the match
+
+    def __getitem__(self, rows: slice | npt.NDArray[np.int64]) -> ScreenScores:
+        return ScreenScores(
+            self.score[rows],
+            self.match[rows],
+            self.aligned[rows],
+            self.correlation[rows],
+            self.inliers[rows],
+            self.by_keypoints[rows],
+        )
+
+
+@dataclass(frozen=True)
+class _Agreed:
+    """Keypoints of one query: with the tile that correlation chose, and with the best tile of all, `row`."""
+
+    same: Agreement
+    best: Agreement
+    row: int
+
+
+def keypoint_score(inliers: npt.NDArray[np.int64], policy: CopyPolicy) -> npt.NDArray[np.float64]:
+    """Put a number of inliers on the scale of a correlation: 0 at `chance_inliers`, half at `half_inliers` more."""
+    beyond = np.maximum(inliers - policy.chance_inliers, 0).astype(np.float64)
+    return np.asarray(beyond / (beyond + policy.half_inliers))
 
 
 class CopyScreen:
@@ -60,6 +92,8 @@ class CopyScreen:
         self._fine = reference.thumbs
         self._coarse = _shrink(reference.thumbs)
         self._pooled = torch.cat([pooled(part.float()) for part in reference.thumbs.split(512)])
+        self._keypoints = reference.keypoints
+        self._votes = VoteIndex(reference.keypoints)
         self._fine_plan = Shifts.of(FINE_SIDE, policy.min_overlap)
         self._coarse_plan = Shifts.of(COARSE_SIDE, policy.min_overlap)
 
@@ -80,7 +114,52 @@ class CopyScreen:
                 found.append(self._verify(thumbs, who, how))
                 bar.advance(len(thumbs))
         best, match, aligned = (torch.cat(parts) for parts in zip(*found, strict=True))
-        return ScreenScores(best.double().numpy(), match.numpy(), aligned.numpy())
+        correlation, by_shape = best.double().numpy(), match.numpy()
+        agreed = self._agree(queries, by_shape, aligned[:, 0].numpy() >= ORIENTATIONS // 2, label)
+        inliers = np.array([found.best.inliers for found in agreed], dtype=np.int64)
+        points = keypoint_score(inliers, self._policy)
+        same = keypoint_score(np.array([found.same.inliers for found in agreed]), self._policy)
+        # Two kinds of evidence for one pair: what speaks against it must speak against both.
+        shape = 1.0 - (1.0 - correlation) * (1.0 - same)
+        return ScreenScores(
+            np.maximum(shape, points),
+            np.where(points > shape, [found.row for found in agreed], by_shape).astype(np.int64),
+            aligned.numpy(),
+            correlation,
+            inliers,
+            points > shape,
+        )
+
+    def _agree(
+        self,
+        queries: TileFeatures,
+        by_shape: npt.NDArray[np.int64],
+        turned_over: npt.NDArray[np.bool_],
+        label: str,
+    ) -> list[_Agreed]:
+        """Verify the candidates of the keypoints' votes, and the correlation's best match of each query."""
+        agreed = []
+        keep = self._policy.voted_candidates
+        with progress(f"{label}: keypoints", total=len(queries), unit="tiles") as bar:
+            for start in range(0, len(queries), _QUERIES_AT_ONCE):
+                stop = min(start + _QUERIES_AT_ONCE, len(queries))
+                block = queries.keypoints[start:stop]
+                for number, votes in enumerate(self._votes.vote(block, keep) if keep else ()):
+                    query, at = block[number : number + 1], start + number
+                    first = int(by_shape[at])
+                    same = agreement(
+                        query, self._keypoints[first : first + 1], mirrored=bool(turned_over[at])
+                    )
+                    best, row = same, first
+                    for candidate, mirrored in zip(votes.row.tolist(), votes.mirrored.tolist(), strict=True):
+                        found = agreement(
+                            query, self._keypoints[candidate : candidate + 1], mirrored=mirrored
+                        )
+                        if found.inliers > best.inliers:
+                            best, row = found, candidate
+                    agreed.append(_Agreed(same, best, row))
+                bar.advance(stop - start)
+        return agreed or [_Agreed(NOTHING, NOTHING, int(row)) for row in by_shape]
 
     def _candidates_by_spectrum(self, thumbs: Tensor, k: int) -> Tensor:
         """Reference rows (q, k) that share the most of their field with the query, wherever it lies."""

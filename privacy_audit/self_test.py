@@ -11,6 +11,7 @@ import torch
 from pixcell_core.cli.progress import progress
 from pixcell_core.contracts.bands import band
 from privacy_audit.copies import Conformal
+from privacy_audit.duplicates import Duplicates
 from privacy_audit.eye import Eye
 from privacy_audit.features import TileFeatures, describe, join
 from privacy_audit.intervals import clopper_pearson_lower, clopper_pearson_upper
@@ -22,7 +23,7 @@ from privacy_audit.tiles import TileSource
 
 SENSITIVITY = "self-test: planted copies"
 SPECIFICITY = "self-test: innocent tiles"
-TEXTURE_FLOOR = 0.02  # optical density: the floor of `geometry.thumbnails`
+TEXTURE_FLOOR = 0.02  # optical density: the floor of `geometry.evened`
 FOLDS = 5
 _MAKE_AT_ONCE = 64
 
@@ -36,12 +37,20 @@ class Planted:
     source: npt.NDArray[np.int64]
 
 
-def sources_for(train: Group, count: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """Draw training rows to copy, patient by patient in turn, among tiles that show nuclei at all."""
+def sources_for(
+    train: Group, count: int, rng: np.random.Generator, duplicates: Duplicates | None = None
+) -> npt.NDArray[np.int64]:
+    """Draw training rows to copy, patient by patient in turn, among tiles that show nuclei at all.
+
+    With `duplicates` each field of tissue is represented by one tile, so that sources differ in what they show.
+    """
     texture = train.features.texture.numpy()
     usable = np.flatnonzero(texture > TEXTURE_FLOOR)
     if not len(usable):
         usable = np.arange(len(train))
+    if duplicates is not None:
+        usable = rng.permutation(usable)
+        usable = np.sort(usable[np.unique(duplicates.cluster[usable], return_index=True)[1]])
     patients = np.array(train.patients)
     by_patient = {name: rng.permutation(usable[patients[usable] == name]) for name in train.patient_names}
     order = [rows for name in rng.permutation(train.patient_names) if len(rows := by_patient[str(name)])]
@@ -51,15 +60,21 @@ def sources_for(train: Group, count: int, rng: np.random.Generator) -> npt.NDArr
 
 
 def plant(
-    train: TileSource, group: Group, holdout: TileSource, eye: Eye, per_kind: int, rng: np.random.Generator
+    train: TileSource,
+    group: Group,
+    holdout: TileSource,
+    eye: Eye,
+    per_kind: int,
+    rng: np.random.Generator,
+    duplicates: Duplicates | None = None,
 ) -> Planted:
-    """Make `per_kind` copies of every kind from different training tiles and describe them."""
+    """Make `per_kind` copies of every kind from different training tiles (and fields) and describe them."""
     parts: list[TileFeatures] = []
     kinds: list[int] = []
     sources: list[int] = []
     with progress("planting controls", total=per_kind * len(KINDS), unit="tiles") as bar:
         for number, kind in enumerate(KINDS):
-            rows = sources_for(group, per_kind, rng)
+            rows = sources_for(group, per_kind, rng, duplicates)
             for start in range(0, per_kind, _MAKE_AT_ONCE):
                 block = rows[start : start + _MAKE_AT_ONCE]
                 tiles = [_make(kind, train, holdout, int(row), rng) for row in block]
@@ -99,7 +114,7 @@ def sensitivity(
 
     Args:
         scores: (K,) screen scores of the planted tiles. kinds: (K,) index into KINDS.
-        same: (K,) found by digest alone. right: (K,) best match is the source.
+        same: (K,) found by digest alone. right: (K,) best match shows the field of the source.
         conformal: the null. copies, policy: thresholds.
     """
     flagged = conformal.p_values(scores) <= copies.flag_p
@@ -142,7 +157,10 @@ def sensitivity(
             else f"All {len(gated)} gated kinds were found; the weakest is '{weakest.words}' with "
             f"{weakest.found} of {weakest.planted}."
         ),
-        cannot_show="Kinds of copy that were not planted, and copies of tiles without nuclei.",
+        cannot_show=(
+            "Kinds of copy that were not planted, kinds without a gate (they are limits, reported as measured), and "
+            "copies of tiles without nuclei."
+        ),
         detections=tuple(detections),
         details={
             "planted": len(kinds),

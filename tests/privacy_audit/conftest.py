@@ -75,7 +75,9 @@ def small_policy(**changes: Any) -> Policy:
     value["self_test"]["planted_per_kind"] = 8
     value["self_test"]["recoloured_tiles"] = 12
     value["self_test"]["max_recoloured_false_positive"] = 0.5
-    value["self_test"]["gates"] = dict.fromkeys(value["self_test"]["gates"], 0.6)
+    value["self_test"]["gates"] = {
+        kind: 0.6 if gate >= 0.6 else 0.2 for kind, gate in value["self_test"]["gates"].items()
+    }
     value["patients"].update(permutations=999, power_simulations=10, min_power=0.1)
     for key, change in changes.items():
         section, name = key.split("__")

@@ -23,10 +23,11 @@ from tests.privacy_audit.conftest import TextureEye, World, small_policy
 
 
 def lenient() -> Policy:
-    """One flag among some forty tiles is chance; a dozen patients a side have no power to speak of."""
+    """One flag among some forty tiles is chance, nothing is confirmed, and a dozen patients have little power."""
     return small_policy(
         preconditions__review_patients_below=8,
         copies__max_flagged_share=0.1,
+        copies__confirm_score=0.999,
         patients__min_power=0.01,
         patients__power_copy_share=0.6,
         patients__power_min_copies=24,

@@ -26,7 +26,7 @@ def test_shipped_policies_load_and_name_the_source_of_every_number() -> None:
 
 
 EXPLAINED_ABOVE = {
-    "jpeg50", "d4", "exact", "stain", "blur", "noise", "shift25",  # one comment on `gates`
+    "jpeg50", "d4", "exact", "stain", "blur", "noise", "elastic", "shift50", "rot15",  # one comment on `gates`
     "excess_p_review", "power_simulations", "power_permutations", "recoloured_tiles",
 }  # fmt: skip
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 
 import numpy as np
 import pytest
 import torch
 
-from privacy_audit import plants, screen
+from privacy_audit import keypoints, plants, screen, votes
 from privacy_audit.copies import Conformal
 from privacy_audit.features import TileFeatures, canonical_digest, describe
 from privacy_audit.judge import proven_kinds
@@ -20,6 +21,8 @@ from privacy_audit.spectrum import TURNS, ShapeSpectra
 from tests.privacy_audit.conftest import TextureEye, small_policy, stain_of, tissue_tile
 
 PER_KIND, REFERENCE, NULL = 8, 60, 110
+LIMITS = {"patch64"}  # reported without a gate
+HARD = {"zoom07", "patch128"}  # nuclei are few in so small a tile
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +32,13 @@ def tiles() -> np.ndarray:
 
 
 def look(tiles: np.ndarray) -> TileFeatures:
-    return describe(torch.from_numpy(tiles).permute(0, 3, 1, 2).contiguous(), TextureEye())
+    return _look(tiles.tobytes(), tiles.shape)
+
+
+@cache
+def _look(raw: bytes, shape: tuple[int, ...]) -> TileFeatures:
+    pixels = torch.from_numpy(np.frombuffer(raw, dtype=np.uint8).reshape(shape).copy())
+    return describe(pixels.permute(0, 3, 1, 2).contiguous(), TextureEye())
 
 
 @pytest.fixture(scope="module")
@@ -44,26 +53,27 @@ def planted(tiles: np.ndarray) -> tuple[TileFeatures, np.ndarray, np.ndarray]:
     return look(np.stack(made)), np.array(kinds), np.array(source)
 
 
-def build(tiles: np.ndarray) -> CopyScreen:
+def build(tiles: np.ndarray, **changes: int) -> CopyScreen:
     reference, null = look(tiles[:REFERENCE]), look(tiles[REFERENCE:])
     standardise = Standardiser.fit(reference.embeddings, null.embeddings)
-    return CopyScreen(
-        reference, standardise, ShapeSpectra.fit(reference.thumbs, null.thumbs), small_policy().copies
-    )
+    policy = small_policy().copies.model_copy(update=changes)
+    return CopyScreen(reference, standardise, ShapeSpectra.fit(reference.thumbs, null.thumbs), policy)
 
 
 def self_test(
-    tiles: np.ndarray, planted: tuple[TileFeatures, np.ndarray, np.ndarray]
-) -> tuple[Status, tuple[str, ...]]:
+    tiles: np.ndarray, planted: tuple[TileFeatures, np.ndarray, np.ndarray], **changes: int
+) -> tuple[Status, set[str]]:
+    """Status of the self-test and the keys of the kinds that reached their gates."""
     features, kinds, source = planted
-    engine, policy = build(tiles), small_policy()
+    engine, policy = build(tiles, **changes), small_policy()
     scores = engine.score(features, "planted")
     null = Conformal(engine.score(look(tiles[REFERENCE:]), "null").score)
     nothing = np.zeros(len(kinds), dtype=bool)
     found = sensitivity(
         scores.score, kinds, nothing, scores.match == source, null, policy.copies, policy.self_test
     )
-    return found.status, proven_kinds((found,))
+    words = proven_kinds((found,))
+    return found.status, {kind.key for kind in plants.KINDS if kind.words in words}
 
 
 def test_every_planted_kind_is_found_and_traced_to_its_source(
@@ -74,16 +84,18 @@ def test_every_planted_kind_is_found_and_traced_to_its_source(
     scores = engine.score(features, "planted")
     highest = float(engine.score(look(tiles[REFERENCE:]), "null").score.max())
     for number, kind in enumerate(plants.KINDS):
+        if kind.key in LIMITS:
+            continue
         rows = kinds == number
         hit = (scores.score[rows] > highest) & (scores.match[rows] == source[rows])
-        assert hit.mean() >= 0.85, f"{kind.key}: {hit.sum()} of {rows.sum()}"
+        assert hit.mean() >= (0.6 if kind.key in HARD else 0.85), f"{kind.key}: {hit.sum()} of {rows.sum()}"
 
 
 def test_the_self_test_passes_on_the_screen_as_it_is(
     tiles: np.ndarray, planted: tuple[TileFeatures, np.ndarray, np.ndarray]
 ) -> None:
     status, proven = self_test(tiles, planted)
-    assert status is Status.PASS and len(proven) == len(plants.KINDS)
+    assert status is Status.PASS and proven == {kind.key for kind in plants.KINDS} - LIMITS
 
 
 @pytest.fixture
@@ -97,9 +109,26 @@ def blind_to_turns(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_a_screen_that_ignores_turns_is_invalid(
     tiles: np.ndarray, planted: tuple[TileFeatures, np.ndarray, np.ndarray]
 ) -> None:
-    status, proven = self_test(tiles, planted)
-    assert status is Status.INVALID
-    assert not any("turned" in words for words in proven) and "exact copy" in proven
+    status, proven = self_test(tiles, planted, voted_candidates=0)
+    assert status is Status.INVALID and "d4" not in proven and "exact" in proven
+
+
+@pytest.mark.usefixtures("blind_to_turns")
+def test_keypoints_alone_need_the_mirror_image(
+    tiles: np.ndarray, planted: tuple[TileFeatures, np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "d4" in self_test(tiles, planted)[1]
+    for room in (votes, keypoints):
+        monkeypatch.setattr(room, "mirror", lambda points: points)
+    assert "d4" not in self_test(tiles, planted)[1]
+
+
+def test_a_screen_without_keypoints_is_blind_to_zoom_and_to_turns_between_the_quarters(
+    tiles: np.ndarray, planted: tuple[TileFeatures, np.ndarray, np.ndarray]
+) -> None:
+    status, proven = self_test(tiles, planted, voted_candidates=0)
+    assert status is Status.INVALID and not {"zoom07", "rot15"} & proven
+    assert {"exact", "jpeg50", "d4", "stain", "blur", "noise", "elastic", "shift25"} <= proven
 
 
 def test_a_screen_without_shift_search_is_invalid(
@@ -107,8 +136,8 @@ def test_a_screen_without_shift_search_is_invalid(
 ) -> None:
     original = screen.Shifts.of
     monkeypatch.setattr(screen.Shifts, "of", lambda side, overlap: original(side, 1.0))
-    status, proven = self_test(tiles, planted)
-    assert status is Status.INVALID and not any("shifted" in words for words in proven)
+    status, proven = self_test(tiles, planted, voted_candidates=0)
+    assert status is Status.INVALID and not {"shift25", "shift50"} & proven
 
 
 def test_a_screen_that_follows_colour_is_invalid(
@@ -119,7 +148,15 @@ def test_a_screen_that_follows_colour_is_invalid(
     def by_colour(engine: CopyScreen, queries: TileFeatures, label: str) -> ScreenScores:
         colour = queries.embeddings[:, : 3 * 64].reshape(len(queries), 3, 64).mean(dim=2)
         near, at = torch.cdist(colour, reference).min(dim=1)
-        return ScreenScores((-near).double().numpy(), at.numpy(), np.zeros((len(queries), 3), dtype=np.int64))
+        nothing = np.zeros(len(queries))
+        return ScreenScores(
+            score=(-near).double().numpy(),
+            match=at.numpy(),
+            aligned=np.zeros((len(queries), 3), dtype=np.int64),
+            correlation=nothing,
+            inliers=nothing.astype(np.int64),
+            by_keypoints=nothing.astype(bool),
+        )
 
     monkeypatch.setattr(CopyScreen, "score", by_colour)
     assert self_test(tiles, planted)[0] is Status.INVALID
