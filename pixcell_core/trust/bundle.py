@@ -1,37 +1,55 @@
 """Verification of an exported bundle: offline, pure, and it names the first thing that is wrong.
 
-Every byte is covered. The site's signature covers the list of all files; the auditor's signature covers
-the manifest, and through it the site's key, every tile, the report and the page. Signatures and
-containers have one byte form each.
+Every byte is covered. The site's signature covers the list of all files; the verdict's signatures cover
+the manifest, and through it the site's key, every tile, the report, the page, the request and the rule of
+who must sign. The datasheet and the research-object metadata are written again and compared. Signatures
+and containers have one byte form each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
 from pixcell_core.contracts.canonical import digest, parse_document, parse_json
+from pixcell_core.contracts.gate import Signers
 from pixcell_core.contracts.release import BundleListing, PrivacyStatement, ReleaseManifest
 from pixcell_core.contracts.verdict import Verdict
 from pixcell_core.errors import BadInputError, PixcellError, RefusedError
 from pixcell_core.trust.bundle_files import (
+    DATASHEET,
+    FIXED_NAMES,
     LISTING,
     MANIFEST,
     MAX_FILE_BYTES,
     PAGE,
     README,
     REPORT,
+    REQUEST,
     SHEET,
+    SIGNERS,
     VERDICT,
     BundleFiles,
-    is_bundle_name,
+    require_bundle_name,
 )
+from pixcell_core.trust.bundle_terms import (
+    Known,
+    check_certificates,
+    check_request,
+    check_withdrawals,
+    open_signers,
+)
+from pixcell_core.trust.datasheet import datasheet
 from pixcell_core.trust.dsse import IN_TOTO_PAYLOAD_TYPE, Envelope, valid_signers, verify_envelope
 from pixcell_core.trust.keys import VerifyKey
-from pixcell_core.trust.tile_png import decode_tile, pixel_digest
+from pixcell_core.trust.kits import CLOCK_SLACK
+from pixcell_core.trust.quorum import NamedSignature, Standing, standing
+from pixcell_core.trust.ro_crate import METADATA, ro_crate
+from pixcell_core.trust.tile_jpeg import decode_named
+from pixcell_core.trust.tile_png import pixel_digest
 
 T = TypeVar("T")
 
@@ -66,6 +84,8 @@ class Signer(BaseModel):
     role: str
     key_id: str
     trusted: bool
+    name: str = ""
+    certificate: str | None = None
 
 
 class BundleReport(BaseModel):
@@ -87,8 +107,10 @@ class BundleReport(BaseModel):
     approver: str | None
     proven_kinds: tuple[str, ...]
     privacy: PrivacyStatement | None
+    signed: str
     issued_at: datetime
     expires_at: datetime
+    exported_at: datetime
 
 
 class BundleVerifier:
@@ -101,8 +123,10 @@ class BundleVerifier:
         trusted_keys: Sequence[VerifyKey] | None,
         threshold: int,
         now: datetime,
+        known: Known | None = None,
     ) -> None:
         self._files = files
+        self._known = known or Known()
         self._trusted = None if trusted_keys is None else list(trusted_keys)
         self._threshold = threshold
         self._now = now
@@ -122,18 +146,34 @@ class BundleVerifier:
         manifest = self._step("manifest", lambda: self._manifest(listing, site_key))
         verdict, signers = self._step("signatures", lambda: self._verdict(keys, site_key))
         self._step("verdict", lambda: self._permits(verdict, manifest))
-        self._step("still valid", lambda: self._current(verdict))
+        rule, stands = self._step("signers", lambda: self._quorum(verdict, manifest, signers, listing))
+        self._step("still valid", lambda: self._current(verdict, listing))
+        self._step("withdrawals", lambda: self._withdrawals(manifest, (*signers, site_key)))
+        vouched = self._step(
+            "certificates", lambda: self._certificates(names, keys, rule, stands, verdict, listing)
+        )
         self._step("tiles", lambda: self._tiles(manifest, names, on_tile))
         self._step("audit report", lambda: self._report(verdict, manifest))
+        self._step("request", lambda: self._request(verdict, manifest, site_key))
+        self._step("datasheet", lambda: self._papers(verdict, manifest, stands, listing, names))
         trusted = self._step("origin", lambda: self._origin(signers))
         known = {key.key_id for key in self._trusted or ()}
-        roles = [("auditor", key) for key in signers] + [("site", site_key)]
+        given = [(one.role, one.key_id, one.name) for one in stands.given]
+        if site_key.key_id not in {key_id for _, key_id, _ in given}:
+            given.append(("exporter", site_key.key_id, ""))
         exception = verdict.predicate.exception
         return BundleReport(
             trusted=trusted,
             checks=tuple(self.checks),
             signers=tuple(
-                Signer(role=role, key_id=key.key_id, trusted=key.key_id in known) for role, key in roles
+                Signer(
+                    role=role,
+                    key_id=key_id,
+                    trusted=key_id in known,
+                    name=name,
+                    certificate=vouched.get(key_id),
+                )
+                for role, key_id, name in given
             ),
             site=manifest.site,
             study_digest=manifest.study_digest,
@@ -146,8 +186,10 @@ class BundleVerifier:
             approver=exception.approver if exception else None,
             proven_kinds=verdict.predicate.proven_kinds,
             privacy=manifest.privacy,
+            signed=stands.words,
             issued_at=verdict.predicate.issued_at,
             expires_at=verdict.predicate.expires_at,
+            exported_at=listing.exported_at,
         )
 
     def _step(self, name: str, work: Callable[[], tuple[T, str]]) -> T:
@@ -160,14 +202,11 @@ class BundleVerifier:
         return value
 
     def _form(self) -> tuple[list[str], str]:
-        self._files.check_form()
         names = self._files.names()
         for name in names:
-            if not is_bundle_name(name):
-                raise _refused(
-                    f"The bundle holds {ascii(name)[1:-1][:120]}, which no bundle may hold.", "foreign-file"
-                )
-        for name in (LISTING, VERDICT, MANIFEST):
+            require_bundle_name(name)
+        self._files.check_form()
+        for name in FIXED_NAMES:
             if name not in names:
                 raise _refused(f"The bundle lacks {name}.", "file-missing")
         return names, f"{len(names)} files"
@@ -249,9 +288,87 @@ class BundleVerifier:
         by = f", released by {predicate.exception.approver}" if predicate.exception else ""
         return None, f"{predicate.verdict}{by}, about exactly these {manifest.tile_count} tiles"
 
-    def _current(self, verdict: Verdict) -> tuple[None, str]:
+    def _quorum(
+        self,
+        verdict: Verdict,
+        manifest: ReleaseManifest,
+        signers: tuple[VerifyKey, ...],
+        listing: BundleListing,
+    ) -> tuple[tuple[Signers | None, Standing], str]:
+        rule = open_signers(self._optional(SIGNERS), verdict, manifest, self._known)
+        ids = [key.key_id for key in signers]
+        stands = standing(ids, rule, manifest.site_key_id, at=listing.exported_at).require()
+        return (rule, stands), stands.words + (", by the signers' document" if rule else "")
+
+    def _current(self, verdict: Verdict, listing: BundleListing) -> tuple[None, str]:
         require_current(verdict, self._now)
+        if listing.exported_at > self._now + CLOCK_SLACK:
+            raise _refused(
+                f"The bundle was exported on {listing.exported_at:%Y-%m-%d %H:%M} UTC, and here it is "
+                f"{self._now:%Y-%m-%d %H:%M} UTC.",
+                "clock-wrong",
+                hint="Set this machine's clock, or ask the site to look at theirs and export again.",
+            )
+        if not verdict.is_current(listing.exported_at):
+            raise _refused(
+                "The bundle says it was exported at a time for which its verdict did not hold.",
+                "verdict-expired",
+            )
         return None, f"until {verdict.predicate.expires_at:%Y-%m-%d}"
+
+    def _withdrawals(self, manifest: ReleaseManifest, keys: tuple[VerifyKey, ...]) -> tuple[None, str]:
+        lists = check_withdrawals(self._known, manifest, keys)
+        if not lists:
+            return None, "no list was given: whether it was taken back since was not checked"
+        seen = ", ".join(f"number {found.number} of {found.issued_at:%Y-%m-%d}" for found in lists)
+        return None, f"not among those taken back (list {seen})"
+
+    def _certificates(
+        self,
+        names: list[str],
+        keys: dict[str, VerifyKey],
+        rule: Signers | None,
+        stands: Standing,
+        verdict: Verdict,
+        listing: BundleListing,
+    ) -> tuple[dict[str, str], str]:
+        found = {
+            f"sha256:{name[13:-5]}": Envelope.from_bytes(self._files.read(name), name=name)
+            for name in names
+            if name.startswith("certificates/")
+        }
+        moments = (verdict.predicate.issued_at, listing.exported_at)
+        opened = check_certificates(found, stands.given, keys, rule, self._known, moments)
+        words = {certificate.key.key_id: str(certificate) for certificate in opened}
+        if not words:
+            return words, "none: the auditor's key stands for itself"
+        unproven = "" if self._known.ca else "; whose consortium that is was not checked (--ca)"
+        fresh = "" if self._known.revocations else "; revocations not checked (--revocations)"
+        return words, f"{', '.join(sorted(words.values()))}{unproven}{fresh}"
+
+    def _request(
+        self, verdict: Verdict, manifest: ReleaseManifest, site_key: VerifyKey
+    ) -> tuple[None, str]:
+        request = check_request(self._optional(REQUEST), verdict, manifest, site_key)
+        return None, "none in writing" if request is None else f"asked on {request.requested_at:%Y-%m-%d}"
+
+    def _papers(
+        self,
+        verdict: Verdict,
+        manifest: ReleaseManifest,
+        stands: Standing,
+        listing: BundleListing,
+        names: list[str],
+    ) -> tuple[None, str]:
+        """The papers for people and machines, written again from what was signed."""
+        papers = written_papers(manifest, verdict, stands.given, names, listing.exported_at)
+        for name, wanted in papers.items():
+            if self._files.read(name) != wanted:
+                raise _refused(f"{name} does not say what was signed.", "bundle-changed")
+        return None, "datasheet and research-object metadata say what was signed"
+
+    def _optional(self, name: str) -> bytes | None:
+        return self._files.read(name) if name in self._files.names() else None
 
     def _tiles(
         self, manifest: ReleaseManifest, names: list[str], on_tile: Callable[[], None]
@@ -261,7 +378,7 @@ class BundleVerifier:
             raise _refused("The tiles in the bundle are not the tiles of the manifest.", "wrong-tiles")
         for tile in manifest.tiles:
             data = self._files.read(f"tiles/{tile.name}")
-            pixels = decode_tile(data, name=tile.name)
+            pixels = decode_named(data, tile.name)
             if digest(data) != tile.file_digest or pixel_digest(pixels) != tile.pixel_digest:
                 raise _refused(f"{tile.name} is not the tile that was sealed.", "bundle-changed")
             if pixels.shape[:2] != (manifest.height, manifest.width):
@@ -300,10 +417,34 @@ class BundleVerifier:
 
 
 def verify_bundle(
-    files: BundleFiles, *, trusted_keys: Sequence[VerifyKey] | None, now: datetime, threshold: int = 1
+    files: BundleFiles,
+    *,
+    trusted_keys: Sequence[VerifyKey] | None,
+    now: datetime,
+    threshold: int = 1,
+    known: Known | None = None,
 ) -> BundleReport:
     """Check a bundle whole; raises :class:`BundleRefusedError` naming the first thing that is wrong."""
-    return BundleVerifier(files, trusted_keys=trusted_keys, threshold=threshold, now=now).run()
+    return BundleVerifier(files, trusted_keys=trusted_keys, threshold=threshold, now=now, known=known).run()
+
+
+def written_papers(
+    manifest: ReleaseManifest,
+    verdict: Verdict,
+    signatures: Sequence[NamedSignature],
+    names: Iterable[str],
+    exported_at: datetime,
+) -> dict[str, bytes]:
+    """The files of a bundle that follow from what was signed: written at export, and again to check them."""
+    return {
+        DATASHEET: datasheet(manifest, verdict, signatures, exported_at),
+        METADATA: ro_crate(manifest, verdict, {*names, DATASHEET}, exported_at),
+    }
+
+
+def certificate_file_name(key_id: str) -> str:
+    """Where the certificate behind a signer's key lies in a bundle."""
+    return f"certificates/{key_id.removeprefix('sha256:')}.json"
 
 
 def key_file_name(key: VerifyKey) -> str:
@@ -330,8 +471,15 @@ def require_permission(verdict: Verdict, manifest: ReleaseManifest) -> None:
 
 def require_current(verdict: Verdict, now: datetime) -> None:
     """Refuse a verdict that is not yet, or no longer, valid."""
-    if not verdict.is_current(now):
-        predicate = verdict.predicate
+    predicate = verdict.predicate
+    if now < predicate.issued_at - CLOCK_SLACK:
+        raise _refused(
+            f"The verdict was signed on {predicate.issued_at:%Y-%m-%d %H:%M} UTC, and here it is "
+            f"{now:%Y-%m-%d %H:%M} UTC.",
+            "clock-wrong",
+            hint="Set this machine's clock, or ask the auditor to look at theirs and sign again.",
+        )
+    if now >= predicate.expires_at:
         raise _refused(
             f"The verdict holds from {predicate.issued_at:%Y-%m-%d %H:%M} UTC to "
             f"{predicate.expires_at:%Y-%m-%d %H:%M} UTC, and it is {now:%Y-%m-%d %H:%M} UTC.",

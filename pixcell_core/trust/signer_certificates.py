@@ -34,10 +34,11 @@ class SignerCertificateError(RefusedError):
 
 @dataclass(frozen=True)
 class SignerCertificate:
-    """A certificate that was checked: the kit, and the authority that signed it."""
+    """A certificate that was checked: the kit, the authority that signed it, and the signing key it vouches for."""
 
     kit: Kit
     ca: x509.Certificate
+    key: VerifyKey
 
     @property
     def consortium(self) -> str:
@@ -85,7 +86,7 @@ def open_signer_certificate(
         check_times(kit, moment)
     if revocations is not None:
         require_unrevoked(kit, revocations)
-    return SignerCertificate(kit, authority)
+    return SignerCertificate(kit, authority, key)
 
 
 def require_unrevoked(kit: Kit, revocations: RevocationList) -> None:
