@@ -5,11 +5,11 @@ Each travels in a DSSE envelope of its own payload type, so that a signature giv
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AwareDatetime, Field, model_validator
+from pydantic import AwareDatetime, Field, ValidationError, model_validator
 
-from pixcell_core.contracts.canonical import Digest, Document
+from pixcell_core.contracts.canonical import Digest, Document, DocumentError, DocumentT
 from pixcell_core.contracts.release import MAX_TILES, Line, Prose
 from pixcell_core.contracts.study import SiteName
 from pixcell_core.contracts.verdict import Audience
@@ -121,3 +121,17 @@ class Withdrawals(Document):
     def of(self, manifest_digest: str) -> WithdrawnRelease | None:
         """Why a release was taken back; None if it was not."""
         return next((entry for entry in self.withdrawn if entry.manifest_digest == manifest_digest), None)
+
+
+def written(kind: type[DocumentT], **values: Any) -> DocumentT:
+    """A document from what a person typed; words that cannot stand in it are an input error that names the field."""
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "it"
+        raise DocumentError(
+            f"This cannot be signed as a {kind.__name__}: {where}: {first['msg']}.",
+            hint="Use plain words: no control or invisible characters, not empty, at most 4000 characters.",
+            code="cannot-be-signed",
+        ) from error

@@ -12,13 +12,11 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict
-
 from pixcell_core.contracts.canonical import digest, parse_document, parse_json
 from pixcell_core.contracts.gate import Signers
-from pixcell_core.contracts.release import BundleListing, PrivacyStatement, ReleaseManifest
+from pixcell_core.contracts.release import BundleListing, ReleaseManifest
 from pixcell_core.contracts.verdict import Verdict
-from pixcell_core.errors import BadInputError, PixcellError, RefusedError
+from pixcell_core.errors import BadInputError, PixcellError
 from pixcell_core.trust.bundle_files import (
     DATASHEET,
     FIXED_NAMES,
@@ -35,6 +33,7 @@ from pixcell_core.trust.bundle_files import (
     BundleFiles,
     require_bundle_name,
 )
+from pixcell_core.trust.bundle_report import BundleRefusedError, BundleReport, Check, Signer
 from pixcell_core.trust.bundle_terms import (
     Known,
     check_certificates,
@@ -48,69 +47,23 @@ from pixcell_core.trust.keys import VerifyKey
 from pixcell_core.trust.kits import CLOCK_SLACK
 from pixcell_core.trust.quorum import NamedSignature, Standing, standing
 from pixcell_core.trust.ro_crate import METADATA, ro_crate
+from pixcell_core.trust.tile_dicom import dicom_name, encode_dicom
 from pixcell_core.trust.tile_jpeg import decode_named
 from pixcell_core.trust.tile_png import pixel_digest
+
+__all__ = [
+    "BundleRefusedError",
+    "BundleReport",
+    "BundleVerifier",
+    "Check",
+    "Known",
+    "Signer",
+    "verify_bundle",
+]
 
 T = TypeVar("T")
 
 LISTING_PAYLOAD_TYPE = "application/vnd.pixcell.bundle.v1+json"
-
-
-class BundleRefusedError(RefusedError):
-    """A bundle does not verify. ``check`` names the check that failed."""
-
-    default_code = "bundle-refused"
-
-    def __init__(self, message: str, *, hint: str, code: str | None = None, check: str = "") -> None:
-        super().__init__(message, hint=hint, code=code)
-        self.check = check
-
-
-class Check(BaseModel):
-    """One check that was made, and what it found."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str
-    passed: bool
-    detail: str
-
-
-class Signer(BaseModel):
-    """One key whose signature was checked and is true."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    role: str
-    key_id: str
-    trusted: bool
-    name: str = ""
-    certificate: str | None = None
-
-
-class BundleReport(BaseModel):
-    """A bundle that verifies. ``trusted`` says whether keys given by the caller signed the verdict."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    trusted: bool
-    checks: tuple[Check, ...]
-    signers: tuple[Signer, ...]
-    site: str
-    study_digest: str | None
-    manifest_digest: str
-    tiles: int
-    verdict: str
-    audience: str
-    policy_digest: str
-    exception: str | None
-    approver: str | None
-    proven_kinds: tuple[str, ...]
-    privacy: PrivacyStatement | None
-    signed: str
-    issued_at: datetime
-    expires_at: datetime
-    exported_at: datetime
 
 
 class BundleVerifier:
@@ -309,7 +262,8 @@ class BundleVerifier:
                 "clock-wrong",
                 hint="Set this machine's clock, or ask the site to look at theirs and export again.",
             )
-        if not verdict.is_current(listing.exported_at):
+        predicate = verdict.predicate
+        if not predicate.issued_at - CLOCK_SLACK <= listing.exported_at < predicate.expires_at:
             raise _refused(
                 "The bundle says it was exported at a time for which its verdict did not hold.",
                 "verdict-expired",
@@ -346,9 +300,7 @@ class BundleVerifier:
         fresh = "" if self._known.revocations else "; revocations not checked (--revocations)"
         return words, f"{', '.join(sorted(words.values()))}{unproven}{fresh}"
 
-    def _request(
-        self, verdict: Verdict, manifest: ReleaseManifest, site_key: VerifyKey
-    ) -> tuple[None, str]:
+    def _request(self, verdict: Verdict, manifest: ReleaseManifest, site_key: VerifyKey) -> tuple[None, str]:
         request = check_request(self._optional(REQUEST), verdict, manifest, site_key)
         return None, "none in writing" if request is None else f"asked on {request.requested_at:%Y-%m-%d}"
 
@@ -376,15 +328,21 @@ class BundleVerifier:
         present = {name for name in names if name.startswith("tiles/")}
         if present != {f"tiles/{tile.name}" for tile in manifest.tiles}:
             raise _refused("The tiles in the bundle are not the tiles of the manifest.", "wrong-tiles")
-        for tile in manifest.tiles:
+        also = {name for name in names if name.startswith("dicom/")}
+        if also and also != {dicom_name(tile) for tile in manifest.tiles}:
+            raise _refused("The DICOM files are not those of the manifest's tiles.", "wrong-tiles")
+        for number, tile in enumerate(manifest.tiles, start=1):
             data = self._files.read(f"tiles/{tile.name}")
             pixels = decode_named(data, tile.name)
             if digest(data) != tile.file_digest or pixel_digest(pixels) != tile.pixel_digest:
                 raise _refused(f"{tile.name} is not the tile that was sealed.", "bundle-changed")
             if pixels.shape[:2] != (manifest.height, manifest.width):
                 raise _refused(f"{tile.name} has another size than the manifest says.", "wrong-tiles")
+            if also and self._files.read(dicom_name(tile)) != encode_dicom(pixels, manifest, number):
+                raise _refused(f"{dicom_name(tile)} is not {tile.name} in DICOM form.", "bundle-changed")
             on_tile()
-        return None, f"{manifest.tile_count} tiles: bytes, pixels and synthetic mark"
+        forms = ", each as DICOM too" if also else ""
+        return None, f"{manifest.tile_count} tiles: bytes, pixels and synthetic mark{forms}"
 
     def _report(self, verdict: Verdict, manifest: ReleaseManifest) -> tuple[None, str]:
         predicate = verdict.predicate

@@ -69,7 +69,9 @@ def datasheet(
         "",
     ]
     if privacy is None:
-        lines.append("No differential privacy is claimed. The audit below is the only ground of this release.")
+        lines.append(
+            "No differential privacy is claimed. The audit below is the only ground of this release."
+        )
     else:
         lines += [
             f"Epsilon {privacy.epsilon:.3g} per {privacy.unit} at delta {privacy.delta:.1g}, by {_plain(privacy.accountant)}: "
