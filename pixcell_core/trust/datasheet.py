@@ -74,8 +74,8 @@ def datasheet(
         )
     else:
         lines += [
-            f"Epsilon {privacy.epsilon:.3g} per {privacy.unit} at delta {privacy.delta:.1g}, by {_plain(privacy.accountant)}: "
-            f"{_plain(privacy.mechanism)}.",
+            f"Epsilon {privacy.epsilon:.3g} per {privacy.unit} at delta {privacy.delta:.1g}, by "
+            f"{_plain(privacy.accountant)}: {_plain(privacy.mechanism)}.",
             "",
             "This number covers:",
             "",

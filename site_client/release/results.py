@@ -65,7 +65,7 @@ class Drafted(_Result):
                 f"✓ release {self.release} of {self.site}: {self.tiles} tiles sealed{left_out}",
                 f"  {self.privacy or 'no differential privacy is claimed'}",
                 f"  look at  {self.sample_sheet}",
-                f"  ask      pixcell release request --site-dir {self.site_dir}   (terms and signers; standing ones if left out)",
+                f"  ask      pixcell release request --site-dir {self.site_dir}   (left out: standing terms and signers)",
                 f"  next     pixcell audit run --synthetic {self.tiles_dir} --train … --holdout …{known} --out OUT",
                 f"  then     pixcell release sign --site-dir {self.site_dir} --audit OUT --key AUDITOR.key",
             )
