@@ -127,6 +127,8 @@ class ArchiveFiles:
         if len(self._members) != len(infos):
             raise _form("one name stands twice in the archive")
         for info in infos:
+            if not info.filename:
+                raise _form("a member has no name")
             if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 or info.is_dir():
                 raise _form(f"{_shown(info.filename)} is compressed, encrypted or a folder")
 

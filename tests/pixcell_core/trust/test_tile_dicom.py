@@ -55,7 +55,9 @@ def test_identifiers_follow_from_the_pixels_and_are_within_limits() -> None:
     ]
     assert uids[0][0x0008, 0x0018] != uids[1][0x0008, 0x0018]
     assert uids[0][0x0020, 0x000D] == uids[1][0x0020, 0x000D]
-    assert all(len(uid) <= 64 and uid.replace(b".", b"").isdigit() for found in uids for uid in found.values())
+    assert all(
+        len(uid) <= 64 and uid.replace(b".", b"").isdigit() for found in uids for uid in found.values()
+    )
     limits = {"CS": 16, "SH": 16, "LO": 64, "DA": 8, "IS": 12, "ST": 1024, "PN": 64}
     for _, _, kind, value in elements(one):
         parts = value.split(b"\\") if kind == "CS" else [value]

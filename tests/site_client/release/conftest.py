@@ -168,9 +168,7 @@ class Room:
 
     def countersign(self, release: ReleaseFolder, key: SigningKey, role: Any = "site") -> SignedVerdict:
         """Sign what an auditor signed."""
-        return sign_release(
-            self.workspace, None, key, now=self.now, role=role, release_id=release.release_id
-        )
+        return sign_release(self.workspace, None, key, now=self.now, role=role, release_id=release.release_id)
 
     def progress(self, release: ReleaseFolder) -> Progress:
         """How far a release has come."""

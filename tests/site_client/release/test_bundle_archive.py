@@ -127,6 +127,12 @@ def test_a_path_that_climbs_out(tmp_path: Path, sample: Sample, name: str) -> No
     assert not (tmp_path.parent / "outside.txt").exists() and not (tmp_path / "outside").exists()
 
 
+def test_a_member_without_a_name(tmp_path: Path, sample: Sample) -> None:
+    path = tmp_path / "b.zip"
+    path.write_bytes(archive_bytes([("\0", b""), *sorted(sample.files.items())]))
+    assert sample.refuses(path).code == "bundle-form"
+
+
 def test_an_extra_file_in_the_archive(tmp_path: Path, sample: Sample) -> None:
     path = tmp_path / "b.zip"
     path.write_bytes(archive_bytes(sorted([*sample.files.items(), ("notes.txt", b"x")])))

@@ -281,9 +281,7 @@ def test_a_list_of_withdrawals_that_was_forged(room: Room, tmp_path: Path) -> No
     path = room.workspace.withdrawals_file
     envelope = Envelope.load(path)
     path.write_bytes(
-        sign_envelope(
-            envelope.payloadType, envelope.unsafe_unverified_payload(), [room.second]
-        ).to_bytes()
+        sign_envelope(envelope.payloadType, envelope.unsafe_unverified_payload(), [room.second]).to_bytes()
     )
     next(room.source.glob("*.png")).unlink()
     room.exported(tmp_path / "c")

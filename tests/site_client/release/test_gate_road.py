@@ -102,9 +102,7 @@ def test_a_bundle_carries_its_terms_and_a_recipient_can_pin_them(room: Room, tmp
 def test_one_refusal_is_final_and_signed(room: Room, tmp_path: Path) -> None:
     release = room.signed()
     refused = refuse_release(room.workspace, room.auditor, "Tile 3 shows a pen mark.", now=room.now)
-    payload = verify_envelope(
-        refused.envelope, [room.auditor.verify_key], payload_type=REFUSAL_PAYLOAD_TYPE
-    )
+    payload = verify_envelope(refused.envelope, [room.auditor.verify_key], payload_type=REFUSAL_PAYLOAD_TYPE)
     said = parse_document(Refusal, payload)
     assert (said.manifest_digest, said.role) == (release.manifest().digest, "auditor")
     assert said.audit_report_digest is not None

@@ -114,9 +114,7 @@ def test_the_enrolled_sites_own_authority_is_the_default(
     pinned.parent.mkdir(parents=True, exist_ok=True)
     pinned.write_bytes(consortium.made.ca.read_bytes())
     theirs = Credentials(Envelope.load(elsewhere.auditor.kit))
-    room.refused(
-        "kit-of-another-consortium", lambda: consortium.sign(key=elsewhere.key, credentials=theirs)
-    )
+    room.refused("kit-of-another-consortium", lambda: consortium.sign(key=elsewhere.key, credentials=theirs))
     consortium.sign(credentials=Credentials(Envelope.load(consortium.auditor.kit)))
 
 
@@ -185,9 +183,7 @@ def test_a_recipient_of_another_consortium(consortium: Consortium, room: Room, t
     consortium.sign()
     export_release(room.workspace, tmp_path / "b", now=NOW)
     elsewhere = Consortium(room, tmp_path / "other", "theirs")
-    assert (
-        code_of(lambda: consortium.verify(tmp_path / "b", ca=elsewhere.ca)) == "kit-of-another-consortium"
-    )
+    assert code_of(lambda: consortium.verify(tmp_path / "b", ca=elsewhere.ca)) == "kit-of-another-consortium"
     theirs = elsewhere.revoke()
     assert code_of(lambda: consortium.verify(tmp_path / "b", revocations=[theirs])) == "signature-refused"
 
@@ -244,5 +240,3 @@ def test_a_stray_certificate_in_a_bundle(consortium: Consortium, room: Room, tmp
     with pytest.raises(RefusedError) as refused:
         export_release(room.workspace, tmp_path / "b", now=NOW)
     assert refused.value.code == "foreign-file"
-
-
