@@ -111,7 +111,7 @@ class BundleVerifier:
         self._step("datasheet", lambda: self._papers(verdict, manifest, stands, listing, names))
         trusted = self._step("origin", lambda: self._origin(signers))
         known = {key.key_id for key in self._trusted or ()}
-        given = [(one.role, one.key_id, one.name) for one in stands.given]
+        given: list[tuple[str, str, str]] = [(one.role, one.key_id, one.name) for one in stands.given]
         if site_key.key_id not in {key_id for _, key_id, _ in given}:
             given.append(("exporter", site_key.key_id, ""))
         exception = verdict.predicate.exception

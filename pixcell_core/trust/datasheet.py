@@ -27,7 +27,7 @@ _LIMITS = (
     "Not for diagnosis, and not to be shown to a patient as anybody's tissue.",
     "A model trained on these tiles inherits what the generator cannot draw: rare findings are under-represented.",
     "The audit speaks about the kinds of copy it proved it can see, at the size of this release; attacks improve, "
-    "so the verdict ends on the date below and must then be renewed.",
+    "so the verdict ends on the date above and must then be renewed.",
     "Patients of other sites are bounded by those sites' own ledgers, not by this document.",
 )
 
