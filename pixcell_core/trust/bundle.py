@@ -8,7 +8,7 @@ and containers have one byte form each.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import TypeVar
 
@@ -18,7 +18,6 @@ from pixcell_core.contracts.release import BundleListing, ReleaseManifest
 from pixcell_core.contracts.verdict import Verdict
 from pixcell_core.errors import BadInputError, PixcellError
 from pixcell_core.trust.bundle_files import (
-    DATASHEET,
     FIXED_NAMES,
     LISTING,
     MANIFEST,
@@ -34,6 +33,14 @@ from pixcell_core.trust.bundle_files import (
     require_bundle_name,
 )
 from pixcell_core.trust.bundle_report import BundleRefusedError, BundleReport, Check, Signer
+from pixcell_core.trust.bundle_rules import (
+    certificate_file_name,
+    key_file_name,
+    refused,
+    require_current,
+    require_permission,
+    written_papers,
+)
 from pixcell_core.trust.bundle_terms import (
     Known,
     check_certificates,
@@ -41,12 +48,10 @@ from pixcell_core.trust.bundle_terms import (
     check_withdrawals,
     open_signers,
 )
-from pixcell_core.trust.datasheet import datasheet
 from pixcell_core.trust.dsse import IN_TOTO_PAYLOAD_TYPE, Envelope, valid_signers, verify_envelope
 from pixcell_core.trust.keys import VerifyKey
 from pixcell_core.trust.kits import CLOCK_SLACK
-from pixcell_core.trust.quorum import NamedSignature, Standing, standing
-from pixcell_core.trust.ro_crate import METADATA, ro_crate
+from pixcell_core.trust.quorum import Standing, standing
 from pixcell_core.trust.tile_dicom import dicom_name, encode_dicom
 from pixcell_core.trust.tile_jpeg import decode_named
 from pixcell_core.trust.tile_png import pixel_digest
@@ -58,7 +63,12 @@ __all__ = [
     "Check",
     "Known",
     "Signer",
+    "certificate_file_name",
+    "key_file_name",
+    "require_current",
+    "require_permission",
     "verify_bundle",
+    "written_papers",
 ]
 
 T = TypeVar("T")
@@ -161,7 +171,7 @@ class BundleVerifier:
         self._files.check_form()
         for name in FIXED_NAMES:
             if name not in names:
-                raise _refused(f"The bundle lacks {name}.", "file-missing")
+                raise refused(f"The bundle lacks {name}.", "file-missing")
         return names, f"{len(names)} files"
 
     def _keys(self, names: list[str]) -> tuple[dict[str, VerifyKey], str]:
@@ -172,17 +182,17 @@ class BundleVerifier:
             data = self._files.read(name)
             key = VerifyKey.from_pem(data, name=name)
             if key.to_pem() != data or name != key_file_name(key):
-                raise _refused(f"{name} is not the key its name says.", "bundle-changed")
+                raise refused(f"{name} is not the key its name says.", "bundle-changed")
             keys[key.key_id] = key
         if not keys:
-            raise _refused("The bundle holds no public key.", "file-missing")
+            raise refused("The bundle holds no public key.", "file-missing")
         return keys, f"{len(keys)} public keys"
 
     def _listing(self, keys: dict[str, VerifyKey]) -> tuple[tuple[BundleListing, VerifyKey], str]:
         envelope = Envelope.from_bytes(self._files.read(LISTING), name=LISTING)
         payload = verify_envelope(envelope, keys.values(), payload_type=LISTING_PAYLOAD_TYPE)
         if len(envelope.signatures) != 1:
-            raise _refused(f"{LISTING} carries more signatures than the site's.", "bundle-changed")
+            raise refused(f"{LISTING} carries more signatures than the site's.", "bundle-changed")
         listing = parse_document(BundleListing, payload, name=LISTING)
         return (listing, keys[envelope.key_ids[0]]), f"signed by {_short(envelope.key_ids[0])}"
 
@@ -190,28 +200,28 @@ class BundleVerifier:
         expected = {entry.name: entry.file_digest for entry in listing.files}
         for name in names:
             if name != LISTING and name not in expected:
-                raise _refused(f"{name} was added after export.", "file-added")
+                raise refused(f"{name} was added after export.", "file-added")
         for name, wanted in expected.items():
             if name not in names:
-                raise _refused(f"{name} was removed after export.", "file-missing")
+                raise refused(f"{name} was removed after export.", "file-missing")
             if digest(self._files.read(name)) != wanted:
-                raise _refused(f"{name} was changed after export.", "bundle-changed")
+                raise refused(f"{name} was changed after export.", "bundle-changed")
         return None, f"{len(expected)} digests equal"
 
     def _manifest(self, listing: BundleListing, site_key: VerifyKey) -> tuple[ReleaseManifest, str]:
         data = self._files.read(MANIFEST)
         manifest = parse_document(ReleaseManifest, data, name=MANIFEST)
         if manifest.to_bytes() != data:
-            raise _refused(f"{MANIFEST} is not in canonical form.", "bundle-changed")
+            raise refused(f"{MANIFEST} is not in canonical form.", "bundle-changed")
         if listing.manifest_digest != manifest.digest or listing.site != manifest.site:
-            raise _refused("The site's signature is about another manifest.", "wrong-manifest")
+            raise refused("The site's signature is about another manifest.", "wrong-manifest")
         if manifest.site_key_id != site_key.key_id:
-            raise _refused(
+            raise refused(
                 "The bundle was exported with another key than its manifest names.", "wrong-site-key"
             )
         for name, wanted in ((SHEET, manifest.sample_sheet_digest), (README, manifest.readme_digest)):
             if digest(self._files.read(name)) != wanted:
-                raise _refused(f"{name} is not the one that was sealed.", "bundle-changed")
+                raise refused(f"{name} is not the one that was sealed.", "bundle-changed")
         return (
             manifest,
             f"{manifest.tile_count} tiles of {manifest.site}, sealed as {_short(manifest.digest)}"
@@ -226,11 +236,11 @@ class BundleVerifier:
         payload = verify_envelope(envelope, keys.values(), count, payload_type=IN_TOTO_PAYLOAD_TYPE)
         verdict = parse_document(Verdict, payload, name=VERDICT)
         if verdict.to_bytes() != payload:
-            raise _refused("The signed verdict is not in canonical form.", "bundle-changed")
+            raise refused("The signed verdict is not in canonical form.", "bundle-changed")
         signers = valid_signers(envelope, keys.values())
         idle = set(keys) - {key.key_id for key in signers} - {site_key.key_id}
         if idle:
-            raise _refused(
+            raise refused(
                 f"The key {_short(min(idle))} lies in the bundle but signed nothing.", "foreign-file"
             )
         return (verdict, signers), f"{count} of {count} signatures on the verdict are true"
@@ -256,7 +266,7 @@ class BundleVerifier:
     def _current(self, verdict: Verdict, listing: BundleListing) -> tuple[None, str]:
         require_current(verdict, self._now)
         if listing.exported_at > self._now + CLOCK_SLACK:
-            raise _refused(
+            raise refused(
                 f"The bundle was exported on {listing.exported_at:%Y-%m-%d %H:%M} UTC, and here it is "
                 f"{self._now:%Y-%m-%d %H:%M} UTC.",
                 "clock-wrong",
@@ -264,7 +274,7 @@ class BundleVerifier:
             )
         predicate = verdict.predicate
         if not predicate.issued_at - CLOCK_SLACK <= listing.exported_at < predicate.expires_at:
-            raise _refused(
+            raise refused(
                 "The bundle says it was exported at a time for which its verdict did not hold.",
                 "verdict-expired",
             )
@@ -316,7 +326,7 @@ class BundleVerifier:
         papers = written_papers(manifest, verdict, stands.given, names, listing.exported_at)
         for name, wanted in papers.items():
             if self._files.read(name) != wanted:
-                raise _refused(f"{name} does not say what was signed.", "bundle-changed")
+                raise refused(f"{name} does not say what was signed.", "bundle-changed")
         return None, "datasheet and research-object metadata say what was signed"
 
     def _optional(self, name: str) -> bytes | None:
@@ -327,19 +337,19 @@ class BundleVerifier:
     ) -> tuple[None, str]:
         present = {name for name in names if name.startswith("tiles/")}
         if present != {f"tiles/{tile.name}" for tile in manifest.tiles}:
-            raise _refused("The tiles in the bundle are not the tiles of the manifest.", "wrong-tiles")
+            raise refused("The tiles in the bundle are not the tiles of the manifest.", "wrong-tiles")
         also = {name for name in names if name.startswith("dicom/")}
         if also and also != {dicom_name(tile) for tile in manifest.tiles}:
-            raise _refused("The DICOM files are not those of the manifest's tiles.", "wrong-tiles")
+            raise refused("The DICOM files are not those of the manifest's tiles.", "wrong-tiles")
         for number, tile in enumerate(manifest.tiles, start=1):
             data = self._files.read(f"tiles/{tile.name}")
             pixels = decode_named(data, tile.name)
             if digest(data) != tile.file_digest or pixel_digest(pixels) != tile.pixel_digest:
-                raise _refused(f"{tile.name} is not the tile that was sealed.", "bundle-changed")
+                raise refused(f"{tile.name} is not the tile that was sealed.", "bundle-changed")
             if pixels.shape[:2] != (manifest.height, manifest.width):
-                raise _refused(f"{tile.name} has another size than the manifest says.", "wrong-tiles")
+                raise refused(f"{tile.name} has another size than the manifest says.", "wrong-tiles")
             if also and self._files.read(dicom_name(tile)) != encode_dicom(pixels, manifest, number):
-                raise _refused(f"{dicom_name(tile)} is not {tile.name} in DICOM form.", "bundle-changed")
+                raise refused(f"{dicom_name(tile)} is not {tile.name} in DICOM form.", "bundle-changed")
             on_tile()
         forms = ", each as DICOM too" if also else ""
         return None, f"{manifest.tile_count} tiles: bytes, pixels and synthetic mark{forms}"
@@ -348,11 +358,11 @@ class BundleVerifier:
         predicate = verdict.predicate
         for name, wanted in ((REPORT, predicate.audit_report_digest), (PAGE, predicate.audit_page_digest)):
             if digest(self._files.read(name)) != wanted:
-                raise _refused(f"{name} is not the one the verdict rests on.", "bundle-changed")
+                raise refused(f"{name} is not the one the verdict rests on.", "bundle-changed")
         report = parse_json(self._files.read(REPORT), name=REPORT, max_bytes=MAX_FILE_BYTES)
         said = report.get("verdict") if isinstance(report, dict) else None
         if said != predicate.verdict:
-            raise _refused(
+            raise refused(
                 f"{REPORT} says {said!r}, the signed verdict {predicate.verdict}.", "bundle-changed"
             )
         return None, f"the evidence the verdict on {_short(manifest.digest)} rests on"
@@ -366,7 +376,7 @@ class BundleVerifier:
         known = {key.key_id for key in self._trusted}
         found = [key for key in signers if key.key_id in known]
         if len(found) < self._threshold:
-            raise _refused(
+            raise refused(
                 f"{len(found)} of the keys you trust signed the verdict; {self._threshold} needed.",
                 "untrusted-signer",
                 hint="Compare the signers' key ids with their owners over another channel.",
@@ -386,73 +396,5 @@ def verify_bundle(
     return BundleVerifier(files, trusted_keys=trusted_keys, threshold=threshold, now=now, known=known).run()
 
 
-def written_papers(
-    manifest: ReleaseManifest,
-    verdict: Verdict,
-    signatures: Sequence[NamedSignature],
-    names: Iterable[str],
-    exported_at: datetime,
-) -> dict[str, bytes]:
-    """The files of a bundle that follow from what was signed: written at export, and again to check them."""
-    return {
-        DATASHEET: datasheet(manifest, verdict, signatures, exported_at),
-        METADATA: ro_crate(manifest, verdict, {*names, DATASHEET}, exported_at),
-    }
-
-
-def certificate_file_name(key_id: str) -> str:
-    """Where the certificate behind a signer's key lies in a bundle."""
-    return f"certificates/{key_id.removeprefix('sha256:')}.json"
-
-
-def key_file_name(key: VerifyKey) -> str:
-    """Where a public key lies in a bundle."""
-    return f"keys/{key.key_id.removeprefix('sha256:')}.pub"
-
-
-def require_permission(verdict: Verdict, manifest: ReleaseManifest) -> None:
-    """Refuse unless the verdict is about exactly this manifest and lets it leave."""
-    difference = verdict.difference_from(manifest)
-    if difference is not None:
-        raise _refused(
-            f"The verdict does not belong to these tiles: {difference}.",
-            "verdict-of-other-tiles",
-            hint="Audit exactly the sealed tiles, and sign that audit.",
-        )
-    if not verdict.predicate.permits_release:
-        raise _refused(
-            f"The verdict is {verdict.predicate.verdict}: these tiles may not leave.",
-            "verdict-forbids",
-            hint="REVIEW needs a named approver's reason; FAIL and INVALID need other tiles and a new audit.",
-        )
-
-
-def require_current(verdict: Verdict, now: datetime) -> None:
-    """Refuse a verdict that is not yet, or no longer, valid."""
-    predicate = verdict.predicate
-    if now < predicate.issued_at - CLOCK_SLACK:
-        raise _refused(
-            f"The verdict was signed on {predicate.issued_at:%Y-%m-%d %H:%M} UTC, and here it is "
-            f"{now:%Y-%m-%d %H:%M} UTC.",
-            "clock-wrong",
-            hint="Set this machine's clock, or ask the auditor to look at theirs and sign again.",
-        )
-    if now >= predicate.expires_at:
-        raise _refused(
-            f"The verdict holds from {predicate.issued_at:%Y-%m-%d %H:%M} UTC to "
-            f"{predicate.expires_at:%Y-%m-%d %H:%M} UTC, and it is {now:%Y-%m-%d %H:%M} UTC.",
-            "verdict-expired",
-            hint="Ask for a new audit: attacks improve with time. Check this machine's clock too.",
-        )
-
-
 def _short(text: str) -> str:
     return text.removeprefix("sha256:")[:16]
-
-
-def _refused(message: str, code: str, *, hint: str = "") -> BundleRefusedError:
-    return BundleRefusedError(
-        message,
-        hint=hint or "Do not use this bundle. Fetch it again from the site that released it.",
-        code=code,
-    )
