@@ -190,7 +190,7 @@ class BundleListing(Document):
     exported_at: AwareDatetime
     log_size: Annotated[int, Field(ge=0)]
     log_root: Digest | None
-    files: Annotated[tuple[BundleFile, ...], Field(min_length=1, max_length=2 * MAX_TILES + 64)]
+    files: Annotated[tuple[BundleFile, ...], Field(min_length=1, max_length=3 * MAX_TILES + 64)]
 
 
 def tile_name(number: int, form: TileFormat = "png") -> str:

@@ -52,6 +52,7 @@ from pixcell_core.trust.dsse import IN_TOTO_PAYLOAD_TYPE, Envelope, valid_signer
 from pixcell_core.trust.keys import VerifyKey
 from pixcell_core.trust.kits import CLOCK_SLACK
 from pixcell_core.trust.quorum import Standing, standing
+from pixcell_core.trust.tile_c2pa import c2pa_name, without_credential
 from pixcell_core.trust.tile_dicom import dicom_name, encode_dicom
 from pixcell_core.trust.tile_jpeg import decode_named
 from pixcell_core.trust.tile_png import pixel_digest
@@ -338,9 +339,8 @@ class BundleVerifier:
         present = {name for name in names if name.startswith("tiles/")}
         if present != {f"tiles/{tile.name}" for tile in manifest.tiles}:
             raise refused("The tiles in the bundle are not the tiles of the manifest.", "wrong-tiles")
-        also = {name for name in names if name.startswith("dicom/")}
-        if also and also != {dicom_name(tile) for tile in manifest.tiles}:
-            raise refused("The DICOM files are not those of the manifest's tiles.", "wrong-tiles")
+        dicom = self._complete_form(names, "dicom/", {dicom_name(tile) for tile in manifest.tiles})
+        marked = self._complete_form(names, "c2pa/", {c2pa_name(tile) for tile in manifest.tiles})
         for number, tile in enumerate(manifest.tiles, start=1):
             data = self._files.read(f"tiles/{tile.name}")
             pixels = decode_named(data, tile.name)
@@ -348,11 +348,22 @@ class BundleVerifier:
                 raise refused(f"{tile.name} is not the tile that was sealed.", "bundle-changed")
             if pixels.shape[:2] != (manifest.height, manifest.width):
                 raise refused(f"{tile.name} has another size than the manifest says.", "wrong-tiles")
-            if also and self._files.read(dicom_name(tile)) != encode_dicom(pixels, manifest, number):
+            if dicom and self._files.read(dicom_name(tile)) != encode_dicom(pixels, manifest, number):
                 raise refused(f"{dicom_name(tile)} is not {tile.name} in DICOM form.", "bundle-changed")
+            if marked:
+                form = c2pa_name(tile)
+                if without_credential(self._files.read(form), name=form) != data:
+                    raise refused(f"{form} is not {tile.name} with a credential.", "bundle-changed")
             on_tile()
-        forms = ", each as DICOM too" if also else ""
+        forms = ", each as DICOM too" * dicom + ", each with content credentials (not read here)" * marked
         return None, f"{manifest.tile_count} tiles: bytes, pixels and synthetic mark{forms}"
+
+    def _complete_form(self, names: list[str], folder: str, expected: set[str]) -> bool:
+        """Whether the tiles lie in a further form too: all of them, or none."""
+        found = {name for name in names if name.startswith(folder)}
+        if found and found != expected:
+            raise refused(f"The files under {folder} are not those of the manifest's tiles.", "wrong-tiles")
+        return bool(found)
 
     def _report(self, verdict: Verdict, manifest: ReleaseManifest) -> tuple[None, str]:
         predicate = verdict.predicate

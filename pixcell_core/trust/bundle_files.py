@@ -21,7 +21,7 @@ from pixcell_core.contracts.release import MAX_TILES
 from pixcell_core.errors import BadInputError, RefusedError
 from pixcell_core.trust.ro_crate import METADATA
 
-MAX_FILES = 2 * MAX_TILES + 64
+MAX_FILES = 3 * MAX_TILES + 64
 MAX_FILE_BYTES = 64 * 1024 * 1024
 MAX_ARCHIVE_BYTES = 4 * 1024**3 - 1
 
@@ -32,7 +32,7 @@ FIXED_NAMES = (README, MANIFEST, VERDICT, LISTING, REPORT, PAGE, SHEET, DATASHEE
 OPTIONAL_NAMES = (SIGNERS, REQUEST)
 
 _NAME = re.compile(
-    r"tiles/\d{5}\.(png|jpg)|dicom/\d{5}\.dcm|keys/[0-9a-f]{64}\.pub|certificates/[0-9a-f]{64}\.json"
+    r"tiles/\d{5}\.(png|jpg)|dicom/\d{5}\.dcm|c2pa/\d{5}\.png|keys/[0-9a-f]{64}\.pub|certificates/[0-9a-f]{64}\.json"
 )
 _END_OF_DIRECTORY = 22  # bytes of a ZIP's last record without a comment (APPNOTE 4.3.16)
 _MAX_ENTRY = 512  # bytes of one entry of the directory: 46, its name, and room

@@ -18,6 +18,7 @@ CONTEXT = "https://w3id.org/ro/crate/1.1/context"
 CONFORMS_TO = "https://w3id.org/ro/crate/1.1"
 METADATA = "ro-crate-metadata.json"
 
+_FORMS = {"tiles/": "", "dicom/": "DICOM", "c2pa/": "PNG with content credentials"}
 _FORMATS = {
     ".json": "application/json",
     ".html": "text/html",
@@ -44,8 +45,9 @@ def ro_crate(
     manifest: ReleaseManifest, verdict: Verdict, names: Iterable[str], exported_at: datetime
 ) -> bytes:
     """The metadata file for a bundle that holds `names`, as canonical JSON. Tiles stand as folders, not one by one."""
-    files = sorted(name for name in names if not name.startswith(("tiles/", "dicom/")) and name != METADATA)
-    folders = ["tiles/"] + ["dicom/"] * any(name.startswith("dicom/") for name in names)
+    present = [name for name in names if name != METADATA]
+    files = sorted(name for name in present if not name.startswith(tuple(_FORMS)))
+    folders = [form for form in _FORMS if form == "tiles/" or any(name.startswith(form) for name in present)]
     parts = [*folders, *files]
     generator, predicate = manifest.generator, verdict.predicate
     models = [generator.base_digest] + [generator.adapter_digest] * (generator.adapter_digest is not None)
@@ -119,7 +121,7 @@ def ro_crate(
 
 
 def _folder(folder: str, manifest: ReleaseManifest) -> dict[str, Any]:
-    form = "DICOM" if folder == "dicom/" else manifest.tile_format.upper()
+    form = _FORMS[folder] or manifest.tile_format.upper()
     return {
         "@id": folder,
         "@type": "Dataset",

@@ -51,9 +51,8 @@ from pixcell_core.trust.dsse import (
 from pixcell_core.trust.durable import WriteFailedError, sync_folder
 from pixcell_core.trust.keys import VerifyKey
 from pixcell_core.trust.quorum import Standing, standing
-from pixcell_core.trust.tile_dicom import dicom_name, encode_dicom
-from pixcell_core.trust.tile_jpeg import decode_named
 from site_client.release.evidence import refuse_site_only
+from site_client.release.other_forms import OtherForms
 from site_client.release.seal import Seal, require_open, require_seal
 from site_client.release.signers import Credentials, authority_for, known_keys
 from site_client.release.signing import require_terms
@@ -84,15 +83,16 @@ def export_release(
     auditors: tuple[VerifyKey, ...] = (),
     release_id: str | None = None,
     credentials: Credentials | None = None,
-    dicom: bool = False,
+    forms: OtherForms | None = None,
     on_tile: Callable[[], None] = lambda: None,
 ) -> ExportedBundle:
     """Write the bundle of a signed release to ``out``: one canonical archive for a ``.zip``, else a folder.
 
     Where nobody wrote down who must sign for the site, the export is the site's own signature: it is put
     under the auditor's verdict. The finished bundle is verified as a stranger would before it appears
-    under its name, and the export is an event of the site's log before that too. Raises a
-    :class:`RefusedError` naming the first thing that forbids it.
+    under its name, and the export is an event of the site's log before that too. `forms` asks for the same
+    tiles as DICOM or with content credentials besides. Raises a :class:`RefusedError` naming the first thing
+    that forbids it.
     """
     release = workspace.require().find(release_id)
     if out.exists() or out.is_symlink():
@@ -123,10 +123,12 @@ def export_release(
             known,
             [now],
         )
-        papers = _Papers(workspace, release, seal, envelope, verdict, signers, stands, now, dicom)
+        others = _other_forms(forms, release, manifest, scratch / "forms")
+        papers = _Papers(workspace, release, seal, envelope, verdict, signers, stands, now, others)
         members = papers.members()
-        made = scratch / out.name
-        _write(made, release, members, dicom=dicom, as_archive=out.suffix == ".zip", on_tile=on_tile)
+        made = scratch / "made" / out.name
+        made.parent.mkdir()
+        _write(made, release, members, others, as_archive=out.suffix == ".zip", on_tile=on_tile)
         with open_bundle(made) as files:
             report = verify_bundle(files, trusted_keys=signers, threshold=len(signers), now=now, known=known)
         whole = file_digest(made) if made.is_file() else digest(members[LISTING])
@@ -206,7 +208,7 @@ class _Papers:
     signers: list[VerifyKey]
     stands: Standing
     now: datetime
-    dicom: bool
+    others: dict[str, Path]
 
     def members(self) -> dict[str, bytes]:
         """Every file of the bundle but the tiles, the signed listing last."""
@@ -214,8 +216,7 @@ class _Papers:
         exported_at = self.now.astimezone(UTC).replace(microsecond=0)
         members = self._sealed_and_signed()
         listed = {f"tiles/{tile.name}": tile.file_digest for tile in manifest.tiles}
-        if self.dicom:
-            listed |= {name: digest(data) for name, data in _dicom_files(self.release, manifest)}
+        listed |= {name: file_digest(path) for name, path in self.others.items()}
         names = {*members, *listed, LISTING}
         members |= written_papers(manifest, self.verdict, self.stands.given, names, exported_at)
         listed |= {name: digest(data) for name, data in members.items()}
@@ -255,8 +256,8 @@ def _write(
     made: Path,
     release: ReleaseFolder,
     members: dict[str, bytes],
+    others: dict[str, Path],
     *,
-    dicom: bool,
     as_archive: bool,
     on_tile: Callable[[], None],
 ) -> None:
@@ -264,22 +265,20 @@ def _write(
     sealed = {f"tiles/{tile.name}": tile for tile in manifest.tiles}
 
     def contents() -> Iterator[tuple[str, bytes]]:
-        papers = sorted(members)
-        yield from ((name, members[name]) for name in papers if name < "dicom/")
-        if dicom:
-            yield from _dicom_files(release, manifest)
-        yield from ((name, members[name]) for name in papers if "dicom/" < name < "tiles/")
-        for name in sorted(sealed):
-            data = read_bounded(release.path / name, MAX_FILE_BYTES)
-            if digest(data) != sealed[name].file_digest:
+        for name in sorted({*members, *others, *sealed}):
+            if name in members:
+                yield name, members[name]
+                continue
+            data = read_bounded(others.get(name, release.path / name), MAX_FILE_BYTES)
+            if name in sealed and digest(data) != sealed[name].file_digest:
                 raise GateRefusedError(
                     f"{name} is not the tile the verdict permits.",
                     hint="Draft and audit again.",
                     code="tile-swapped",
                 )
             yield name, data
-            on_tile()
-        yield from ((name, members[name]) for name in papers if name > "tiles/")
+            if name in sealed:
+                on_tile()
 
     try:
         if as_archive:
@@ -293,17 +292,23 @@ def _write(
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
     except OSError as error:
-        raise WriteFailedError(
-            f"Cannot write the bundle: {error.strerror or error}.",
-            hint="Free space where --out points and export again; nothing half-written is left.",
-        ) from error
+        raise _cannot_write(error) from error
 
 
-def _dicom_files(release: ReleaseFolder, manifest: ReleaseManifest) -> Iterator[tuple[str, bytes]]:
-    """The same tiles as DICOM instances, in the order of their names."""
-    for number, tile in enumerate(manifest.tiles, start=1):
-        pixels = decode_named(read_bounded(release.tiles / tile.name, MAX_FILE_BYTES), tile.name)
-        yield dicom_name(tile), encode_dicom(pixels, manifest, number)
+def _other_forms(
+    forms: OtherForms | None, release: ReleaseFolder, manifest: ReleaseManifest, folder: Path
+) -> dict[str, Path]:
+    try:
+        return {} if forms is None else forms.write(release, manifest, folder)
+    except OSError as error:
+        raise _cannot_write(error) from error
+
+
+def _cannot_write(error: OSError) -> WriteFailedError:
+    return WriteFailedError(
+        f"Cannot write the bundle: {error.strerror or error}.",
+        hint="Free space where --out points and export again; nothing half-written is left.",
+    )
 
 
 @contextmanager

@@ -161,6 +161,11 @@ def export(
     dicom: Annotated[
         bool, typer.Option("--dicom", help="Also write each tile as DICOM, marked Synthetic Data = YES.")
     ] = False,
+    c2pa_chain: Annotated[
+        Path | None,
+        typer.Option("--c2pa-chain", help="Also write PNG with content credentials: the signer's PEM chain."),
+    ] = None,
+    c2pa_key: Annotated[Path | None, typer.Option("--c2pa-key", help="Its Ed25519 private key file.")] = None,
     ca: CaOption = None,
     revocations: RevocationsOption = None,
     release: ReleaseOption = None,
@@ -168,11 +173,20 @@ def export(
 ) -> object:
     """Write the bundle of a signed release; refused without a valid verdict on exactly these tiles."""
     from pixcell_core.cli.progress import progress
+    from pixcell_core.errors import BadInputError
     from site_client.release.export import export_release
+    from site_client.release.other_forms import ContentCredentials, OtherForms
     from site_client.release.results import Exported
     from site_client.release.signers import Credentials
     from site_client.release.workspace import ReleaseWorkspace
 
+    if (c2pa_chain is None) != (c2pa_key is None):
+        raise BadInputError(
+            "Content credentials need a certificate chain and its key.",
+            hint="Give --c2pa-chain CHAIN.pem and --c2pa-key KEY.pem together.",
+            code="no-content-credentials",
+        )
+    marks = ContentCredentials.load(c2pa_chain, c2pa_key) if c2pa_chain and c2pa_key else None
     with progress("writing bundle", unit="tiles") as bar:
         exported = export_release(
             ReleaseWorkspace(site_dir),
@@ -180,7 +194,7 @@ def export(
             now=datetime.now(UTC),
             release_id=release,
             credentials=Credentials.load(None, ca, revocations or ()),
-            dicom=dicom,
+            forms=OtherForms(dicom=dicom, credentials=marks),
             on_tile=bar.advance,
         )
     return Exported.of(exported)

@@ -25,6 +25,7 @@ from pixcell_core.trust.bundle_files import LISTING, MANIFEST, REQUEST, SIGNERS,
 from pixcell_core.trust.dsse import IN_TOTO_PAYLOAD_TYPE, Envelope, sign_envelope
 from pixcell_core.trust.keys import SigningKey
 from site_client.release.export import export_release
+from site_client.release.other_forms import OtherForms
 from site_client.release.request import request_release
 from site_client.release.signing import sign_release
 from site_client.release.workspace import ReleaseWorkspace
@@ -42,7 +43,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Sample:
     room.sign(release, room.audit(release))
     room.countersign(release, room.workspace.site_key())
     for out in ("folder", "one.zip"):
-        export_release(room.workspace, place / out, now=NOW, dicom=True)
+        export_release(room.workspace, place / out, now=NOW, forms=OtherForms(dicom=True))
     return Sample(place / "folder", place / "one.zip", AUDITOR, NOW, room.workspace.site_key())
 
 
@@ -233,7 +234,7 @@ def test_a_release_of_jpeg_tiles(room: Room, tmp_path: Path) -> None:
     release = room.draft(tile_format="jpg")
     assert {path.suffix for path in release.tiles.glob("0*")} == {".jpg"}
     room.sign(release, room.audit(release))
-    out = export_release(room.workspace, tmp_path / "b", now=room.now, dicom=True)
+    out = export_release(room.workspace, tmp_path / "b", now=room.now, forms=OtherForms(dicom=True))
     assert out.report.tiles == 6 and "JPEG" in (out.path / "datasheet.md").read_text()
     swapped = shutil.copytree(out.path, tmp_path / "c")
     (swapped / "tiles" / "00001.jpg").write_bytes((swapped / "tiles" / "00002.jpg").read_bytes())
