@@ -120,40 +120,32 @@ class BundleVerifier:
         self._step("audit report", lambda: self._report(verdict, manifest))
         self._step("request", lambda: self._request(verdict, manifest, site_key))
         self._step("datasheet", lambda: self._papers(verdict, manifest, stands, listing, names))
-        trusted = self._step("origin", lambda: self._origin(signers))
+        trusted = self._step("origin", lambda: self._origin(signers, stands))
+        return BundleReport.of(
+            manifest,
+            verdict,
+            trusted=trusted,
+            checks=self.checks,
+            signers=self._signers(stands, site_key, vouched),
+            signed=stands.words,
+            exported_at=listing.exported_at,
+        )
+
+    def _signers(self, stands: Standing, site_key: VerifyKey, vouched: dict[str, str]) -> tuple[Signer, ...]:
+        """Every signer, and whether the caller has grounds outside the bundle to trust that key."""
         known = {key.key_id for key in self._trusted or ()}
         given: list[tuple[str, str, str]] = [(one.role, one.key_id, one.name) for one in stands.given]
+        if self._known.signers_digest is not None:
+            known |= {key_id for _, key_id, _ in given}
+        if self._known.ca is not None:
+            known |= set(vouched)
         if site_key.key_id not in {key_id for _, key_id, _ in given}:
             given.append(("exporter", site_key.key_id, ""))
-        exception = verdict.predicate.exception
-        return BundleReport(
-            trusted=trusted,
-            checks=tuple(self.checks),
-            signers=tuple(
-                Signer(
-                    role=role,
-                    key_id=key_id,
-                    trusted=key_id in known,
-                    name=name,
-                    certificate=vouched.get(key_id),
-                )
-                for role, key_id, name in given
-            ),
-            site=manifest.site,
-            study_digest=manifest.study_digest,
-            manifest_digest=manifest.digest,
-            tiles=manifest.tile_count,
-            verdict=verdict.predicate.verdict,
-            audience=verdict.predicate.audience,
-            policy_digest=verdict.predicate.auditor.policy_digest,
-            exception=exception.reason if exception else None,
-            approver=exception.approver if exception else None,
-            proven_kinds=verdict.predicate.proven_kinds,
-            privacy=manifest.privacy,
-            signed=stands.words,
-            issued_at=verdict.predicate.issued_at,
-            expires_at=verdict.predicate.expires_at,
-            exported_at=listing.exported_at,
+        return tuple(
+            Signer(
+                role=role, key_id=key_id, trusted=key_id in known, name=name, certificate=vouched.get(key_id)
+            )
+            for role, key_id, name in given
         )
 
     def _step(self, name: str, work: Callable[[], tuple[T, str]]) -> T:
@@ -378,21 +370,28 @@ class BundleVerifier:
             )
         return None, f"the evidence the verdict on {_short(manifest.digest)} rests on"
 
-    def _origin(self, signers: tuple[VerifyKey, ...]) -> tuple[bool, str]:
-        if self._trusted is None:
+    def _origin(self, signers: tuple[VerifyKey, ...], stands: Standing) -> tuple[bool, str]:
+        proofs = []
+        if self._trusted is not None:
+            known = {key.key_id for key in self._trusted}
+            found = [key for key in signers if key.key_id in known]
+            if len(found) < self._threshold:
+                raise refused(
+                    f"{len(found)} of the keys you trust signed the verdict; {self._threshold} needed.",
+                    "untrusted-signer",
+                    hint="Compare the signers' key ids with their owners over another channel.",
+                )
+            proofs.append(f"signed by {len(found)} of the keys you trust")
+        if self._known.signers_digest is not None:
+            proofs.append(f"{stands.words}, of those the document you trust names")
+        if self._known.ca is not None:
+            proofs.append("every auditor certified by the authority you trust")
+        if not proofs:
             return (
                 False,
                 "NOT PROVEN: no key was given; the bundle's own keys prove it whole, not whose it is",
             )
-        known = {key.key_id for key in self._trusted}
-        found = [key for key in signers if key.key_id in known]
-        if len(found) < self._threshold:
-            raise refused(
-                f"{len(found)} of the keys you trust signed the verdict; {self._threshold} needed.",
-                "untrusted-signer",
-                hint="Compare the signers' key ids with their owners over another channel.",
-            )
-        return True, f"signed by {len(found)} of the keys you trust"
+        return True, "; ".join(proofs)
 
 
 def verify_bundle(

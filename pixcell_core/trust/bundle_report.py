@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict
 
-from pixcell_core.contracts.release import PrivacyStatement
+from pixcell_core.contracts.release import PrivacyStatement, ReleaseManifest
+from pixcell_core.contracts.verdict import Verdict
 from pixcell_core.errors import RefusedError
 
 
@@ -43,7 +45,7 @@ class Signer(BaseModel):
 
 
 class BundleReport(BaseModel):
-    """A bundle that verifies. ``trusted`` says whether keys given by the caller signed the verdict."""
+    """A bundle that verifies. ``trusted`` says whether something from outside it (keys, signers, authority) proves whose it is."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -65,3 +67,39 @@ class BundleReport(BaseModel):
     issued_at: datetime
     expires_at: datetime
     exported_at: datetime
+
+    @classmethod
+    def of(
+        cls,
+        manifest: ReleaseManifest,
+        verdict: Verdict,
+        *,
+        trusted: bool,
+        checks: Sequence[Check],
+        signers: tuple[Signer, ...],
+        signed: str,
+        exported_at: datetime,
+    ) -> BundleReport:
+        """From the documents of a bundle whose checks all passed."""
+        predicate = verdict.predicate
+        exception = predicate.exception
+        return cls(
+            trusted=trusted,
+            checks=tuple(checks),
+            signers=signers,
+            site=manifest.site,
+            study_digest=manifest.study_digest,
+            manifest_digest=manifest.digest,
+            tiles=manifest.tile_count,
+            verdict=predicate.verdict,
+            audience=predicate.audience,
+            policy_digest=predicate.auditor.policy_digest,
+            exception=exception.reason if exception else None,
+            approver=exception.approver if exception else None,
+            proven_kinds=predicate.proven_kinds,
+            privacy=manifest.privacy,
+            signed=signed,
+            issued_at=predicate.issued_at,
+            expires_at=predicate.expires_at,
+            exported_at=exported_at,
+        )

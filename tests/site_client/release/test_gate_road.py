@@ -92,6 +92,7 @@ def test_a_bundle_carries_its_terms_and_a_recipient_can_pin_them(room: Room, tmp
             files, trusted_keys=None, now=room.now, known=Known(signers_digest=rule.digest)
         )
         assert (report.audience, report.signed) == ("registered", "signed 2 of 2")
+        assert report.trusted and all(signer.trusted for signer in report.signers)
         with pytest.raises(RefusedError) as refused:
             verify_bundle(
                 files, trusted_keys=None, now=room.now, known=Known(signers_digest="sha256:" + "0" * 64)

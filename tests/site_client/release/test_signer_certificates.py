@@ -77,7 +77,11 @@ def test_a_certified_auditor_from_signing_to_the_recipient(consortium: Consortiu
     report = consortium.verify(out, ca=consortium.ca, revocations=[current])
     auditor = next(signer for signer in report.signers if signer.role == "auditor")
     assert auditor.certificate is not None and auditor.certificate.startswith("auditor-a of consortium")
+    assert report.trusted and [signer.trusted for signer in report.signers if signer.role == "site"] == [
+        False
+    ]
     unproven = consortium.verify(out)
+    assert not unproven.trusted
     detail = {check.name: check.detail for check in unproven.checks}["certificates"]
     assert "was not checked (--ca)" in detail and "revocations not checked" in detail
 
