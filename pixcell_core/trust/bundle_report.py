@@ -45,7 +45,7 @@ class Signer(BaseModel):
 
 
 class BundleReport(BaseModel):
-    """A bundle that verifies. ``trusted`` says whether something from outside it (keys, signers, authority) proves whose it is."""
+    """A bundle that verifies. ``trusted``: keys, signers or an authority from outside it prove whose it is."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

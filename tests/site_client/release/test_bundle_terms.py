@@ -14,11 +14,13 @@ import pytest
 from pixcell_core.contracts.canonical import canonical_bytes, parse_document
 from pixcell_core.contracts.gate import (
     WITHDRAWALS_PAYLOAD_TYPE,
+    ReleaseRequest,
     Signers,
     Withdrawals,
     WithdrawnRelease,
 )
 from pixcell_core.contracts.release import BundleListing
+from pixcell_core.contracts.verdict import Verdict
 from pixcell_core.errors import PixcellError
 from pixcell_core.trust.bundle import LISTING_PAYLOAD_TYPE, BundleReport, Known, verify_bundle
 from pixcell_core.trust.bundle_files import LISTING, MANIFEST, REQUEST, SIGNERS, VERDICT
@@ -144,6 +146,43 @@ def test_a_request_of_another_key_or_for_other_terms(full: Sample) -> None:
     for forged, code in ((other, "signature-refused"), (public, "wrong-request")):
         files = resigned(full, {**full.files, REQUEST: forged.to_bytes()}, full.site_key)
         assert code_of(files) == code
+
+
+def test_a_request_for_another_purpose(full: Sample) -> None:
+    """Everything the verdict repeats is equal; the words the site signed are not."""
+    envelope = Envelope.from_bytes(full.files[REQUEST])
+    request = parse_document(ReleaseRequest, envelope.unsafe_unverified_payload())
+    other = request.model_copy(update={"purpose": "Training a commercial model."})
+    signed = sign_envelope(envelope.payloadType, other.to_bytes(), [full.site_key])
+    assert (
+        code_of(resigned(full, {**full.files, REQUEST: signed.to_bytes()}, full.site_key)) == "wrong-request"
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"audience": "public"},
+        {"policy_digest": "sha256:" + "8" * 64},
+        {"tiles_root": "sha256:" + "8" * 64},
+        {"manifest_digest": "sha256:" + "8" * 64},
+        {"signers_digest": None},
+        {"site": "south"},
+    ],
+)
+def test_a_verdict_that_answers_a_request_and_says_something_else(
+    full: Sample, change: dict[str, Any]
+) -> None:
+    """Even where auditor and site both sign it: a verdict gives nothing that its request did not ask for."""
+    envelope = Envelope.from_bytes(full.files[REQUEST])
+    request = parse_document(ReleaseRequest, envelope.unsafe_unverified_payload()).model_copy(update=change)
+    signed = sign_envelope(envelope.payloadType, request.to_bytes(), [full.site_key])
+    old = parse_document(Verdict, Envelope.from_bytes(full.files[VERDICT]).unsafe_unverified_payload())
+    predicate = old.predicate.model_copy(update={"request_digest": request.digest})
+    verdict = old.model_copy(update={"predicate": predicate})
+    again = sign_envelope(IN_TOTO_PAYLOAD_TYPE, verdict.to_bytes(), [AUDITOR, full.site_key])
+    files = {**full.files, REQUEST: signed.to_bytes(), VERDICT: again.to_bytes()}
+    assert code_of(resigned(full, files, full.site_key)) == "wrong-request"
 
 
 def test_too_few_signatures(full: Sample) -> None:

@@ -284,8 +284,14 @@ def test_a_list_of_withdrawals_that_was_forged(room: Room, tmp_path: Path) -> No
         sign_envelope(envelope.payloadType, envelope.unsafe_unverified_payload(), [room.second]).to_bytes()
     )
     next(room.source.glob("*.png")).unlink()
-    room.exported(tmp_path / "c")
-    room.refused("signature-refused", lambda: withdraw_release(room.workspace, "y", now=room.now))
+    second = room.draft()
+    room.sign(second, room.audit(second))
+    which = second.release_id
+    export_release(room.workspace, tmp_path / "c", now=room.now, release_id=which)
+    room.refused(
+        "signature-refused",
+        lambda: withdraw_release(room.workspace, "y", now=room.now, release_id=which),
+    )
 
 
 def test_a_review_replaces_no_signed_audit(room: Room) -> None:

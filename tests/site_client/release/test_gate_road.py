@@ -140,8 +140,10 @@ def test_a_review_asks_for_a_person_before_it_is_signed(room: Room) -> None:
 
 def test_the_list_of_withdrawals_only_grows(room: Room, tmp_path: Path) -> None:
     for number in (1, 2):
-        room.exported(tmp_path / f"b{number}")
-        withdraw_release(room.workspace, f"reason {number}", now=room.now)
+        release = room.draft().release_id
+        room.sign(room.workspace.find(release), room.audit(room.workspace.find(release)))
+        export_release(room.workspace, tmp_path / f"b{number}", now=room.now, release_id=release)
+        withdraw_release(room.workspace, f"reason {number}", now=room.now, release_id=release)
         (next(room.source.glob("*.png"))).unlink()
         listed = published_withdrawals(room.workspace)
         assert listed is not None and (listed.number, len(listed.withdrawn)) == (number, number)
