@@ -34,7 +34,6 @@ from pixcell_core.trust.bundle_files import (
 )
 from pixcell_core.trust.bundle_report import BundleRefusedError, BundleReport, Check, Signer
 from pixcell_core.trust.bundle_rules import (
-    certificate_file_name,
     key_file_name,
     refused,
     require_current,
@@ -64,12 +63,7 @@ __all__ = [
     "Check",
     "Known",
     "Signer",
-    "certificate_file_name",
-    "key_file_name",
-    "require_current",
-    "require_permission",
     "verify_bundle",
-    "written_papers",
 ]
 
 T = TypeVar("T")

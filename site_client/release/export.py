@@ -15,16 +15,7 @@ from pixcell_core.contracts.canonical import digest, file_digest, parse_document
 from pixcell_core.contracts.release import BundleFile, BundleListing, ReleaseManifest
 from pixcell_core.contracts.verdict import Verdict
 from pixcell_core.errors import BadInputError, RefusedError
-from pixcell_core.trust.bundle import (
-    LISTING_PAYLOAD_TYPE,
-    BundleReport,
-    certificate_file_name,
-    key_file_name,
-    require_current,
-    require_permission,
-    verify_bundle,
-    written_papers,
-)
+from pixcell_core.trust.bundle import LISTING_PAYLOAD_TYPE, BundleReport, verify_bundle
 from pixcell_core.trust.bundle_files import (
     LISTING,
     MANIFEST,
@@ -38,6 +29,13 @@ from pixcell_core.trust.bundle_files import (
     VERDICT,
     open_bundle,
     write_archive,
+)
+from pixcell_core.trust.bundle_rules import (
+    certificate_file_name,
+    key_file_name,
+    require_current,
+    require_permission,
+    written_papers,
 )
 from pixcell_core.trust.bundle_terms import Known, check_certificates
 from pixcell_core.trust.dsse import (

@@ -21,8 +21,8 @@ from pixcell_core.contracts.verdict import (
     VerdictPredicate,
 )
 from pixcell_core.errors import BadInputError, RefusedError
-from pixcell_core.trust.bundle import require_current, require_permission
 from pixcell_core.trust.bundle_files import VERDICT
+from pixcell_core.trust.bundle_rules import require_current, require_permission
 from pixcell_core.trust.dsse import (
     IN_TOTO_PAYLOAD_TYPE,
     Envelope,

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from pixcell_core.contracts.canonical import digest, parse_document
 from pixcell_core.contracts.release import BundleFile, BundleListing, ReleaseManifest
 from pixcell_core.errors import PixcellError, RefusedError
-from pixcell_core.trust.bundle import LISTING_PAYLOAD_TYPE, key_file_name, verify_bundle
+from pixcell_core.trust.bundle import LISTING_PAYLOAD_TYPE, verify_bundle
 from pixcell_core.trust.bundle_files import LISTING, MANIFEST, VERDICT
+from pixcell_core.trust.bundle_rules import key_file_name
 from pixcell_core.trust.dsse import IN_TOTO_PAYLOAD_TYPE, Envelope, add_signature, sign_envelope
 from pixcell_core.trust.keys import SigningKey, VerifyKey
 from tests.site_client.release.conftest import AUDITOR, InMemory
