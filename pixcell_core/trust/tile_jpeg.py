@@ -63,7 +63,7 @@ def decode_jpeg_tile(data: bytes, *, name: str = "tile") -> npt.NDArray[np.uint8
         seen.append(kind[0])
         at += 2 + length
     _check_scan(data[at:], name)
-    once = (_APP0, _COM, _SOF0, _SOS)
+    once = (_APP0, _SOF0, _SOS)
     if seen.count(_COM) != 1:
         raise _wrong(name, "it lacks the one mark that says it is synthetic")
     if any(seen.count(kind) != 1 for kind in once) or max(seen.count(_DQT), seen.count(_DHT)) > _MAX_TABLES:
