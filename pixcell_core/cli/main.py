@@ -28,7 +28,7 @@ GROUP_HELP = {
     "private": "The privacy promise of training: plan what it costs, audit the mechanism that keeps it.",
     "audit": "The privacy audit of surrogate tiles.",
     "audit policy": "Thresholds of the audit and where each number comes from.",
-    "release": "The gate: draft, sign, export and verify bundles.",
+    "release": "The gate: what is drafted, requested, reviewed and signed leaves; anyone verifies it.",
     "log": "Append-only signed logs.",
     "key": "Signing keys of people: make one, show its fingerprint.",
 }

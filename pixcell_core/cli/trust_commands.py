@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pixcell_core.cli import private_commands
+from pixcell_core.cli import private_commands, release_verify_command
 from pixcell_core.cli.contract import FormatOption, OutputFormat, command
 from pixcell_core.cli.main import group
 
@@ -22,7 +22,7 @@ def register(root: typer.Typer) -> None:
     app.command("verify")(verify)
     app.command("show")(show)
     app.command("head")(head)
-    group(root, "release").command("verify")(verify_release)
+    release_verify_command.register(root)
     keys = group(root, "key")
     keys.command("new")(new_key)
     keys.command("show")(show_key)
@@ -89,45 +89,6 @@ def head(
 
         write_whole(out, envelope.to_bytes())
     return LogHead(tree_size=report.entries, root=report.root, key_id=report.key_id, head=envelope)
-
-
-@command
-def verify_release(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle: its folder or .zip file.")],
-    trust: Annotated[
-        list[Path] | None,
-        typer.Option("--trust", help="Public key file of an auditor you trust (repeatable)."),
-    ] = None,
-    threshold: Annotated[
-        int, typer.Option("--threshold", min=1, help="How many trusted signatures the verdict needs.")
-    ] = 1,
-    format: FormatOption = OutputFormat.TEXT,
-) -> object:
-    """Check a bundle offline: any changed byte fails, and the first thing wrong is named."""
-    from datetime import UTC, datetime
-
-    from pixcell_core.cli.contract import emit_note
-    from pixcell_core.cli.progress import progress
-    from pixcell_core.cli.trust_results import BundleVerified, checks_text
-    from pixcell_core.errors import BadInputError, PixcellError
-    from pixcell_core.trust.bundle import BundleVerifier
-    from pixcell_core.trust.bundle_files import open_bundle
-    from pixcell_core.trust.keys import VerifyKey
-
-    if threshold > 1 and not trust:
-        raise BadInputError(
-            "A threshold counts trusted signatures, and no key was given.", hint="Add --trust KEYFILE."
-        )
-    keys = [VerifyKey.load(path) for path in trust] if trust else None
-    with open_bundle(bundle) as files:
-        verifier = BundleVerifier(files, trusted_keys=keys, threshold=threshold, now=datetime.now(UTC))
-        try:
-            with progress("checking tiles", unit="tiles") as bar:
-                report = verifier.run(on_tile=bar.advance)
-        except PixcellError:
-            emit_note(checks_text(verifier.checks))
-            raise
-    return BundleVerified(**report.model_dump())
 
 
 @command

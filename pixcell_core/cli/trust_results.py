@@ -12,14 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from pixcell_core.trust.bundle import BundleReport, Check
+from pixcell_core.trust.datasheet import AUDIENCE_WORDS
 from pixcell_core.trust.dsse import Envelope
 from pixcell_core.trust.log import LogEntry, LogReport
-
-AUDIENCES = {
-    "agreement": "parties to a written agreement",
-    "registered": "registered users",
-    "public": "anyone",
-}
 
 
 class LogVerified(LogReport):
@@ -95,7 +90,7 @@ class BundleVerified(BundleReport):
     def __str__(self) -> str:
         lines = [checks_text(self.checks), ""]
         lines.append(f"{self.tiles} synthetic tiles released by {self.site}: verdict {self.verdict}")
-        lines.append(f"  for {AUDIENCES[self.audience]}, until {self.expires_at:%Y-%m-%d}")
+        lines.append(f"  for {AUDIENCE_WORDS[self.audience]}, until {self.expires_at:%Y-%m-%d}")
         lines.append(f"  judged by the audit policy {self.policy_digest}")
         if self.exception:
             lines.append(f"  exception by {self.approver}: {self.exception}")
@@ -109,7 +104,9 @@ class BundleVerified(BundleReport):
             lines.append(f"  kinds of copy this audit proved it can see: {', '.join(self.proven_kinds)}")
         for signer in self.signers:
             known = "a key you trust" if signer.trusted else "a key you did not name"
-            lines.append(f"  {signer.role:<8} {signer.key_id} ({known})")
+            who = f" {signer.name}" if signer.name else ""
+            by = f", certified as {signer.certificate}" if signer.certificate else ""
+            lines.append(f"  {signer.role:<8}{who} {signer.key_id} ({known}{by})")
         if not self.trusted:
             lines.append("")
             lines.append(

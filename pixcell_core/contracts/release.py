@@ -33,7 +33,8 @@ _UNSEEN = "\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\uf
 
 Line = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=f"^[^\t\n{_UNSEEN}]*$")]
 Prose = Annotated[str, StringConstraints(min_length=1, max_length=4000, pattern=f"^[^{_UNSEEN}]*$")]
-TileName = Annotated[str, StringConstraints(pattern=r"^\d{5}\.png$")]
+TileFormat = Literal["png", "jpg"]
+TileName = Annotated[str, StringConstraints(pattern=r"^\d{5}\.(png|jpg)$")]
 TileLabel = Annotated[
     str, StringConstraints(min_length=1, max_length=80, pattern=f"^[^\t\n/\\\\{_UNSEEN}]+$")
 ]
@@ -160,12 +161,17 @@ class ReleaseManifest(Document):
         if self.filtered is not None and self.filtered.of != self.tile_count + self.filtered.withheld:
             raise ValueError("the tiles and the withheld ones do not add up to the first release")
         if [tile.name for tile in self.tiles] != [
-            tile_name(number) for number in range(1, len(self.tiles) + 1)
+            tile_name(number, self.tile_format) for number in range(1, len(self.tiles) + 1)
         ]:
-            raise ValueError("the tiles are not numbered 1 to tile_count in order")
+            raise ValueError("the tiles are not numbered 1 to tile_count in order, all in one format")
         if tiles_root(tile.file_digest for tile in self.tiles) != self.tiles_root:
             raise ValueError("tiles_root is not the root over the tiles listed")
         return self
+
+    @property
+    def tile_format(self) -> TileFormat:
+        """The one format of the tiles."""
+        return "jpg" if self.tiles[0].name.endswith(".jpg") else "png"
 
 
 class BundleFile(Document):
@@ -184,12 +190,12 @@ class BundleListing(Document):
     exported_at: AwareDatetime
     log_size: Annotated[int, Field(ge=0)]
     log_root: Digest | None
-    files: Annotated[tuple[BundleFile, ...], Field(min_length=1, max_length=MAX_TILES + 64)]
+    files: Annotated[tuple[BundleFile, ...], Field(min_length=1, max_length=3 * MAX_TILES + 64)]
 
 
-def tile_name(number: int) -> str:
+def tile_name(number: int, form: TileFormat = "png") -> str:
     """File name of tile ``number`` (from 1) of a release: a number and nothing else."""
-    return f"{number:05d}.png"
+    return f"{number:05d}.{form}"
 
 
 def tiles_root(digests: Iterable[str]) -> str:

@@ -67,15 +67,20 @@ class VerdictException(Document):
 
 
 class Auditor(Document):
-    """The program that judged, and the policy it judged by."""
+    """The program that judged, by name and by the digest of its code, and the policy it judged by."""
 
     name: Line
     version: Line
+    code_digest: Digest | None = None
     policy_digest: Digest
 
 
 class VerdictPredicate(Document):
-    """What was judged, on what evidence, with what outcome, and until when."""
+    """What was judged, on what evidence, with what outcome, and until when.
+
+    `signers_digest` names the document that says who must sign; None where the standing rule holds (the site's
+    release key and one auditor). `request_digest` names what the site asked for, where it asked in writing.
+    """
 
     verdict: VerdictStatus
     exception: VerdictException | None = None
@@ -94,6 +99,8 @@ class VerdictPredicate(Document):
     audit_report_digest: Digest
     audit_page_digest: Digest
     proven_kinds: tuple[Line, ...]
+    signers_digest: Digest | None = None
+    request_digest: Digest | None = None
     issued_at: AwareDatetime
     expires_at: AwareDatetime
 

@@ -19,16 +19,23 @@ from typing import IO, Protocol
 
 from pixcell_core.contracts.release import MAX_TILES
 from pixcell_core.errors import BadInputError, RefusedError
+from pixcell_core.trust.ro_crate import METADATA
 
-MAX_FILES = MAX_TILES + 64
+MAX_FILES = 3 * MAX_TILES + 64
 MAX_FILE_BYTES = 64 * 1024 * 1024
 MAX_ARCHIVE_BYTES = 4 * 1024**3 - 1
 
 README, MANIFEST, VERDICT, LISTING = "README.txt", "manifest.json", "verdict.dsse.json", "bundle.dsse.json"
 REPORT, PAGE, SHEET = "audit/report.json", "audit/report.html", "sample-sheet.png"
-FIXED_NAMES = (README, MANIFEST, VERDICT, LISTING, REPORT, PAGE, SHEET)
+SIGNERS, REQUEST, DATASHEET = "signers.json", "request.dsse.json", "datasheet.md"
+FIXED_NAMES = (README, MANIFEST, VERDICT, LISTING, REPORT, PAGE, SHEET, DATASHEET, METADATA)
+OPTIONAL_NAMES = (SIGNERS, REQUEST)
 
-_NAME = re.compile(r"tiles/\d{5}\.png|keys/[0-9a-f]{64}\.pub")
+_NAME = re.compile(
+    r"tiles/\d{5}\.(png|jpg)|dicom/\d{5}\.dcm|c2pa/\d{5}\.png|keys/[0-9a-f]{64}\.pub|certificates/[0-9a-f]{64}\.json"
+)
+_END_OF_DIRECTORY = 22  # bytes of a ZIP's last record without a comment (APPNOTE 4.3.16)
+_MAX_ENTRY = 512  # bytes of one entry of the directory: 46, its name, and room
 _FIRST_MOMENT = (1980, 1, 1, 0, 0, 0)
 _BLOCK = 1 << 20
 
@@ -54,7 +61,16 @@ class BundleFiles(Protocol):
 
 def is_bundle_name(name: str) -> bool:
     """Whether a bundle may hold a file of this path."""
-    return name in FIXED_NAMES or _NAME.fullmatch(name) is not None
+    return name in FIXED_NAMES or name in OPTIONAL_NAMES or _NAME.fullmatch(name) is not None
+
+
+def require_bundle_name(name: str) -> None:
+    """Refuse a path that no bundle holds; one that would lead out of the bundle by a name of its own."""
+    parts = name.replace("\\", "/").split("/")
+    if ".." in parts or name.startswith(("/", "\\")) or "\0" in name or re.match(r"[A-Za-z]:", name):
+        raise _form(f"{_shown(name)} leads out of the bundle", "path-climbs-out")
+    if not is_bundle_name(name):
+        raise _form(f"it holds {_shown(name)}, which no bundle may hold", "foreign-file")
 
 
 class FolderFiles:
@@ -104,10 +120,15 @@ class ArchiveFiles:
         infos = archive.infolist()
         if len(infos) > MAX_FILES:
             raise _form(f"it holds more than {MAX_FILES} files")
+        if sum(max(info.file_size, info.compress_size) for info in infos) > path.stat().st_size:
+            # Stored members lie side by side in the file: more than it holds means inflation or overlap.
+            raise _form("its members would unpack to more than the file holds", "zip-bomb")
         self._members = {info.filename: info for info in infos}
         if len(self._members) != len(infos):
             raise _form("one name stands twice in the archive")
         for info in infos:
+            if not info.filename:
+                raise _form("a member has no name")
             if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 or info.is_dir():
                 raise _form(f"{_shown(info.filename)} is compressed, encrypted or a folder")
 
@@ -149,6 +170,7 @@ def open_bundle(path: Path) -> Iterator[BundleFiles]:
         )
     if path.stat().st_size > MAX_ARCHIVE_BYTES:
         raise _form("the archive is larger than 4 GiB")
+    _bound_directory(path)
     try:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, UnicodeDecodeError) as error:
@@ -174,6 +196,19 @@ def archive_bytes(members: Iterable[tuple[str, bytes]]) -> bytes:
     return out.getvalue()
 
 
+def _bound_directory(path: Path) -> None:
+    """Look at the archive's last record before its directory is read into memory: it says how large that is."""
+    with path.open("rb") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(max(0, size - _END_OF_DIRECTORY))
+        end = stream.read()
+    if len(end) < _END_OF_DIRECTORY or not end.startswith(b"PK\x05\x06"):
+        raise _form("it is neither a folder nor a whole ZIP archive")
+    entries, directory = int.from_bytes(end[10:12], "little"), int.from_bytes(end[12:16], "little")
+    if directory > max(entries, 1) * _MAX_ENTRY or directory > size:
+        raise _form("its directory is larger than its entries", "zip-bomb")
+
+
 def _bounded(stream: IO[bytes], name: str) -> bytes:
     data = stream.read(MAX_FILE_BYTES + 1)
     if len(data) > MAX_FILE_BYTES:
@@ -192,8 +227,9 @@ def _unreadable(error: OSError) -> None:
     ) from error
 
 
-def _form(why: str) -> BundleFormError:
+def _form(why: str, code: str | None = None) -> BundleFormError:
     return BundleFormError(
         f"This is not a bundle as it was exported: {why}.",
-        hint="Fetch it again from the site that released it.",
+        hint="Do not use it. Fetch it again from the site that released it.",
+        code=code,
     )

@@ -1,4 +1,4 @@
-"""`pixcell release draft|withhold|sign|export|show`: from the generator's tiles to a bundle, and nothing around the gate."""
+"""`pixcell release …` before signing: draft, withhold, request, review, show. Signing and leaving: `gate_commands`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,15 @@ import typer
 
 from pixcell_core.cli.contract import FormatOption, OutputFormat, command
 from pixcell_core.cli.main import group
+from site_client.release import gate_commands
 
 SiteDirOption = Annotated[Path, typer.Option("--site-dir", help="The site's folder.")]
 ReleaseOption = Annotated[
     str | None, typer.Option("--release", help="Which release (see `release show`); the newest if left out.")
+]
+AcceptPolicyOption = Annotated[
+    str | None,
+    typer.Option("--accept-policy", help="Another audit policy than the default: digest, name or file."),
 ]
 
 
@@ -26,13 +31,21 @@ class ReleaseAudience(StrEnum):
     PUBLIC = "public"
 
 
+class TileForm(StrEnum):
+    """The file format of released tiles."""
+
+    PNG = "png"
+    JPEG = "jpg"
+
+
 def register(root: typer.Typer) -> None:
     """Add the site's `release` commands."""
     app = group(root, "release")
     app.command("draft")(draft)
     app.command("withhold")(withhold)
-    app.command("sign")(sign)
-    app.command("export")(export)
+    app.command("request")(request)
+    app.command("review")(review)
+    gate_commands.register(app)
     app.command("show")(show)
 
 
@@ -48,24 +61,30 @@ def draft(
     generation: Annotated[
         Path | None, typer.Option("--generation", help="The generation record, if it lies elsewhere.")
     ] = None,
+    tile_format: Annotated[
+        TileForm, typer.Option("--tile-format", help="png keeps every pixel; jpg is a tenth of the size.")
+    ] = TileForm.PNG,
     format: FormatOption = OutputFormat.TEXT,
 ) -> object:
-    """Seal a draft: re-encode and number the tiles, and name each by digest. Audit the folder it prints."""
+    """Make a draft: re-encode and number the tiles, and name each by digest. Audit the folder it prints."""
     from pixcell_core.cli.progress import progress
+    from pixcell_core.contracts.gate import written
     from site_client.release.draft import seal_draft
     from site_client.release.results import Drafted
     from site_client.release.sheet import Terms
     from site_client.release.workspace import ReleaseWorkspace
 
     defaults = Terms()
+    terms = written(Terms, licence=licence or defaults.licence, usage=usage or defaults.usage)
     with progress("sealing tiles", unit="tiles") as bar:
         release = seal_draft(
             ReleaseWorkspace(site_dir),
             tiles,
             now=datetime.now(UTC),
             site=site,
-            terms=Terms(licence or defaults.licence, usage or defaults.usage),
+            terms=terms,
             record_file=generation,
+            tile_format=tile_format.value,
             on_tile=bar.advance,
         )
     return Drafted.of(release, site_dir)
@@ -90,81 +109,74 @@ def withhold(
 
 
 @command
-def sign(
+def request(
     site_dir: SiteDirOption,
-    audit: Annotated[Path, typer.Option("--audit", help="Output folder of `pixcell audit run`.")],
-    key: Annotated[Path, typer.Option("--key", help="The auditor's private key file.")],
-    exception: Annotated[
-        str | None, typer.Option("--exception", help="Why a REVIEW may be released; signed with the verdict.")
-    ] = None,
-    approver: Annotated[
-        str | None,
-        typer.Option("--approver", help="Who answers for that exception; signed with the verdict."),
-    ] = None,
-    days: Annotated[int, typer.Option("--days", help="How long the verdict holds.")] = 365,
     audience: Annotated[
         ReleaseAudience, typer.Option("--audience", help="Who may receive the tiles.")
     ] = ReleaseAudience.AGREEMENT,
-    accept_policy: Annotated[
-        str | None,
-        typer.Option("--accept-policy", help="Another audit policy than the default: digest, name or file."),
+    purpose: Annotated[str | None, typer.Option("--purpose", help="What the release is for.")] = None,
+    policy: Annotated[
+        str | None, typer.Option("--policy", help="The audit policy to judge by: a shipped name or a file.")
+    ] = None,
+    signers: Annotated[
+        Path | None,
+        typer.Option(
+            "--signers", help="Who may sign and how many must; without it the site and one auditor."
+        ),
     ] = None,
     release: ReleaseOption = None,
     format: FormatOption = OutputFormat.TEXT,
 ) -> object:
-    """Sign the audit's verdict on the sealed tiles; refused for other tiles, FAIL and INVALID."""
-    from pixcell_core.contracts.verdict import VerdictException
-    from pixcell_core.errors import BadInputError
-    from pixcell_core.trust.keys import SigningKey
-    from site_client.release.results import Signed
-    from site_client.release.signing import sign_release
+    """Ask for a release: sign which tiles go before which signers, for whom, judged by which policy."""
+    from site_client.release.request import DEFAULT_PURPOSE, request_release
+    from site_client.release.results import Requested
     from site_client.release.workspace import ReleaseWorkspace
 
-    if (exception is None) != (approver is None) or exception == "" or approver == "":
-        raise BadInputError(
-            "An exception needs both its reason and the person who answers for it.",
-            hint='Give --exception "TEXT" and --approver NAME together.',
-            code="incomplete-exception",
-        )
-    stated = VerdictException(reason=exception, approver=approver) if exception and approver else None
-    signed = sign_release(
+    asked = request_release(
         ReleaseWorkspace(site_dir),
-        audit,
-        SigningKey.load(key),
         now=datetime.now(UTC),
         release_id=release,
-        exception=stated,
-        days=days,
         audience=audience.value,
-        accepted_policy=accept_policy,
+        purpose=purpose or DEFAULT_PURPOSE,
+        policy=policy,
+        signers_file=signers,
     )
-    return Signed.of(signed)
+    return Requested.of(asked)
 
 
 @command
-def export(
+def review(
     site_dir: SiteDirOption,
-    out: Annotated[Path, typer.Option("--out", help="The bundle: a folder, or one file if it ends in .zip.")],
+    audit: Annotated[
+        Path | None, typer.Option("--audit", help="Output of `pixcell audit run`, to be checked and filed.")
+    ] = None,
+    accept_policy: AcceptPolicyOption = None,
     release: ReleaseOption = None,
     format: FormatOption = OutputFormat.TEXT,
 ) -> object:
-    """Write the bundle of a signed release; refused without a valid verdict on exactly these tiles."""
-    from pixcell_core.cli.progress import progress
-    from site_client.release.export import export_release
-    from site_client.release.results import Exported
+    """Look at a sealed release before signing; with --audit, check the audit against it and file its report."""
+    from site_client.release.results import ReviewShown
+    from site_client.release.review import review_release
     from site_client.release.workspace import ReleaseWorkspace
 
-    with progress("writing bundle", unit="tiles") as bar:
-        exported = export_release(
-            ReleaseWorkspace(site_dir), out, now=datetime.now(UTC), release_id=release, on_tile=bar.advance
-        )
-    return Exported.of(exported)
+    reviewed = review_release(
+        ReleaseWorkspace(site_dir),
+        audit,
+        now=datetime.now(UTC),
+        release_id=release,
+        accepted_policy=accept_policy,
+    )
+    return ReviewShown.of(reviewed)
 
 
 @command
-def show(site_dir: SiteDirOption, format: FormatOption = OutputFormat.TEXT) -> object:
-    """Show this site's releases, how far each has come, and what comes next."""
+def show(
+    site_dir: SiteDirOption,
+    release: Annotated[str | None, typer.Option("--release", help="Only this one.")] = None,
+    format: FormatOption = OutputFormat.TEXT,
+) -> object:
+    """Show this site's releases, how far each has come, and what blocks the next step."""
     from site_client.release.results import Releases
     from site_client.release.workspace import ReleaseWorkspace
 
-    return Releases.of(ReleaseWorkspace(site_dir).require())
+    return Releases.of(ReleaseWorkspace(site_dir).require(), datetime.now(UTC), release)

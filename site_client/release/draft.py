@@ -21,13 +21,15 @@ from pixcell_core.contracts.release import (
     PrivacyStatement,
     ReleasedTile,
     ReleaseManifest,
+    TileFormat,
     tile_name,
     tiles_root,
 )
 from pixcell_core.errors import PixcellError, RefusedError
 from pixcell_core.trust.bundle_files import MANIFEST, README, SHEET
 from pixcell_core.trust.durable import sync_folder, write_whole
-from pixcell_core.trust.tile_png import decode_tile, encode_tile, pixel_digest
+from pixcell_core.trust.tile_jpeg import decode_named, encode_as
+from pixcell_core.trust.tile_png import pixel_digest
 from site_client.generate.policy_names import PRIVATE, VOTE_PURPOSE
 from site_client.release.sheet import SHEET_TILES, Terms, readme, sample_sheet
 from site_client.release.source_tiles import TABLE, SourceTile, SourceTiles, read_source
@@ -78,9 +80,12 @@ def seal_draft(
     site: str | None = None,
     terms: Terms | None = None,
     record_file: Path | None = None,
+    tile_format: TileFormat = "png",
     on_tile: Callable[[], None] = lambda: None,
 ) -> ReleaseFolder:
     """Re-encode every tile, number them by their pixels' digests, and seal a manifest over the result.
+
+    PNG keeps the pixels as they are; JPEG changes them, and what is audited and released is the changed ones.
 
     The order of the numbers follows digests, so that neither names nor places of the source files show.
     Nothing is left behind when it fails.
@@ -94,7 +99,7 @@ def seal_draft(
     site_key = workspace.site_key()
     workspace.releases.mkdir(parents=True, exist_ok=True)
     with drafting_folder(workspace.releases) as scratch:
-        encoded, (height, width) = _encode_all(source.decode(), scratch, on_tile)
+        encoded, (height, width) = _encode_all(source.decode(), scratch, tile_format, on_tile)
         # After decoding: a picture that shows real tiles is refused by that name first.
         require_recorded(source)
         encoded.sort(key=lambda tile: (tile.pixel_digest, tile.file.name))
@@ -102,7 +107,7 @@ def seal_draft(
         (folder / "tiles").mkdir(parents=True)
         released: list[ReleasedTile] = []
         for number, tile in enumerate(encoded, start=1):
-            name = tile_name(number)
+            name = tile_name(number, tile_format)
             tile.file.rename(folder / "tiles" / name)
             released.append(
                 ReleasedTile(
@@ -137,9 +142,9 @@ def seal_draft(
         write_whole(folder / SHEET, sheet)
         write_whole(folder / README, words)
         write_whole(folder / MANIFEST, manifest.to_bytes())
-        write_whole(folder / ORIGINS, _origins(encoded, tiles), mode=0o600)
+        write_whole(folder / ORIGINS, _origins(encoded, tiles, tile_format), mode=0o600)
         if any(tile.source.label or tile.source.condition for tile in encoded):
-            write_whole(folder / "tiles" / TABLE, _audit_table(encoded))
+            write_whole(folder / "tiles" / TABLE, _audit_table(encoded, tile_format))
         release = ReleaseFolder(workspace.releases / release_id_of(manifest))
         if release.path.exists():
             # The same tiles sealed twice within one second are the same release.
@@ -243,17 +248,19 @@ T = TypeVar("T")
 def _encode_all(
     tiles: Iterator[tuple[SourceTile, np.ndarray[tuple[int, ...], np.dtype[np.uint8]]]],
     scratch: Path,
+    form: TileFormat,
     on_tile: Callable[[], None],
 ) -> tuple[list[_Encoded], tuple[int, int]]:
     encoded: list[_Encoded] = []
     size = (0, 0)
     for number, (source, pixels) in enumerate(tiles):
-        data = encode_tile(pixels)
-        if not np.array_equal(decode_tile(data), pixels):
+        data = encode_as(pixels, form)
+        shipped = decode_named(data, f"tile.{form}")
+        if shipped.shape != pixels.shape or (form == "png" and not np.array_equal(shipped, pixels)):
             raise PixcellError("A tile did not survive encoding.", hint="Report this: it is a fault of ours.")
-        path = scratch / f"{number:06d}.png"
+        path = scratch / f"{number:06d}.{form}"
         _write(path, data)
-        encoded.append(_Encoded(source, path, digest(data), pixel_digest(pixels)))
+        encoded.append(_Encoded(source, path, digest(data), pixel_digest(shipped)))
         size = (pixels.shape[0], pixels.shape[1])
         on_tile()
     return encoded, size
@@ -274,23 +281,23 @@ def sheet_of(folder: Path, tiles: list[ReleasedTile]) -> bytes:
     """The sample sheet of a draft: evenly spread tiles of its folder."""
     step = max(1, len(tiles) / SHEET_TILES)
     shown = [tiles[int(position * step)] for position in range(min(SHEET_TILES, len(tiles)))]
-    return sample_sheet([decode_tile((folder / tile.name).read_bytes(), name=tile.name) for tile in shown])
+    return sample_sheet([decode_named((folder / tile.name).read_bytes(), tile.name) for tile in shown])
 
 
-def _audit_table(encoded: list[_Encoded]) -> bytes:
+def _audit_table(encoded: list[_Encoded], form: TileFormat) -> bytes:
     """The new names with labels and conditions, for the audit alone: export takes only what the manifest names."""
     out = io.StringIO(newline="")
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(("file", "label", "condition"))
     for number, tile in enumerate(encoded, start=1):
-        writer.writerow((tile_name(number), tile.source.label or "", tile.source.condition))
+        writer.writerow((tile_name(number, form), tile.source.label or "", tile.source.condition))
     return out.getvalue().encode("utf-8")
 
 
-def _origins(encoded: list[_Encoded], folder: Path) -> bytes:
+def _origins(encoded: list[_Encoded], folder: Path, form: TileFormat) -> bytes:
     """Which source file became which tile: for the site alone, so that a flagged tile can be traced."""
     named = {
-        tile_name(number): tile.source.path.relative_to(folder).as_posix()
+        tile_name(number, form): tile.source.path.relative_to(folder).as_posix()
         for number, tile in enumerate(encoded, start=1)
     }
     return canonical_bytes(named)

@@ -15,14 +15,7 @@ from pixcell_core.contracts.canonical import digest, file_digest, parse_document
 from pixcell_core.contracts.release import BundleFile, BundleListing, ReleaseManifest
 from pixcell_core.contracts.verdict import Verdict
 from pixcell_core.errors import BadInputError, RefusedError
-from pixcell_core.trust.bundle import (
-    LISTING_PAYLOAD_TYPE,
-    BundleReport,
-    key_file_name,
-    require_current,
-    require_permission,
-    verify_bundle,
-)
+from pixcell_core.trust.bundle import LISTING_PAYLOAD_TYPE, BundleReport, verify_bundle
 from pixcell_core.trust.bundle_files import (
     LISTING,
     MANIFEST,
@@ -30,16 +23,37 @@ from pixcell_core.trust.bundle_files import (
     PAGE,
     README,
     REPORT,
+    REQUEST,
     SHEET,
+    SIGNERS,
     VERDICT,
     open_bundle,
     write_archive,
 )
-from pixcell_core.trust.dsse import IN_TOTO_PAYLOAD_TYPE, Envelope, sign_envelope, verify_envelope
+from pixcell_core.trust.bundle_rules import (
+    certificate_file_name,
+    key_file_name,
+    require_current,
+    require_permission,
+    written_papers,
+)
+from pixcell_core.trust.bundle_terms import Known, check_certificates
+from pixcell_core.trust.dsse import (
+    IN_TOTO_PAYLOAD_TYPE,
+    Envelope,
+    add_signature,
+    sign_envelope,
+    valid_signers,
+    verify_envelope,
+)
 from pixcell_core.trust.durable import WriteFailedError, sync_folder
 from pixcell_core.trust.keys import VerifyKey
+from pixcell_core.trust.quorum import Standing, standing
 from site_client.release.evidence import refuse_site_only
-from site_client.release.signing import require_sealed_tiles
+from site_client.release.other_forms import OtherForms
+from site_client.release.seal import Seal, require_open, require_seal
+from site_client.release.signers import Credentials, authority_for, known_keys
+from site_client.release.signing import require_terms
 from site_client.release.workspace import ReleaseFolder, ReleaseWorkspace
 
 
@@ -66,12 +80,16 @@ def export_release(
     now: datetime,
     auditors: tuple[VerifyKey, ...] = (),
     release_id: str | None = None,
+    credentials: Credentials | None = None,
+    forms: OtherForms | None = None,
     on_tile: Callable[[], None] = lambda: None,
 ) -> ExportedBundle:
     """Write the bundle of a signed release to ``out``: one canonical archive for a ``.zip``, else a folder.
 
-    The finished bundle is verified as a stranger would before it appears under its name, and the export
-    is an event of the site's log before that too. Raises a :class:`RefusedError` naming the first thing
+    Where nobody wrote down who must sign for the site, the export is the site's own signature: it is put
+    under the auditor's verdict. The finished bundle is verified as a stranger would before it appears
+    under its name, and the export is an event of the site's log before that too. `forms` asks for the same
+    tiles as DICOM or with content credentials besides. Raises a :class:`RefusedError` naming the first thing
     that forbids it.
     """
     release = workspace.require().find(release_id)
@@ -83,16 +101,34 @@ def export_release(
         raise BadInputError(f"There is no folder {out.parent}.", hint="Make it first.", code="out-exists")
     facts = {"release": release.release_id}
     with workspace.recording_refusals("export", facts, now=now), _scratch(out) as scratch:
+        require_open(workspace, release)
         manifest = release.manifest()
         envelope, verdict, signers = _open_verdict(workspace, release, auditors)
         require_permission(verdict, manifest)
         require_current(verdict, now)
-        require_sealed_tiles(release, manifest)
-        members = _members(workspace, release, manifest, envelope, signers, now)
-        made = scratch / out.name
-        _write(made, release, members, as_archive=out.suffix == ".zip", on_tile=on_tile)
+        seal = require_seal(workspace, release)
+        require_terms(verdict, seal)
+        if seal.signers is None:
+            envelope = add_signature(envelope, workspace.site_key())
+            signers = list(valid_signers(envelope, [*signers, workspace.site_key().verify_key]))
+        stands = standing(envelope.key_ids, seal.signers, manifest.site_key_id, at=now).require()
+        known = _outside_knowledge(workspace, release, credentials)
+        check_certificates(
+            release.certificates(),
+            stands.given,
+            {key.key_id: key for key in signers},
+            seal.signers,
+            known,
+            [now],
+        )
+        others = _other_forms(forms, release, manifest, scratch / "forms")
+        papers = _Papers(workspace, release, seal, envelope, verdict, signers, stands, now, others)
+        members = papers.members()
+        made = scratch / "made" / out.name
+        made.parent.mkdir()
+        _write(made, release, members, others, as_archive=out.suffix == ".zip", on_tile=on_tile)
         with open_bundle(made) as files:
-            report = verify_bundle(files, trusted_keys=signers, threshold=len(signers), now=now)
+            report = verify_bundle(files, trusted_keys=signers, threshold=len(signers), now=now, known=known)
         whole = file_digest(made) if made.is_file() else digest(members[LISTING])
         workspace.log().append(
             "release.exported",
@@ -112,10 +148,24 @@ def export_release(
     return ExportedBundle(out, release, report, whole)
 
 
+def _outside_knowledge(
+    workspace: ReleaseWorkspace, release: ReleaseFolder, credentials: Credentials | None
+) -> Known:
+    """The authority and the revocation lists against which certificates are looked at once more."""
+    given, certificates = credentials or Credentials(), release.certificates()
+    if not certificates:
+        return Known(ca=given.ca, revocations=given.revocations)
+    kept = release.revocations()
+    lists = (*given.revocations, *(() if kept is None else (kept,)))
+    ca = authority_for(workspace, next(iter(certificates.values())), given.ca)
+    # Whether an auditor must have a certificate is the signers' document's word, or the caller's by --ca.
+    return Known(ca=ca if given.ca is not None else None, revocations=lists)
+
+
 def _open_verdict(
     workspace: ReleaseWorkspace, release: ReleaseFolder, auditors: tuple[VerifyKey, ...]
 ) -> tuple[Envelope, Verdict, list[VerifyKey]]:
-    """The verdict, if every signature on it is true and by an auditor this site accepts."""
+    """The verdict, if every signature on it is true, by a known key, and an auditor this site accepts is among them."""
     envelope = release.verdict()
     if envelope is None:
         raise GateRefusedError(
@@ -123,17 +173,19 @@ def _open_verdict(
             hint="Audit its tiles, then: pixcell release sign --site-dir DIR --audit OUT --key KEY",
             code="no-verdict",
         )
-    accepted = workspace.accepted_auditors()
-    known = {key.key_id: key for key in (*workspace.recorded_signers(release), *auditors)}
-    keys = known if accepted is None else accepted
-    missing = [key_id for key_id in envelope.key_ids if key_id not in keys]
-    if missing:
-        raise GateRefusedError(
-            f"The verdict is signed by {missing[0]}, which this site does not accept.",
-            hint="Sign with `pixcell release sign` at this site, by an auditor it accepts.",
-            code="unknown-auditor",
-        )
-    if workspace.site_key().key_id in envelope.key_ids:
+    keys, own = known_keys(workspace, release, auditors), workspace.site_key().key_id
+    accepted, rule = workspace.accepted_auditors(), release.signers()
+    for key_id in envelope.key_ids:
+        named = None if rule is None else rule.of(key_id)
+        speaks_as_auditor = key_id != own if named is None else named.role == "auditor"
+        refused = accepted is not None and speaks_as_auditor and key_id not in accepted
+        if key_id not in keys or refused:
+            raise GateRefusedError(
+                f"The verdict is signed by {key_id}, which this site does not accept.",
+                hint="Sign with `pixcell release sign` at this site, by an auditor it accepts.",
+                code="unknown-auditor",
+            )
+    if set(envelope.key_ids) == {own}:
         raise GateRefusedError(
             "The verdict is signed by the site itself.", hint="An auditor signs.", code="auditor-is-site"
         )
@@ -142,43 +194,67 @@ def _open_verdict(
     return envelope, parse_document(Verdict, payload, name=VERDICT), signers
 
 
-def _members(
-    workspace: ReleaseWorkspace,
-    release: ReleaseFolder,
-    manifest: ReleaseManifest,
-    envelope: Envelope,
-    signers: list[VerifyKey],
-    now: datetime,
-) -> dict[str, bytes]:
-    """Every file of the bundle but the tiles, the signed listing last."""
-    site_key = workspace.site_key()
-    members = {
-        name: read_bounded(release.path / name, MAX_FILE_BYTES) for name in (README, SHEET, REPORT, PAGE)
-    }
-    refuse_site_only(PAGE, members[PAGE])
-    members[MANIFEST] = manifest.to_bytes()
-    members[VERDICT] = envelope.to_bytes()
-    for key in (*signers, site_key.verify_key):
-        members[key_file_name(key)] = key.to_pem()
-    listed = {name: digest(data) for name, data in members.items()}
-    listed |= {f"tiles/{tile.name}": tile.file_digest for tile in manifest.tiles}
-    log = workspace.log_state()
-    listing = BundleListing(
-        site=manifest.site,
-        manifest_digest=manifest.digest,
-        exported_at=now.astimezone(UTC).replace(microsecond=0),
-        log_size=log.entries,
-        log_root=log.root,
-        files=tuple(BundleFile(name=name, file_digest=listed[name]) for name in sorted(listed)),
-    )
-    members[LISTING] = sign_envelope(LISTING_PAYLOAD_TYPE, listing.to_bytes(), [site_key]).to_bytes()
-    return members
+@dataclass(frozen=True)
+class _Papers:
+    """Everything in a bundle but its tiles."""
+
+    workspace: ReleaseWorkspace
+    release: ReleaseFolder
+    seal: Seal
+    envelope: Envelope
+    verdict: Verdict
+    signers: list[VerifyKey]
+    stands: Standing
+    now: datetime
+    others: dict[str, Path]
+
+    def members(self) -> dict[str, bytes]:
+        """Every file of the bundle but the tiles, the signed listing last."""
+        manifest, site_key = self.seal.manifest, self.workspace.site_key()
+        exported_at = self.now.astimezone(UTC).replace(microsecond=0)
+        members = self._sealed_and_signed()
+        listed = {f"tiles/{tile.name}": tile.file_digest for tile in manifest.tiles}
+        listed |= {name: file_digest(path) for name, path in self.others.items()}
+        names = {*members, *listed, LISTING}
+        members |= written_papers(manifest, self.verdict, self.stands.given, names, exported_at)
+        listed |= {name: digest(data) for name, data in members.items()}
+        log = self.workspace.log_state()
+        listing = BundleListing(
+            site=manifest.site,
+            manifest_digest=manifest.digest,
+            exported_at=exported_at,
+            log_size=log.entries,
+            log_root=log.root,
+            files=tuple(BundleFile(name=name, file_digest=listed[name]) for name in sorted(listed)),
+        )
+        members[LISTING] = sign_envelope(LISTING_PAYLOAD_TYPE, listing.to_bytes(), [site_key]).to_bytes()
+        return members
+
+    def _sealed_and_signed(self) -> dict[str, bytes]:
+        release, seal = self.release, self.seal
+        members = {
+            name: read_bounded(release.path / name, MAX_FILE_BYTES) for name in (README, SHEET, REPORT, PAGE)
+        }
+        refuse_site_only(PAGE, members[PAGE])
+        members[MANIFEST] = seal.manifest.to_bytes()
+        members[VERDICT] = self.envelope.to_bytes()
+        asked = release.request()
+        if asked is not None:
+            members[REQUEST] = asked.to_bytes()
+        if seal.signers is not None:
+            members[SIGNERS] = seal.signers.to_bytes()
+        for key_id, certificate in release.certificates().items():
+            members[certificate_file_name(key_id)] = certificate.to_bytes()
+        for key in (*self.signers, self.workspace.site_key().verify_key):
+            members[key_file_name(key)] = key.to_pem()
+        return members
 
 
 def _write(
     made: Path,
     release: ReleaseFolder,
     members: dict[str, bytes],
+    others: dict[str, Path],
     *,
     as_archive: bool,
     on_tile: Callable[[], None],
@@ -187,19 +263,20 @@ def _write(
     sealed = {f"tiles/{tile.name}": tile for tile in manifest.tiles}
 
     def contents() -> Iterator[tuple[str, bytes]]:
-        for name in sorted({*members, *sealed}):
+        for name in sorted({*members, *others, *sealed}):
             if name in members:
                 yield name, members[name]
                 continue
-            data = read_bounded(release.path / name, MAX_FILE_BYTES)
-            if digest(data) != sealed[name].file_digest:
+            data = read_bounded(others.get(name, release.path / name), MAX_FILE_BYTES)
+            if name in sealed and digest(data) != sealed[name].file_digest:
                 raise GateRefusedError(
                     f"{name} is not the tile the verdict permits.",
                     hint="Draft and audit again.",
                     code="tile-swapped",
                 )
             yield name, data
-            on_tile()
+            if name in sealed:
+                on_tile()
 
     try:
         if as_archive:
@@ -213,10 +290,23 @@ def _write(
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
     except OSError as error:
-        raise WriteFailedError(
-            f"Cannot write the bundle: {error.strerror or error}.",
-            hint="Free space where --out points and export again; nothing half-written is left.",
-        ) from error
+        raise _cannot_write(error) from error
+
+
+def _other_forms(
+    forms: OtherForms | None, release: ReleaseFolder, manifest: ReleaseManifest, folder: Path
+) -> dict[str, Path]:
+    try:
+        return {} if forms is None else forms.write(release, manifest, folder)
+    except OSError as error:
+        raise _cannot_write(error) from error
+
+
+def _cannot_write(error: OSError) -> WriteFailedError:
+    return WriteFailedError(
+        f"Cannot write the bundle: {error.strerror or error}.",
+        hint="Free space where --out points and export again; nothing half-written is left.",
+    )
 
 
 @contextmanager

@@ -5,18 +5,19 @@ from __future__ import annotations
 import io
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, PngImagePlugin
 
+from pixcell_core.contracts.canonical import Document
 from pixcell_core.contracts.release import (
     DEFAULT_LICENCE,
     DEFAULT_USAGE,
     FilteredFrom,
     Generator,
     PrivacyStatement,
+    Prose,
 )
 from pixcell_core.trust.tile_png import MARK_KEYWORD, MARK_TEXT
 
@@ -25,12 +26,11 @@ SHEET_TILES = SHEET_COLUMNS * SHEET_ROWS
 _CELL, _GAP, _HEAD = 128, 6, 28
 
 
-@dataclass(frozen=True)
-class Terms:
+class Terms(Document):
     """Under what terms the tiles are given away."""
 
-    licence: str = DEFAULT_LICENCE
-    usage: str = DEFAULT_USAGE
+    licence: Prose = DEFAULT_LICENCE
+    usage: Prose = DEFAULT_USAGE
 
 
 _README = """{title}
@@ -50,12 +50,14 @@ not for diagnosis.
 {covers}What lies here
   tiles/                the tiles, numbered; the numbers follow no order of patients or slides
   sample-sheet.png      some of them on one page
+  datasheet.md          what this is, how it was made, what is promised and what is not
   manifest.json         every tile by digest, and how it was made (sealed before the audit)
   audit/report.html     the audit, for people: open it in any browser, it loads nothing
   audit/report.json     the audit's evidence, for programs
-  verdict.dsse.json     the auditor's signed verdict on exactly these tiles
+  verdict.dsse.json     the verdict on exactly these tiles, signed by an auditor and the site
   bundle.dsse.json      the site's signed list of all files
   keys/                 the signers' public keys (compare their ids with their owners)
+  ro-crate-metadata.json  the same for machines (RO-Crate 1.1)
 
 Check it, offline
   pixcell release verify PATH_TO_THIS_BUNDLE --trust AUDITOR.pub

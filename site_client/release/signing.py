@@ -1,4 +1,7 @@
-"""Signing a verdict: an auditor's key on exactly the sealed tiles and exactly the evidence that was read."""
+"""Signing a verdict, by role: on exactly the sealed tiles, exactly the evidence that was read, exactly what was asked.
+
+An auditor comes first and signs what the audit says; the site and others sign the very same statement after.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from pixcell_core.contracts.canonical import digest, file_digest, parse_document
-from pixcell_core.contracts.release import ReleaseManifest
+from pixcell_core.contracts.artifacts import code_digest
+from pixcell_core.contracts.canonical import digest, parse_document
+from pixcell_core.contracts.gate import SignerRole
 from pixcell_core.contracts.verdict import (
     Audience,
     Auditor,
@@ -17,11 +21,18 @@ from pixcell_core.contracts.verdict import (
     VerdictPredicate,
 )
 from pixcell_core.errors import BadInputError, RefusedError
-from pixcell_core.trust.bundle import require_permission
 from pixcell_core.trust.bundle_files import VERDICT
-from pixcell_core.trust.dsse import IN_TOTO_PAYLOAD_TYPE, Envelope, add_signature, sign_envelope
+from pixcell_core.trust.bundle_rules import require_current, require_permission
+from pixcell_core.trust.dsse import (
+    IN_TOTO_PAYLOAD_TYPE,
+    Envelope,
+    add_signature,
+    sign_envelope,
+    verify_envelope,
+)
 from pixcell_core.trust.durable import write_whole
 from pixcell_core.trust.keys import SigningKey
+from pixcell_core.trust.quorum import Standing, standing
 from site_client.release.evidence import (
     AuditCheck,
     Evidence,
@@ -31,9 +42,13 @@ from site_client.release.evidence import (
     require_known_policy,
     require_same_tiles,
 )
+from site_client.release.seal import Seal, require_open, require_seal
+from site_client.release.signers import Credentials, check_credentials, keep_credentials, require_signer
 from site_client.release.workspace import ReleaseFolder, ReleaseWorkspace
 
 DEFAULT_DAYS, MAX_DAYS = 365, 1095
+AUDITING_CODE = ("privacy_audit", "pixcell_core/trust", "pixcell_core/contracts", "site_client/release")
+"""What judges and guards a release: its digest is signed with the verdict."""
 SHOWN_FLAGS = 20
 
 
@@ -50,76 +65,96 @@ class SignedVerdict:
     release: ReleaseFolder
     verdict: Verdict
     envelope: Envelope
+    standing: Standing
 
 
 def sign_release(
     workspace: ReleaseWorkspace,
-    audit: Path,
+    audit: Path | None,
     key: SigningKey,
     *,
     now: datetime,
+    role: SignerRole = "auditor",
     release_id: str | None = None,
     exception: VerdictException | None = None,
     days: int = DEFAULT_DAYS,
-    audience: Audience = "agreement",
+    audience: Audience | None = None,
     accepted_policy: str | None = None,
+    credentials: Credentials | None = None,
     check_audit: AuditCheck = recompute_from_evidence,
 ) -> SignedVerdict:
-    """Sign the audit's verdict on a sealed release, or add a second auditor's signature to it.
+    """Sign as auditor what the audit says of a sealed release, or add a signature to what an auditor signed.
 
     PASS is signed as it is; REVIEW only with a named approver's reason, which is signed with it; FAIL
-    and INVALID never. Raises a :class:`RefusedError` that says why; the refusal is an event of the
-    site's log.
+    and INVALID never. Without `audience` the request's holds. Raises a :class:`RefusedError` that says
+    why; the refusal is an event of the site's log.
     """
     if not 1 <= days <= MAX_DAYS:
         raise BadInputError(
             f"A verdict holds 1 to {MAX_DAYS} days, not {days}.", hint="Attacks improve: re-audit instead."
         )
+    if role == "auditor" and audit is None:
+        raise BadInputError(
+            "An auditor signs what an audit says, and none was given.",
+            hint="Give the output folder of your own `pixcell audit run`: --audit OUT.",
+            code="no-audit",
+        )
     release = workspace.require().find(release_id)
     facts = {"release": release.release_id, "key": key.key_id}
     with workspace.recording_refusals("sign", facts, now=now):
-        _require_auditor(workspace, key)
-        manifest = release.manifest()
-        require_sealed_tiles(release, manifest)
-        evidence = read_evidence(audit)
-        require_same_tiles(evidence, manifest)
-        require_filtering_stated(evidence, manifest)
-        require_known_policy(evidence, accepted_policy)
-        check_audit(audit, release.tiles)
-        verdict = _verdict(release, manifest, evidence, exception, audience, now, days)
-        require_permission(verdict, manifest)
-        envelope, verdict = _signed(release, verdict, key)
-        write_evidence(release, evidence)
+        require_open(workspace, release)
+        seal = require_seal(workspace, release)
+        require_signer(workspace, seal, key.verify_key, role, now)
+        certificate = check_credentials(workspace, release, seal, key.verify_key, role, credentials, now)
+        if role == "auditor" and audit is not None:
+            evidence = examine(seal, audit, release.tiles, accepted_policy, check_audit)
+            verdict = _verdict(release, seal, evidence, exception, audience, now, days)
+            require_permission(verdict, seal.manifest)
+            envelope, verdict = _signed(release, verdict, key)
+            write_evidence(release, evidence)
+        else:
+            envelope, verdict = _countersigned(workspace, release, seal, key, now)
         workspace.record_signer(release, key.verify_key)
+        if certificate is not None and credentials is not None:
+            keep_credentials(release, key.verify_key, credentials)
         signed = envelope.to_bytes()
         # The event first: a signature that stands nowhere in the log must not exist.
         workspace.log().append(
             "release.signed",
             {
                 **facts,
+                "role": role,
                 "verdict": verdict.predicate.verdict,
-                "exception": exception is not None,
-                "manifest": manifest.digest,
-                "report": evidence.report_digest,
+                "exception": verdict.predicate.exception is not None,
+                "manifest": seal.manifest.digest,
+                "report": verdict.predicate.audit_report_digest,
                 "envelope": digest(signed),
                 "signatures": len(envelope.signatures),
             },
             now=now,
         )
         write_whole(release.path / VERDICT, signed)
-    return SignedVerdict(release, verdict, envelope)
+    stands = standing(envelope.key_ids, seal.signers, seal.manifest.site_key_id, at=now)
+    return SignedVerdict(release, verdict, envelope, stands)
 
 
-def require_sealed_tiles(release: ReleaseFolder, manifest: ReleaseManifest) -> None:
-    """Refuse when a sealed tile is missing or is no longer the file that was sealed."""
-    for tile in manifest.tiles:
-        path = release.tiles / tile.name
-        if not path.is_file() or path.is_symlink() or file_digest(path) != tile.file_digest:
-            raise SigningRefusedError(
-                f"{tile.name} is not the tile that was sealed.",
-                hint="The release folder was changed. Draft again from the generator's tiles, and audit that.",
-                code="sealed-tile-changed",
-            )
+def examine(
+    seal: Seal, audit: Path, tiles: Path, accepted_policy: str | None, check_audit: AuditCheck
+) -> Evidence:
+    """The evidence of an audit, if it is about the sealed tiles, by the policy asked for, and comes out the same."""
+    evidence = read_evidence(audit)
+    require_same_tiles(evidence, seal.manifest)
+    require_filtering_stated(evidence, seal.manifest)
+    found = evidence.report.policy.digest
+    if seal.request is not None and seal.request.policy_digest != found:
+        raise SigningRefusedError(
+            f"The request asks for an audit by the policy {seal.request.policy_digest}, this one was run by {found}.",
+            hint="Audit with --policy and the policy.yaml of the release's folder.",
+            code="policy-not-requested",
+        )
+    require_known_policy(evidence, accepted_policy)
+    check_audit(audit, tiles)
+    return evidence
 
 
 def write_evidence(release: ReleaseFolder, evidence: Evidence) -> None:
@@ -129,28 +164,44 @@ def write_evidence(release: ReleaseFolder, evidence: Evidence) -> None:
     write_whole(release.page, evidence.page_bytes)
 
 
-def _require_auditor(workspace: ReleaseWorkspace, key: SigningKey) -> None:
-    if key.key_id == workspace.site_key().key_id:
+def _countersigned(
+    workspace: ReleaseWorkspace, release: ReleaseFolder, seal: Seal, key: SigningKey, now: datetime
+) -> tuple[Envelope, Verdict]:
+    """The auditor's verdict with one more signature: the same words, nothing added."""
+    envelope = release.verdict()
+    if envelope is None:
         raise SigningRefusedError(
-            "The site's own release key cannot sign the verdict on its own release.",
-            hint="The auditor signs with a key of their own: pixcell key new FILE.",
-            code="auditor-is-site",
+            f"Release {release.release_id} has no verdict to sign yet.",
+            hint="An auditor signs first: pixcell release sign --audit OUT --key AUDITOR.key",
+            code="no-verdict",
         )
-    accepted = workspace.accepted_auditors()
-    if accepted is not None and key.key_id not in accepted:
+    keys = (*workspace.recorded_signers(release), workspace.site_key().verify_key)
+    payload = verify_envelope(envelope, keys, len(envelope.signatures), payload_type=IN_TOTO_PAYLOAD_TYPE)
+    verdict = parse_document(Verdict, payload, name=VERDICT)
+    require_permission(verdict, seal.manifest)
+    require_current(verdict, now)
+    require_terms(verdict, seal)
+    return add_signature(envelope, key), verdict
+
+
+def require_terms(verdict: Verdict, seal: Seal) -> None:
+    """Refuse a verdict that answers another request, or names other signers, than lie under the seal."""
+    asked = None if seal.request is None else seal.request.digest
+    rule = None if seal.signers is None else seal.signers.digest
+    if (verdict.predicate.request_digest, verdict.predicate.signers_digest) != (asked, rule):
         raise SigningRefusedError(
-            f"{key.key_id} is not among the auditors this site accepts.",
-            hint=f"Accepted auditors' public keys lie in {workspace.auditors}.",
-            code="unknown-auditor",
+            "The verdict answers another request than the one under this seal.",
+            hint="Draft the release again, request it and have that audited.",
+            code="wrong-request",
         )
 
 
 def _verdict(
     release: ReleaseFolder,
-    manifest: ReleaseManifest,
+    seal: Seal,
     evidence: Evidence,
     exception: VerdictException | None,
-    audience: Audience,
+    audience: Audience | None,
     now: datetime,
     days: int,
 ) -> Verdict:
@@ -172,6 +223,13 @@ def _verdict(
         )
     if status == "PASS" and exception is not None:
         raise BadInputError("The audit says PASS: no exception is needed.", hint="Leave --exception out.")
+    manifest, asked = seal.manifest, seal.request
+    if asked is not None and audience not in (None, asked.audience):
+        raise SigningRefusedError(
+            f"The site asked for {asked.audience} use, not for {audience}.",
+            hint="Leave --audience out. Another audience is another request.",
+            code="audience-not-requested",
+        )
     issued = now.astimezone(UTC).replace(microsecond=0)
     generator = manifest.generator
     return Verdict(
@@ -179,7 +237,7 @@ def _verdict(
         predicate=VerdictPredicate(
             verdict="PASS" if status == "PASS" else "REVIEW",
             exception=exception,
-            audience=audience,
+            audience=asked.audience if asked is not None else audience or "agreement",
             site=manifest.site,
             manifest_digest=manifest.digest,
             tile_count=manifest.tile_count,
@@ -193,11 +251,14 @@ def _verdict(
             auditor=Auditor(
                 name=evidence.report.tool.name,
                 version=evidence.report.tool.version,
+                code_digest=code_digest(AUDITING_CODE),
                 policy_digest=evidence.report.policy.digest,
             ),
             audit_report_digest=evidence.report_digest,
             audit_page_digest=evidence.page_digest,
             proven_kinds=evidence.report.proven_kinds,
+            signers_digest=None if seal.signers is None else seal.signers.digest,
+            request_digest=None if asked is None else asked.digest,
             issued_at=issued,
             expires_at=issued + timedelta(days=days),
         ),

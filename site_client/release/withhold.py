@@ -19,8 +19,8 @@ from pixcell_core.trust.bundle_files import MANIFEST, README, SHEET
 from pixcell_core.trust.durable import sync_folder, write_whole
 from site_client.release.draft import drafting_folder, sheet_of
 from site_client.release.evidence import Evidence, read_evidence, require_same_tiles
+from site_client.release.seal import require_sealed_tiles
 from site_client.release.sheet import Terms, readme
-from site_client.release.signing import require_sealed_tiles
 from site_client.release.source_tiles import TABLE
 from site_client.release.workspace import ORIGINS, ReleaseFolder, ReleaseWorkspace, release_id_of
 
@@ -102,7 +102,9 @@ def _reseal(
 ) -> ReleaseManifest:
     """Write the second draft into `folder`: the kept files, numbered anew in the same order."""
     (folder / "tiles").mkdir()
-    renamed = {tile.name: tile_name(number) for number, tile in enumerate(kept, start=1)}
+    renamed = {
+        tile.name: tile_name(number, manifest.tile_format) for number, tile in enumerate(kept, start=1)
+    }
     for old, new in renamed.items():
         shutil.copyfile(release.tiles / old, folder / "tiles" / new)
     tiles = tuple(tile.model_copy(update={"name": renamed[tile.name]}) for tile in kept)
@@ -117,7 +119,7 @@ def _reseal(
         manifest.site,
         manifest.generator,
         manifest.privacy,
-        Terms(manifest.licence, manifest.usage),
+        Terms(licence=manifest.licence, usage=manifest.usage),
         tiles=len(tiles),
         width=manifest.width,
         height=manifest.height,

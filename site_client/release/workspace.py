@@ -1,9 +1,10 @@
 """Where a site keeps its releases: one folder per sealed draft, named by its manifest's digest, and the
 event log.
 
-``SITE_DIR/releases/<id>/`` holds ``manifest.json``, ``tiles/``, ``sample-sheet.png``, ``README.txt``;
-after signing ``verdict.dsse.json`` and ``audit/``. State is read from the files themselves, never from a
-flag beside them.
+``SITE_DIR/releases/<id>/`` holds ``manifest.json``, ``tiles/``, ``sample-sheet.png``, ``README.txt``; once
+requested ``request.dsse.json``, ``policy.yaml`` and, where one was given, ``signers.json``; once audited ``audit/``;
+once signed ``verdict.dsse.json``, ``signers/`` and ``certificates/``; once refused ``refusal.dsse.json``. State is read
+from the files themselves and from the signed log, never from a flag beside them.
 """
 
 from __future__ import annotations
@@ -17,15 +18,19 @@ from pathlib import Path
 from typing import Literal
 
 from pixcell_core.contracts.canonical import load_document, parse_json, read_bounded
+from pixcell_core.contracts.gate import Signers
 from pixcell_core.contracts.release import ReleaseManifest
 from pixcell_core.errors import BadInputError, PixcellError, RefusedError
-from pixcell_core.trust.bundle_files import MANIFEST, PAGE, REPORT, VERDICT
+from pixcell_core.trust.bundle_files import MANIFEST, PAGE, REPORT, REQUEST, SIGNERS, VERDICT
 from pixcell_core.trust.dsse import Envelope
 from pixcell_core.trust.keys import KeyFileError, SigningKey, VerifyKey
-from pixcell_core.trust.log import EventLog, LogReport, read_entries, verify_log
+from pixcell_core.trust.log import EventLog, LogEntry, LogReport, read_entries, verify_log
 from site_client.approvals.site_folder import SiteFolder
 
-ReleaseState = Literal["damaged", "sealed", "signed", "exported"]
+ReleaseState = Literal["damaged", "draft", "sealed", "audited", "signed", "refused", "exported", "withdrawn"]
+
+REFUSAL, POLICY, REVOCATIONS = "refusal.dsse.json", "policy.yaml", "revocations.dsse.json"
+CERTIFICATES = "certificates"
 
 ORIGINS = "origins.json"
 """Which source file became which tile. Private to the site; no bundle may hold a file of this name."""
@@ -87,7 +92,32 @@ class ReleaseFolder:
 
     def verdict(self) -> Envelope | None:
         """The signed verdict, if there is one."""
-        path = self.path / VERDICT
+        return self._envelope(VERDICT)
+
+    def request(self) -> Envelope | None:
+        """What the site asked the signers for, if it asked in writing."""
+        return self._envelope(REQUEST)
+
+    def refusal(self) -> Envelope | None:
+        """A signer's no, if there is one."""
+        return self._envelope(REFUSAL)
+
+    def signers(self) -> Signers | None:
+        """Who may sign; None where the standing rule holds (the site's release key and one auditor)."""
+        path = self.path / SIGNERS
+        return load_document(Signers, path) if path.exists() else None
+
+    def certificates(self) -> dict[str, Envelope]:
+        """The certificates that signers gave, by key id."""
+        folder = self.path / CERTIFICATES
+        return {f"sha256:{path.stem}": Envelope.load(path) for path in sorted(folder.glob("*.json"))}
+
+    def revocations(self) -> Envelope | None:
+        """The newest revocation list that a signer gave."""
+        return self._envelope(REVOCATIONS)
+
+    def _envelope(self, name: str) -> Envelope | None:
+        path = self.path / name
         return Envelope.load(path) if path.exists() else None
 
 
@@ -106,6 +136,11 @@ class ReleaseWorkspace:
     def key_path(self) -> Path:
         """The site's release key: it signs exports and this room's event log."""
         return self.site_dir / "keys" / "release"
+
+    @property
+    def withdrawals_file(self) -> Path:
+        """The site's signed list of everything it took back; public."""
+        return self.releases / "withdrawals.dsse.json"
 
     @property
     def auditors(self) -> Path:
@@ -209,16 +244,27 @@ class ReleaseWorkspace:
             )
         return matching[0]
 
+    def events_of(self, release: ReleaseFolder) -> list[LogEntry]:
+        """What the site's log says about a release, oldest first."""
+        entries = read_entries(self.site_dir / "log")
+        return [entry for entry in entries if entry.data.get("release") == release.release_id]
+
     def state(self, release: ReleaseFolder) -> ReleaseState:
-        """How far a release has come."""
+        """How far a release has come, by its files and the log; `progress_of` also looks into the files."""
         if release.sealed_at() is None:
             return "damaged"
-        if any(
-            entry.kind == "release.exported" and entry.data.get("release") == release.release_id
-            for entry in read_entries(self.site_dir / "log")
-        ):
+        kinds = {entry.kind for entry in self.events_of(release)}
+        if "release.withdrawn" in kinds:
+            return "withdrawn"
+        if "release.exported" in kinds:
             return "exported"
-        return "signed" if (release.path / VERDICT).exists() else "sealed"
+        steps: tuple[tuple[str, ReleaseState], ...] = (
+            (REFUSAL, "refused"),
+            (VERDICT, "signed"),
+            (REPORT, "audited"),
+            (REQUEST, "sealed"),
+        )
+        return next((state for name, state in steps if (release.path / name).exists()), "draft")
 
 
 def release_id_of(manifest: ReleaseManifest) -> str:

@@ -138,7 +138,7 @@ def test_manifests_that_do_not_add_up(changes: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["patient-7.png", "1.png", "00001.PNG", "../00001.png", "00001.jpg", "tiles/00001.png"]
+    "name", ["patient-7.png", "1.png", "00001.PNG", "../00001.png", "00001.gif", "tiles/00001.png"]
 )
 def test_tile_names_hold_a_number_and_nothing_else(name: str) -> None:
     with pytest.raises(ValidationError):

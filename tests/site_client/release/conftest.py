@@ -22,11 +22,13 @@ from pixcell_core.trust.keys import SigningKey
 from privacy_audit.policy import load_policy
 from site_client.release.draft import seal_draft
 from site_client.release.export import ExportedBundle, export_release
+from site_client.release.progress import Progress, progress_of
+from site_client.release.request import request_release
 from site_client.release.signing import SignedVerdict, sign_release
 from site_client.release.workspace import ReleaseFolder, ReleaseWorkspace
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
-AUDITOR, SECOND = SigningKey.generate(), SigningKey.generate()
+AUDITOR, SECOND, OFFICER = SigningKey.generate(), SigningKey.generate(), SigningKey.generate()
 PAGE = b"<!doctype html><title>Audit</title><svg></svg><p>PASS</p>\n"
 
 
@@ -144,6 +146,33 @@ class Room:
         """Sign without computing the audit again: these audits have no evidence."""
         options = {"now": NOW, "check_audit": lambda audit, tiles: None, **options}
         return sign_release(self.workspace, audit, key, release_id=release.release_id, **options)
+
+    def rule(self, needed: int = 3, **changes: Any) -> Path:
+        """A signers' document: the site's release key, two auditors, the data-protection officer."""
+        named = [
+            ("site", "release desk", self.workspace.site_key()),
+            ("auditor", "first auditor", self.auditor),
+            ("auditor", "second auditor", self.second),
+            ("data-protection", "privacy office", OFFICER),
+        ]
+        signers = [{"role": role, "name": name, "key_id": key.key_id} for role, name, key in named]
+        path = self.audits.parent / f"signers-{self.count}-{needed}.json"
+        path.write_text(json.dumps({"site": "north", "needed": needed, "signers": signers, **changes}))
+        return path
+
+    def requested(self, **options: Any) -> ReleaseFolder:
+        """A draft with a written request."""
+        release = self.draft()
+        request_release(self.workspace, now=self.now, release_id=release.release_id, **options)
+        return release
+
+    def countersign(self, release: ReleaseFolder, key: SigningKey, role: Any = "site") -> SignedVerdict:
+        """Sign what an auditor signed."""
+        return sign_release(self.workspace, None, key, now=self.now, role=role, release_id=release.release_id)
+
+    def progress(self, release: ReleaseFolder) -> Progress:
+        """How far a release has come."""
+        return progress_of(self.workspace, release, self.now)
 
     def signed(self) -> ReleaseFolder:
         """A release that passed and was signed."""

@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from pixcell_core.contracts.canonical import digest, parse_document
 from pixcell_core.contracts.release import BundleFile, BundleListing, ReleaseManifest
 from pixcell_core.errors import PixcellError, RefusedError
-from pixcell_core.trust.bundle import LISTING_PAYLOAD_TYPE, key_file_name, verify_bundle
+from pixcell_core.trust.bundle import LISTING_PAYLOAD_TYPE, verify_bundle
 from pixcell_core.trust.bundle_files import LISTING, MANIFEST, VERDICT
+from pixcell_core.trust.bundle_rules import key_file_name
 from pixcell_core.trust.dsse import IN_TOTO_PAYLOAD_TYPE, Envelope, add_signature, sign_envelope
 from pixcell_core.trust.keys import SigningKey, VerifyKey
-from tests.site_client.release.conftest import InMemory
+from tests.site_client.release.conftest import AUDITOR, InMemory
 
 if TYPE_CHECKING:
     from tests.site_client.release.conftest import Room, Sample
@@ -187,8 +188,7 @@ def other_report(files: dict[str, bytes]) -> None:
 
 
 def pad_key(files: dict[str, bytes]) -> None:
-    auditor = Envelope.from_bytes(files[VERDICT]).key_ids[0]
-    name = f"keys/{auditor.removeprefix('sha256:')}.pub"
+    name = key_file_name(AUDITOR.verify_key)
     files[name] += b"\n"
 
 

@@ -123,9 +123,10 @@ def test_a_damaged_release_does_not_block_the_others(room: Room, tmp_path: Path)
 
 def test_an_expired_or_future_verdict(room: Room, tmp_path: Path) -> None:
     room.signed()
-    for when in (room.now + timedelta(days=366), room.now - timedelta(hours=1)):
+    times = (("verdict-expired", timedelta(days=366)), ("clock-wrong", timedelta(hours=-1)))
+    for code, after in times:
         room.refused(
-            "verdict-expired", lambda now=when: export_release(room.workspace, tmp_path / "o", now=now)
+            code, lambda now=room.now + after: export_release(room.workspace, tmp_path / "o", now=now)
         )
     nothing_written(tmp_path)
 
@@ -197,7 +198,7 @@ def test_other_files_changed_after_sealing_or_signing(room: Room, tmp_path: Path
     release = room.signed()
     path = release.path / name
     path.write_bytes(path.read_bytes() + b" ")
-    room.refused("bundle-changed", lambda: export_release(room.workspace, tmp_path / "out", now=room.now))
+    room.refused("unsealed", lambda: export_release(room.workspace, tmp_path / "out", now=room.now))
     nothing_written(tmp_path)
 
 

@@ -1,0 +1,85 @@
+"""The rules of a bundle that both its writer and its verifier hold: names, papers, permission, time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+
+from pixcell_core.contracts.release import ReleaseManifest
+from pixcell_core.contracts.verdict import Verdict
+from pixcell_core.trust.bundle_files import DATASHEET
+from pixcell_core.trust.bundle_report import BundleRefusedError
+from pixcell_core.trust.datasheet import datasheet
+from pixcell_core.trust.keys import VerifyKey
+from pixcell_core.trust.kits import CLOCK_SLACK
+from pixcell_core.trust.quorum import NamedSignature
+from pixcell_core.trust.ro_crate import METADATA, ro_crate
+
+
+def written_papers(
+    manifest: ReleaseManifest,
+    verdict: Verdict,
+    signatures: Sequence[NamedSignature],
+    names: Iterable[str],
+    exported_at: datetime,
+) -> dict[str, bytes]:
+    """The files of a bundle that follow from what was signed: written at export, and again to check them."""
+    return {
+        DATASHEET: datasheet(manifest, verdict, signatures, exported_at),
+        METADATA: ro_crate(manifest, verdict, {*names, DATASHEET}, exported_at),
+    }
+
+
+def certificate_file_name(key_id: str) -> str:
+    """Where the certificate behind a signer's key lies in a bundle."""
+    return f"certificates/{key_id.removeprefix('sha256:')}.json"
+
+
+def key_file_name(key: VerifyKey) -> str:
+    """Where a public key lies in a bundle."""
+    return f"keys/{key.key_id.removeprefix('sha256:')}.pub"
+
+
+def require_permission(verdict: Verdict, manifest: ReleaseManifest) -> None:
+    """Refuse unless the verdict is about exactly this manifest and lets it leave."""
+    difference = verdict.difference_from(manifest)
+    if difference is not None:
+        raise refused(
+            f"The verdict does not belong to these tiles: {difference}.",
+            "verdict-of-other-tiles",
+            hint="Audit exactly the sealed tiles, and sign that audit.",
+        )
+    if not verdict.predicate.permits_release:
+        raise refused(
+            f"The verdict is {verdict.predicate.verdict}: these tiles may not leave.",
+            "verdict-forbids",
+            hint="REVIEW needs a named approver's reason; FAIL and INVALID need other tiles and a new audit.",
+        )
+
+
+def require_current(verdict: Verdict, now: datetime) -> None:
+    """Refuse a verdict that is not yet, or no longer, valid."""
+    predicate = verdict.predicate
+    if now < predicate.issued_at - CLOCK_SLACK:
+        raise refused(
+            f"The verdict was signed on {predicate.issued_at:%Y-%m-%d %H:%M} UTC, and here it is "
+            f"{now:%Y-%m-%d %H:%M} UTC.",
+            "clock-wrong",
+            hint="Set this machine's clock, or ask the auditor to look at theirs and sign again.",
+        )
+    if now >= predicate.expires_at:
+        raise refused(
+            f"The verdict holds from {predicate.issued_at:%Y-%m-%d %H:%M} UTC to "
+            f"{predicate.expires_at:%Y-%m-%d %H:%M} UTC, and it is {now:%Y-%m-%d %H:%M} UTC.",
+            "verdict-expired",
+            hint="Ask for a new audit: attacks improve with time. Check this machine's clock too.",
+        )
+
+
+def refused(message: str, code: str, *, hint: str = "") -> BundleRefusedError:
+    """The refusal of a bundle, to be raised."""
+    return BundleRefusedError(
+        message,
+        hint=hint or "Do not use this bundle. Fetch it again from the site that released it.",
+        code=code,
+    )

@@ -1,0 +1,206 @@
+"""Checks of a bundle against its terms: who had to sign, what was asked for, who vouches, and what was taken back.
+
+Pure, like all of verification: what the recipient knows from elsewhere comes in as values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from cryptography import x509
+
+from pixcell_core.contracts.canonical import parse_document
+from pixcell_core.contracts.gate import (
+    REQUEST_PAYLOAD_TYPE,
+    WITHDRAWALS_PAYLOAD_TYPE,
+    ReleaseRequest,
+    Signers,
+    Withdrawals,
+)
+from pixcell_core.contracts.release import ReleaseManifest
+from pixcell_core.contracts.verdict import Verdict
+from pixcell_core.errors import BadInputError, RefusedError
+from pixcell_core.trust.bundle_files import REQUEST, SIGNERS
+from pixcell_core.trust.certificates import fingerprint
+from pixcell_core.trust.dsse import Envelope, valid_signers, verify_envelope
+from pixcell_core.trust.keys import VerifyKey
+from pixcell_core.trust.quorum import NamedSignature
+from pixcell_core.trust.signer_certificates import (
+    SignerCertificate,
+    open_signer_certificate,
+    own_authority,
+    revocations_of,
+)
+
+
+class TermsError(RefusedError):
+    """A bundle is not what its request, its signers' document or a withdrawal allow."""
+
+    default_code = "terms-broken"
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the recipient knows from elsewhere than the bundle.
+
+    `signers_digest` pins the document that says who must sign; `ca` is the authority whose certificates auditors must
+    hold; `revocations` and `withdrawals` are signed lists in their envelopes.
+    """
+
+    signers_digest: str | None = None
+    ca: x509.Certificate | None = None
+    revocations: Sequence[Envelope] = field(default_factory=tuple)
+    withdrawals: Sequence[Envelope] = field(default_factory=tuple)
+
+
+def open_signers(
+    data: bytes | None, verdict: Verdict, manifest: ReleaseManifest, known: Known
+) -> Signers | None:
+    """The document that says who must sign: the one the verdict names, of this site, and the one that is pinned."""
+    wanted = verdict.predicate.signers_digest
+    signers = None if data is None else parse_document(Signers, data, name=SIGNERS)
+    found = None if signers is None else signers.digest
+    if found != wanted or (signers is not None and signers.to_bytes() != data):
+        raise TermsError(
+            "The signed verdict names another signers' document than the one here.",
+            hint="Do not use this bundle. Fetch it again from the site that released it.",
+            code="wrong-signers",
+        )
+    if signers is not None and signers.site != manifest.site:
+        raise TermsError(
+            f"The signers' document is of {signers.site}, the release of {manifest.site}.",
+            hint="Each site has a signers' document of its own.",
+            code="wrong-signers",
+        )
+    if known.signers_digest is not None and found != known.signers_digest:
+        raise TermsError(
+            "This release was signed under another signers' document than the one you trust.",
+            hint="Compare the document with the site's over another channel.",
+            code="wrong-signers",
+        )
+    return signers
+
+
+def check_request(
+    data: bytes | None,
+    verdict: Verdict,
+    manifest: ReleaseManifest,
+    site_key: VerifyKey,
+) -> ReleaseRequest | None:
+    """What the site asked for, if it asked in writing: signed by it, and nothing else than what was judged."""
+    predicate = verdict.predicate
+    if data is None:
+        if predicate.request_digest is not None:
+            raise _another_request("the request the verdict names is missing")
+        return None
+    payload = verify_envelope(
+        Envelope.from_bytes(data, name=REQUEST), [site_key], payload_type=REQUEST_PAYLOAD_TYPE
+    )
+    request = parse_document(ReleaseRequest, payload, name=REQUEST)
+    if request.digest != predicate.request_digest or request.to_bytes() != payload:
+        raise _another_request("it is not the request the verdict answers")
+    pairs = (
+        ("tiles", (request.manifest_digest, request.tiles_root), (manifest.digest, manifest.tiles_root)),
+        ("audience", request.audience, predicate.audience),
+        ("policy", request.policy_digest, predicate.auditor.policy_digest),
+        ("signers", request.signers_digest, predicate.signers_digest),
+        ("site", request.site, manifest.site),
+    )
+    for what, asked, given in pairs:
+        if asked != given:
+            raise _another_request(f"it asked for other {what}")
+    return request
+
+
+def check_certificates(
+    certificates: Mapping[str, Envelope],
+    signatures: Sequence[NamedSignature],
+    keys: Mapping[str, VerifyKey],
+    signers: Signers | None,
+    known: Known,
+    moments: Sequence[datetime],
+) -> tuple[SignerCertificate, ...]:
+    """The certificates that stand behind auditors' signatures, by key id of the signer.
+
+    Each is of role auditor, of that very key, good at every moment given (signing and export), and unrevoked by the
+    newest list the caller has. Every auditor needs one where the caller or the signers' document names a consortium.
+    """
+    auditors = [signature.key_id for signature in signatures if signature.role == "auditor"]
+    stray = sorted(set(certificates) - set(auditors))
+    if stray:
+        raise TermsError(
+            f"A certificate lies here for {stray[0]}, who did not sign as an auditor.",
+            hint="Do not use this bundle. Fetch it again from the site that released it.",
+            code="foreign-file",
+        )
+    opened: list[SignerCertificate] = []
+    named = signers.consortium if signers is not None else None
+    for key_id in auditors:
+        envelope = certificates.get(key_id)
+        if envelope is None:
+            if known.ca is not None or named is not None:
+                raise TermsError(
+                    f"The auditor {key_id} signed without a certificate of the consortium.",
+                    hint="The auditor signs with: pixcell release sign --certificate KIT.json",
+                    code="signer-certificate-missing",
+                )
+            continue
+        ca = known.ca or own_authority(envelope)
+        if named is not None and named != fingerprint(ca):
+            raise TermsError(
+                "The auditor's certificate is of another consortium than the signers' document names.",
+                hint="Have an auditor of that consortium sign.",
+                code="signer-certificate-refused",
+            )
+        revoked = revocations_of(known.revocations, ca)
+        opened.append(
+            open_signer_certificate(envelope, keys[key_id], ca=ca, moments=moments, revocations=revoked)
+        )
+    if known.revocations and not opened:
+        raise BadInputError(
+            "A revocation list was given, and no signature here rests on a certificate.",
+            hint="Leave the list out, or ask the site for a bundle whose auditor signed with a certificate.",
+            code="nothing-to-revoke",
+        )
+    return tuple(opened)
+
+
+def check_withdrawals(
+    known: Known, manifest: ReleaseManifest, keys: Sequence[VerifyKey]
+) -> tuple[Withdrawals, ...]:
+    """The lists of withdrawals given, none of which names this release. Each is signed by a signer of this bundle."""
+    lists: list[Withdrawals] = []
+    for envelope in known.withdrawals:
+        if envelope.payloadType == WITHDRAWALS_PAYLOAD_TYPE and not valid_signers(envelope, keys):
+            raise TermsError(
+                "The list of withdrawals is signed by nobody who signed this bundle.",
+                hint="Ask the releasing site for its own list, or leave it out.",
+                code="withdrawals-of-another",
+            )
+        payload = verify_envelope(envelope, keys, payload_type=WITHDRAWALS_PAYLOAD_TYPE)
+        found = parse_document(Withdrawals, payload, name="the list of withdrawals")
+        if found.site != manifest.site:
+            raise TermsError(
+                f"The list of withdrawals is of {found.site}, this bundle of {manifest.site}.",
+                hint="Ask the releasing site for its own list.",
+                code="withdrawals-of-another",
+            )
+        entry = found.of(manifest.digest)
+        if entry is not None:
+            raise TermsError(
+                f"This release was withdrawn on {entry.withdrawn_at:%Y-%m-%d}: {entry.reason}",
+                hint="Do not use its tiles any more, and delete your copies as your agreement says.",
+                code="release-withdrawn",
+            )
+        lists.append(found)
+    return tuple(lists)
+
+
+def _another_request(why: str) -> TermsError:
+    return TermsError(
+        f"The verdict does not answer the site's request: {why}.",
+        hint="Do not use this bundle. Fetch it again from the site that released it.",
+        code="wrong-request",
+    )
