@@ -1,4 +1,4 @@
-"""The auditor's commands: `pixcell audit run | report | verify | policy show`."""
+"""The auditor's commands: `pixcell audit run | report | verify | decide`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pydantic import BaseModel
 
 from pixcell_core.cli.contract import FormatOption, OutputFormat, command
 from pixcell_core.cli.main import group
+from privacy_audit.policy_commands import PolicyOption
+from privacy_audit.policy_commands import register as register_policy
 
 
 class AuditSummary(BaseModel):
@@ -47,7 +49,7 @@ class AuditSummary(BaseModel):
                 _short(test["value"]),
                 _short(test["threshold"]),
                 _short(p),
-                Text(test["status"], style=colour[test["status"]]),
+                _outcome(test, colour),
             )
         head = Text(f"{self.verdict}  ", style=f"bold {colour[self.verdict]}") + Text(
             self.summary, style="default"
@@ -60,31 +62,17 @@ class AuditSummary(BaseModel):
         return Lines(head, Text(), table, Text(), where)
 
 
-class PolicyView(BaseModel):
-    """What `audit policy show` prints."""
-
-    name: str
-    digest: str
-    source: str
-    settings: dict[str, Any]
-    text: str
-
-    def __str__(self) -> str:
-        return f"# effective digest {self.digest}\n# from {self.source}\n{self.text}"
-
-
 def register(root: typer.Typer) -> None:
     """Add the auditor's commands to the root command."""
     audit = group(root, "audit")
     audit.command("run")(run)
     audit.command("report")(report)
     audit.command("verify")(verify)
-    group(root, "audit", "policy").command("show")(policy_show)
+    audit.command("decide")(decide)
+    register_policy(root)
 
 
-PolicyOption = Annotated[
-    str | None, typer.Option("--policy", help="Policy file, or a shipped name: core (default), rehearsal.")
-]
+File = Path | None
 
 
 @command
@@ -102,6 +90,49 @@ def run(
         Path | None,
         typer.Option("--filtered-from", help="First audit, after which `release withhold` left tiles out."),
     ] = None,
+    patients: Annotated[
+        File, typer.Option("--patients", help="CSV file,patient where sub-folders are no patients.")
+    ] = None,
+    embeddings: Annotated[
+        File,
+        typer.Option(
+            "--embeddings", help="npz or safetensors, keyed train/PATH, holdout/PATH, synthetic/PATH."
+        ),
+    ] = None,
+    conditions: Annotated[
+        File, typer.Option("--conditions", help="CSV or Parquet surrogate,tile: which tiles steered which.")
+    ] = None,
+    generator: Annotated[
+        File, typer.Option("--generator", help="Transformer folder that drew the tiles.")
+    ] = None,
+    base: Annotated[File, typer.Option("--base", help="Public transformer it was fine-tuned from.")] = None,
+    adapter: Annotated[
+        File, typer.Option("--adapter", help="LoRA, if the generator is base + adapter.")
+    ] = None,
+    encoder: Annotated[
+        str,
+        typer.Option(
+            "--encoder", help="The generator's own tile encoder, as `pixcell model encoders` names it."
+        ),
+    ] = "starter",
+    autoencoder: Annotated[
+        str, typer.Option("--autoencoder", help="The generator's own autoencoder.")
+    ] = "starter",
+    device: Annotated[
+        str, typer.Option("--device", help="For attacks on weights: auto, cpu, cuda.")
+    ] = "auto",
+    ledger_export: Annotated[
+        File, typer.Option("--ledger-export", help="What `pixcell site budget export` wrote.")
+    ] = None,
+    canary_report: Annotated[
+        File, typer.Option("--canary-report", help="JSON of `pixcell private audit` or `private canaries`.")
+    ] = None,
+    require_signed: Annotated[
+        File, typer.Option("--require-signed", help="Public key that must have signed the policy.")
+    ] = None,
+    policy_signature: Annotated[
+        File, typer.Option("--policy-signature", help="The policy's envelope; POLICY.dsse when absent.")
+    ] = None,
     format: FormatOption = OutputFormat.TEXT,
 ) -> AuditSummary:
     """May these tiles leave? Exit 0 for PASS and REVIEW, 1 for FAIL and INVALID.
@@ -109,10 +140,25 @@ def run(
     Writes OUT/report.json and OUT/report.html (numbers and hashes, made to be shared) and OUT/site/ (real tiles and
     distances, never to be exported).
     """
+    from pixcell_core.trust.keys import VerifyKey
+    from privacy_audit.battery import Extras
     from privacy_audit.policy import load_policy
+    from privacy_audit.policy_signature import require_signed as demand_signature
     from privacy_audit.run import AuditRequest, run_audit
 
-    request = AuditRequest(train, holdout, synthetic, out, load_policy(policy), seed, filtered_from)
+    loaded = load_policy(policy)
+    if require_signed is not None:
+        demand_signature(loaded, policy, VerifyKey.load(require_signed), policy_signature)
+    extras = Extras(
+        conditions=conditions,
+        weights=_weights(generator, base, adapter, encoder, autoencoder, device),
+        ledger_export=ledger_export,
+        canary_report=canary_report,
+        embeddings=embeddings,
+    )
+    request = AuditRequest(
+        train, holdout, synthetic, out, loaded, seed, filtered_from, extras=extras, patients=patients
+    )
     return _summary(out, run_audit(request))
 
 
@@ -146,18 +192,47 @@ def verify(
 
 
 @command
-def policy_show(policy: PolicyOption = None, format: FormatOption = OutputFormat.TEXT) -> PolicyView:
-    """Show a policy with the source of every number."""
-    from privacy_audit.policy import load_policy, policy_path
+def decide(
+    out: Annotated[Path, typer.Argument(help="Folder of a finished audit, with its site/ part.")],
+    decisions: Annotated[
+        Path, typer.Option("--decisions", help="Signed decisions about site/review-queue.json.")
+    ],
+    trust: Annotated[Path, typer.Option("--trust", help="Public key of the reviewer.")],
+    format: FormatOption = OutputFormat.TEXT,
+) -> AuditSummary:
+    """Count a reviewer's decisions into the verdict. A confirmed copy is FAIL; exit as `audit run`."""
+    from datetime import UTC, datetime
 
-    loaded, path = load_policy(policy), policy_path(policy)
-    return PolicyView(
-        name=loaded.name,
-        digest=loaded.digest,
-        source=path.name,
-        settings=loaded.model_dump(mode="json"),
-        text=path.read_text(encoding="utf-8"),
-    )
+    from pixcell_core.trust.dsse import Envelope
+    from pixcell_core.trust.keys import VerifyKey
+    from privacy_audit.deciding import decide as judge_again
+    from privacy_audit.run import write_decided
+
+    found, packed = judge_again(out, Envelope.load(decisions), VerifyKey.load(trust), datetime.now(UTC))
+    write_decided(out, found, packed)
+    return _summary(out, found)
+
+
+def _weights(
+    generator: Path | None,
+    base: Path | None,
+    adapter: Path | None,
+    encoder: str,
+    autoencoder: str,
+    device: str,
+) -> Any:
+    from pixcell_core.errors import BadInputError
+    from privacy_audit.membership_inputs import WeightsRequest
+
+    if generator is None and base is None and adapter is None:
+        return None
+    if base is None or (generator is None and adapter is None):
+        raise BadInputError(
+            "Attacks on the weights need the generator and the base it was fine-tuned from.",
+            hint="Give --generator DIR --base DIR, or --base DIR --adapter FILE.",
+            code="weights-incomplete",
+        )
+    return WeightsRequest(generator or base, base, adapter, encoder, autoencoder, device)
 
 
 def _summary(out: Path, found: Any) -> AuditSummary:
@@ -186,6 +261,8 @@ def _summary(out: Path, found: Any) -> AuditSummary:
                     "p",
                     "p_adjusted",
                     "status",
+                    "tested",
+                    "gating",
                     "why",
                 )
             }
@@ -194,6 +271,16 @@ def _summary(out: Path, found: Any) -> AuditSummary:
         proven_kinds=list(found.proven_kinds),
         withholding_answers=withholding_answers(found),
     )
+
+
+def _outcome(test: dict[str, Any], colour: dict[str, str]) -> Any:
+    from rich.text import Text
+
+    if not test["tested"]:
+        return Text("not tested", style="dim")
+    if not test["gating"]:
+        return Text("context", style="dim")
+    return Text(test["status"], style=colour[test["status"]])
 
 
 def _short(value: float | None) -> str:

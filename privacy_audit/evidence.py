@@ -5,19 +5,19 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from pixcell_core.errors import BadInputError
+from privacy_audit.evidence_parts import PARTS, Booleans, EvidencePart, Floats, Integers
 from privacy_audit.result import TestResult
 
-Floats = npt.NDArray[np.float64]
-Integers = npt.NDArray[np.int64]
-Booleans = npt.NDArray[np.bool_]
+PartT = TypeVar("PartT", bound=EvidencePart)
 
 MAX_EVIDENCE_BYTES = 4 * 1024**3
 
@@ -56,19 +56,29 @@ class Evidence:
     stratum: Integers  # (P,)
     unrecognisable: float  # share of training tiles without texture
     preconditions: tuple[TestResult, ...]
+    parts: Mapping[str, EvidencePart] = field(default_factory=dict)  # by the names of `evidence_parts.PARTS`
+
+    def part(self, kind: type[PartT]) -> PartT | None:
+        """The part of a kind; None where it was not measured."""
+        return next((part for part in self.parts.values() if isinstance(part, kind)), None)
 
     def to_bytes(self) -> bytes:
         """One `.npz`; equal evidence gives equal bytes."""
         arrays: dict[str, npt.NDArray[Any]] = {}
         words: dict[str, Any] = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for one in fields(self):
+            value = getattr(self, one.name)
             if isinstance(value, np.ndarray):
-                arrays[field.name] = value.astype(np.float32) if field.name.endswith("distances") else value
-            elif field.name == "preconditions":
-                words[field.name] = [test.model_dump(mode="json") for test in value]
+                arrays[one.name] = _stored(one.name, value)
+            elif one.name == "preconditions":
+                words[one.name] = [test.model_dump(mode="json") for test in value]
+            elif one.name == "parts":
+                words[one.name] = {name: part.words() for name, part in value.items()}
+                for name, part in value.items():
+                    for key, array in part.arrays().items():
+                        arrays[f"{name}.{key}"] = _stored(key, array)
             else:
-                words[field.name] = value
+                words[one.name] = value
         arrays["words"] = np.frombuffer(json.dumps(words, sort_keys=True).encode(), dtype=np.uint8)
         out = io.BytesIO()
         with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -101,12 +111,28 @@ class Evidence:
             for name, array in arrays.items():
                 if name.endswith("distances"):
                     arrays[name] = array.astype(np.float64)
-            return cls(**arrays, **words)
+            own = {name: array for name, array in arrays.items() if "." not in name}
+            words["parts"] = {
+                name: PARTS[name].restore(
+                    {
+                        key.removeprefix(f"{name}."): array
+                        for key, array in arrays.items()
+                        if key.startswith(f"{name}.")
+                    },
+                    said,
+                )
+                for name, said in words["parts"].items()
+            }
+            return cls(**own, **words)
         except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise EvidenceError(
                 f"The evidence {path.name} is damaged or of another version.",
                 hint="Run the audit again.",
             ) from error
+
+
+def _stored(name: str, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return array.astype(np.float32) if name.endswith("distances") else array
 
 
 def as_stored(distances: npt.NDArray[Any]) -> Floats:

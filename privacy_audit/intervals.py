@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from scipy.stats import beta, binom
+from scipy.stats import beta, binom, norm
 
 
 def clopper_pearson_lower(hits: int, trials: int, confidence: float = 0.95) -> float:
@@ -40,3 +40,17 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
         running = max(running, min(1.0, p * (len(p_values) - rank)))
         adjusted[name] = running
     return adjusted
+
+
+def wilson(hits: float, trials: float, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's two-sided interval of a proportion (JASA 22, 1927); whole range without trials.
+
+    `trials` may be an effective number, smaller than the number of attempts where these are clustered.
+    """
+    if trials <= 0:
+        return 0.0, 1.0
+    z = float(norm.ppf(1.0 - (1.0 - confidence) / 2.0))
+    share, weight = hits / trials, z * z / trials
+    centre = (share + weight / 2.0) / (1.0 + weight)
+    half = z * (share * (1.0 - share) / trials + weight / (4.0 * trials)) ** 0.5 / (1.0 + weight)
+    return max(0.0, centre - half), min(1.0, centre + half)

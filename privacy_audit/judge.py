@@ -6,8 +6,31 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from privacy_audit import (
+    cliques,
+    conditioning,
+    context,
+    disclosure,
+    dp_evidence,
+    linkability,
+    membership,
+    review_queue,
+    strata,
+)
 from privacy_audit.copies import NEAR, Conformal, exact_copies, flags_of, near_copies
-from privacy_audit.evidence import Evidence
+from privacy_audit.evidence import Evidence, EvidenceError, PartT
+from privacy_audit.evidence_parts import (
+    CliqueEvidence,
+    ConditioningEvidence,
+    ContextEvidence,
+    DisclosureEvidence,
+    GivenEvidence,
+    HumanEvidence,
+    LinkabilityEvidence,
+    MembershipEvidence,
+    PrivacyClaimEvidence,
+    StrataEvidence,
+)
 from privacy_audit.intervals import holm
 from privacy_audit.patients import (
     CLOSEST,
@@ -24,12 +47,8 @@ from privacy_audit.self_test import SENSITIVITY, sensitivity, specificity
 from privacy_audit.subject import Cohort
 
 NOT_TESTED = (
-    "Membership inference on the weights of the generator: no weights were given.",
-    "Pairs of a released tile and the tile it was conditioned on: conditions were not given.",
     "Copies that were zoomed, turned by other than quarter turns, blended, or pasted as a small patch.",
-    "Burnt-in text, ink and label fragments in released tiles.",
-    "Linkability by someone who holds another slide of the same patient.",
-    "Rare diagnoses and isolated patients on their own.",
+    "Attributes of a patient that a released tile may tell without looking like any of that patient's tiles.",
 )
 
 
@@ -41,13 +60,15 @@ class Judgement:
     tests: tuple[TestResult, ...]
     flagged: tuple[Flag, ...]
     proven_kinds: tuple[str, ...]
+    not_tested: tuple[str, ...]
 
 
 def judge(evidence: Evidence, policy: Policy, seed: int) -> Judgement:
     """Compute every test from the evidence. Equal arguments give equal results, to the last digit."""
     conformal = Conformal(evidence.null_scores)
+    copy_policy = policy.copies.for_sizes(len(evidence.released_scores), len(evidence.null_scores))
     near = near_copies(
-        evidence.released_scores, conformal, policy.copies, unrecognisable=evidence.unrecognisable
+        evidence.released_scores, conformal, copy_policy, unrecognisable=evidence.unrecognisable
     )
     cohort = Cohort(
         of_train=np.empty(0, dtype=np.int64),
@@ -59,6 +80,24 @@ def judge(evidence: Evidence, policy: Policy, seed: int) -> Judgement:
         TAIL_EYE: View(evidence.released_distances, evidence.planted_distances),
         TAIL_SHAPE: View(evidence.released_shape_distances, evidence.planted_shape_distances),
     }
+    given, steered = evidence.part(GivenEvidence), evidence.part(ConditioningEvidence)
+    attacked, groups = evidence.part(MembershipEvidence), _needed(evidence, StrataEvidence)
+    p_values = {NEAR: near.excess_p}
+    p_steered: float | None = None
+    if steered is not None:
+        p_steered = conditioning.p_value(steered, policy, np.random.default_rng([seed, 3]))
+        p_values[conditioning.NAME] = p_steered
+    outscoring = strata.copies_p(groups, evidence.released_scores, evidence.null_scores, cohort, policy)
+    p_values[strata.ISOLATED_COPIES] = outscoring[0]
+    p_isolated = strata.attribution_p(
+        groups, evidence.released_distances, cohort, policy, np.random.default_rng([seed, 4])
+    )
+    if p_isolated is not None:
+        p_values[strata.ISOLATED_PATIENTS] = p_isolated
+    p_attacks = (
+        membership.p_values(attacked, cohort, policy, np.random.default_rng([seed, 5])) if attacked else {}
+    )
+    p_values |= p_attacks
     permuted = patient_tests(
         views,
         cohort,
@@ -66,9 +105,11 @@ def judge(evidence: Evidence, policy: Policy, seed: int) -> Judgement:
         np.random.default_rng([seed, 1]),
         planted_patient=evidence.planted_patient,
         unflagged=(near.p_values > policy.copies.flag_p) & ~evidence.released_exact,
-        family=len(views) + 2,
+        family=len(p_values) + len(views) + 1 + (given is not None),
+        given=given.released_distances if given else None,
     )
-    adjusted = holm({NEAR: near.excess_p, **permuted.p_values})
+    p_values |= permuted.p_values
+    adjusted = holm(p_values)
     seen = sensitivity(
         evidence.planted_scores,
         evidence.planted_kind,
@@ -87,14 +128,32 @@ def judge(evidence: Evidence, policy: Policy, seed: int) -> Judgement:
         policy.self_test,
         np.random.default_rng([seed, 2]),
     )
+    certain = sorted({*np.flatnonzero(evidence.released_exact).tolist(), *near.confirmed.tolist()})
+    rare = strata.results(groups, p_isolated, outscoring, adjusted, cohort, policy)
     tests = (
         *evidence.preconditions,
         seen,
         innocent,
+        dp_evidence.result(evidence.part(PrivacyClaimEvidence), policy),
         closest_result(permuted, adjusted[CLOSEST], policy.patients),
+        *membership.results(attacked, p_attacks, adjusted, cohort, policy, np.random.default_rng([seed, 6])),
         exact_copies(evidence.released_exact),
         near.result.model_copy(update={"p_adjusted": adjusted[NEAR]}),
-        *(tail_result(name, permuted, adjusted[name], policy.patients, cohort) for name in views),
+        conditioning.result(steered, p_steered, adjusted.get(conditioning.NAME), policy),
+        rare[0],
+        cliques.result(_needed(evidence, CliqueEvidence), certain, len(evidence.released_scores), policy),
+        review_queue.result(evidence.part(HumanEvidence), policy),
+        *(tail_result(name, permuted, adjusted[name], policy.patients, cohort) for name in permuted.tails),
+        *rare[1:],
+        linkability.result(_needed(evidence, LinkabilityEvidence), cohort, policy.linkability),
+        disclosure.result(_needed(evidence, DisclosureEvidence), policy.disclosure),
+        *context.results(
+            _needed(evidence, ContextEvidence),
+            evidence.released_distances,
+            cohort,
+            policy,
+            np.random.default_rng([seed, 7]),
+        ),
     )
     flagged = flags_of(
         evidence.released_ids,
@@ -108,7 +167,29 @@ def judge(evidence: Evidence, policy: Policy, seed: int) -> Judgement:
         tests,
         tuple(flagged),
         proven_kinds(tests),
+        not_tested(tests),
     )
+
+
+def not_tested(tests: tuple[TestResult, ...]) -> tuple[str, ...]:
+    """What this audit does not cover: tests that were not run, and what no run covers."""
+    left_out = (f"{test.name}: {test.why.removeprefix('Not tested: ')}" for test in tests if not test.tested)
+    return (*left_out, *NOT_TESTED)
+
+
+def _needed(evidence: Evidence, kind: type[PartT]) -> PartT:
+    """A part that every audit measures.
+
+    Raises:
+        EvidenceError: it is not there, so the evidence is of another version or was cut.
+    """
+    part = evidence.part(kind)
+    if part is None:
+        raise EvidenceError(
+            f"The evidence has no part {kind.__name__}.",
+            hint="It is of another version or was changed. Run the audit again.",
+        )
+    return part
 
 
 def proven_kinds(tests: tuple[TestResult, ...]) -> tuple[str, ...]:

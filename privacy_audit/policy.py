@@ -17,7 +17,9 @@ DEFAULT_POLICY = "core"
 _MAX_BYTES = 256 * 1024
 
 Share = Annotated[float, Field(gt=0, lt=1)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Kind = Literal["exact", "jpeg50", "d4", "stain", "blur", "noise", "shift25"]
+OptionalTest = Literal["conditioning", "membership", "dp", "human"]
 
 
 class PolicyError(BadInputError):
@@ -54,6 +56,18 @@ class CopyPolicy(_Part):
     max_flagged_share: Share
     excess_p_fail: Share
     excess_p_review: Share
+    large_release_tiles: Count
+    large_max_flagged_share: Share
+
+    def for_sizes(self, released: int, null: int) -> CopyPolicy:
+        """The same policy with the limit for large releases where release and null are both large.
+
+        Flags of a large release measured against a large null are no chance: then the generator fails, not the tiles.
+        """
+        if min(released, null) < self.large_release_tiles:
+            return self
+        share = min(self.max_flagged_share, self.large_max_flagged_share)
+        return self.model_copy(update={"max_flagged_share": share})
 
 
 class PatientPolicy(_Part):
@@ -81,6 +95,78 @@ class SelfTestPolicy(_Part):
     gates: dict[Kind, Share]
 
 
+class ConditioningPolicy(_Part):
+    """Is a released tile too near to the very tile it was conditioned on?"""
+
+    p_review: Share
+    p_fail: Share
+
+
+class StrataPolicy(_Part):
+    """The patients whom averages forget: the most isolated, and those of rare classes."""
+
+    isolated_share: Share
+    min_isolated_patients: Annotated[int, Field(ge=2, le=10_000)]
+    min_class_patients: Annotated[int, Field(ge=1, le=10_000)]
+    p_fail: Share
+
+
+class MembershipPolicy(_Part):
+    """Attacks on the weights: effort, and how well they may work."""
+
+    tiles_per_patient: Count
+    noise_draws: Annotated[int, Field(ge=1, le=64)]
+    timesteps: Annotated[tuple[Annotated[int, Field(ge=1, le=999)], ...], Field(min_length=1, max_length=16)]
+    bootstrap: Annotated[int, Field(ge=99, le=100_000)]
+    max_auc_upper: Share
+    fail_auc: Share
+    fail_tpr: Share
+    min_patients_for_tpr: Count
+    weights_leave: bool
+
+
+class LinkabilityPolicy(_Part):
+    """The motivated intruder: how often a released tile leads to the right patient, beyond the control."""
+
+    top_patients: Annotated[int, Field(ge=1, le=100)]
+    tiles_per_patient: Count
+    max_risk: Share
+    fail_risk: Share
+
+
+class CliquePolicy(_Part):
+    """Groups of near-duplicates among the released tiles: what a generator repeats, it may have learnt by heart."""
+
+    group_tiles: Annotated[int, Field(ge=2, le=1000)]
+    candidates: Annotated[int, Field(ge=2, le=256)]
+    review_groups: Count
+    fail_groups: Count
+
+
+class DisclosurePolicy(_Part):
+    """Pen ink, burnt-in text and labels on released tiles."""
+
+    min_ink_share: Share
+    holdout_quantile: Share
+    min_glyphs: Annotated[int, Field(ge=2, le=100)]
+    min_label_blocks: Annotated[int, Field(ge=1, le=1000)]
+
+
+class ContextPolicy(_Part):
+    """Familiar numbers that decide nothing."""
+
+    permutations: Annotated[int, Field(ge=99, le=100_000)]
+    tiles_per_patient: Count
+
+
+class ReviewPolicy(_Part):
+    """The blinded queue for a pathologist."""
+
+    pairs: Annotated[int, Field(ge=1, le=1000)]
+    decoys: Annotated[int, Field(ge=1, le=1000)]
+    max_p: Share
+
+
 class Policy(_Part):
     """Everything an audit is judged by. Its digest stands in the report and in the verdict."""
 
@@ -91,6 +177,15 @@ class Policy(_Part):
     copies: CopyPolicy
     patients: PatientPolicy
     self_test: SelfTestPolicy
+    conditioning: ConditioningPolicy
+    strata: StrataPolicy
+    membership: MembershipPolicy
+    linkability: LinkabilityPolicy
+    cliques: CliquePolicy
+    disclosure: DisclosurePolicy
+    context: ContextPolicy
+    review: ReviewPolicy
+    required: Annotated[tuple[OptionalTest, ...], Field(max_length=4)]
 
     @property
     def digest(self) -> str:
@@ -155,6 +250,33 @@ def parse_policy(value: dict[str, Any], name: str = "policy") -> Policy:
             f"{name}: `preconditions.review_patients_below` lies under `invalid_patients_below`.",
             hint="REVIEW begins above INVALID: raise the first or lower the second.",
         )
+    for low, high, words in (
+        (
+            policy.linkability.max_risk,
+            policy.linkability.fail_risk,
+            "linkability.fail_risk` lies under `max_risk",
+        ),
+        (
+            policy.membership.max_auc_upper,
+            policy.membership.fail_auc,
+            "membership.fail_auc` lies under `max_auc_upper",
+        ),
+        (policy.patients.p_fail, policy.patients.p_review, "patients.p_review` lies under `p_fail"),
+        (
+            policy.conditioning.p_fail,
+            policy.conditioning.p_review,
+            "conditioning.p_review` lies under `p_fail",
+        ),
+        (
+            policy.cliques.review_groups,
+            policy.cliques.fail_groups,
+            "cliques.fail_groups` lies under `review_groups",
+        ),
+    ):
+        if high < low:
+            raise PolicyError(
+                f"{name}: `{words}`.", hint="REVIEW lies between PASS and FAIL: put the two in order."
+            )
     if not policy.self_test.gates:
         raise PolicyError(
             f"{name}: `self_test.gates` names no kind of copy.",

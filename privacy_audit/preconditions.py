@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pixcell_core.contracts.bands import band, band_floor
+from pixcell_core.errors import BadInputError
 from privacy_audit.geometry import pooled
 from privacy_audit.policy import PreconditionPolicy
 from privacy_audit.result import Status, TestResult, worst
@@ -146,6 +147,23 @@ def drawn_before(
         why=why,
         cannot_show="Training that happened before and was not recorded.",
     )
+
+
+def require_time_after(now: datetime, split: SplitEvidence | None, first_audit: datetime | None) -> None:
+    """Refuse a clock that lies before what already happened: every expiry and every order of events would be wrong.
+
+    Raises:
+        BadInputError: the clock is behind the split, the training, or the first audit.
+    """
+    moments = [moment for moment in (split and split.drawn, split and split.trained, first_audit) if moment]
+    latest = max((m if m.tzinfo else m.replace(tzinfo=UTC) for m in moments), default=None)
+    if latest is not None and now < latest:
+        raise BadInputError(
+            f"The clock says {now:%Y-%m-%d %H:%M} UTC, and the split, the training or the first audit is of "
+            f"{latest:%Y-%m-%d %H:%M} UTC.",
+            hint="Set the computer's clock, or mend the times in split.json, and run again.",
+            code="clock-behind",
+        )
 
 
 def count_twins(left: Group, right: Group, correlation: float) -> int:

@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from privacy_audit.charts import detections_svg, histogram_svg
+from privacy_audit.plain_words import sentence
 from privacy_audit.report import SITE_MARK, AuditReport
 from privacy_audit.result import TestResult
 
@@ -94,5 +95,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=number, chart=chart, legend=legend, short_digest=short_digest)
+    environment.filters.update(
+        number=number, chart=chart, legend=legend, short_digest=short_digest, plain=sentence
+    )
     return environment

@@ -129,7 +129,11 @@ def summarise(verdict: Status, tests: tuple[TestResult, ...], flagged: int, tile
         Status.FAIL: "This release must not leave: at least one test found a leak.",
         Status.INVALID: "No opinion is possible: a precondition or the audit's own self-test is not met.",
     }[verdict]
-    decisive = [test.name for test in tests if test.status is verdict] if verdict is not Status.PASS else []
+    decisive = (
+        [test.name for test in tests if test.gating and test.status is verdict]
+        if verdict is not Status.PASS
+        else []
+    )
     tail = f" Decided by: {', '.join(decisive)}." if decisive else ""
     flags = f" {flagged} of {tiles} tiles are flagged." if flagged else f" None of {tiles} tiles is flagged."
     withheld = next((test.details for test in tests if test.name == FILTERED), None)

@@ -12,7 +12,16 @@ from pydantic import BaseModel, ConfigDict
 
 Direction = Literal["lower is safer", "higher is safer"]
 FlagKind = Literal["exact copy", "confirmed near copy", "near copy"]
-Section = Literal["preconditions", "self-test", "membership", "near copies", "attribution", "coverage"]
+Section = Literal[
+    "preconditions",
+    "self-test",
+    "differential privacy",
+    "membership",
+    "near copies",
+    "attribution",
+    "coverage",
+    "context",
+]
 
 
 class Status(StrEnum):
@@ -90,9 +99,44 @@ class TestResult(_Frozen):
     why: str
     cannot_show: str
     gating: bool = True
+    tested: bool = True
     histogram: Histogram | None = None
     detections: tuple[Detection, ...] = ()
     details: dict[str, float | int | str | None] = {}
+
+
+def not_tested(
+    name: str,
+    section: Section,
+    *,
+    claim: str,
+    statistic: str,
+    threshold: float | None,
+    direction: Direction,
+    missing: str,
+    required: bool,
+) -> TestResult:
+    """A test that was not run because what it needs was not given: said aloud, and a REVIEW where the policy asks for it.
+
+    Args:
+        missing: what was not given, and how to give it.
+        required: whether the policy demands this test.
+    """
+    return TestResult(
+        name=name,
+        section=section,
+        claim=claim,
+        statistic=statistic,
+        value=None,
+        threshold=threshold,
+        direction=direction,
+        status=Status.REVIEW,
+        why=f"Not tested: {missing}"
+        + (" The policy demands this test." if required else " The verdict does not rest on it."),
+        cannot_show="Anything: it was not run.",
+        gating=required,
+        tested=False,
+    )
 
 
 class Flag(_Frozen):

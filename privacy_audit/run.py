@@ -22,17 +22,26 @@ from pixcell_core.contracts import digest, parse_document, read_bounded
 from pixcell_core.contracts.bands import band
 from pixcell_core.contracts.release import tiles_root
 from pixcell_core.errors import BadInputError, PixcellError
+from privacy_audit import battery
+from privacy_audit.battery import Extras, Prepared
 from privacy_audit.blinding import Blinding
 from privacy_audit.copies import exact_matches
 from privacy_audit.evidence import Evidence, as_stored
 from privacy_audit.eye import Eye, SecondEye
 from privacy_audit.features import TileFeatures, join, load_features
 from privacy_audit.filtering import filtered_release
-from privacy_audit.gallery import write_site_page
-from privacy_audit.judge import NOT_TESTED, judge
+from privacy_audit.gallery import data_uri, write_site_page
+from privacy_audit.judge import judge
 from privacy_audit.neighbours import Standardiser, patient_minima
 from privacy_audit.policy import Policy
-from privacy_audit.preconditions import disjoint, drawn_before, find_split, sizes
+from privacy_audit.preconditions import (
+    SplitEvidence,
+    disjoint,
+    drawn_before,
+    find_split,
+    require_time_after,
+    sizes,
+)
 from privacy_audit.render import render_page
 from privacy_audit.report import (
     CACHE_FOLDER,
@@ -54,11 +63,13 @@ from privacy_audit.report import (
     tool,
 )
 from privacy_audit.result import TestResult
+from privacy_audit.review_queue import KEY, QUEUE, candidates, choose
+from privacy_audit.review_queue import write as write_queue
 from privacy_audit.screen import CopyScreen, ScreenScores
 from privacy_audit.self_test import TEXTURE_FLOOR, plant, recoloured_holdout
 from privacy_audit.spectrum import TURNS, ShapeSpectra
 from privacy_audit.subject import Cohort, Group, cohort_of
-from privacy_audit.tiles import TileError, TileSource, open_tiles
+from privacy_audit.tiles import TileError, TileSource, open_tiles, read_patients
 
 _IDENTIFYING_LENGTH = 4
 Measure = Callable[[TileFeatures], npt.NDArray[np.float64]]
@@ -75,6 +86,9 @@ class AuditRequest:
     policy: Policy
     seed: int | None = None
     filtered_from: Path | None = None
+    extras: Extras = field(default_factory=Extras)
+    patients: Path | None = None
+    now: datetime | None = None  # the clock; the computer's own when absent
 
 
 @dataclass
@@ -97,14 +111,19 @@ def run_audit(request: AuditRequest, eye: Eye | None = None) -> AuditReport:
         BadInputError: a folder or file cannot be used.
     """
     seed = request.seed if request.seed is not None else secrets.randbelow(2**31)
+    now = request.now or datetime.now(UTC)
+    table = read_patients(request.patients) if request.patients else None
     sources = (
-        open_tiles(request.train, name="training", needs_patients=True),
-        open_tiles(request.holdout, name="holdout", needs_patients=True),
+        open_tiles(request.train, name="training", needs_patients=True, patients=table),
+        open_tiles(request.holdout, name="holdout", needs_patients=True, patients=table),
         open_tiles(request.synthetic, name="synthetic", needs_patients=False),
     )
     _refuse_same_folder(request)
     _refuse_identifying_names(*sources)
     first = _first_audit(request)
+    split = find_split(sources[0], sources[1])
+    require_time_after(now, split, first[0].created_at if first else None)
+    prepared = battery.prepare(request.extras, sources)
     eye = eye or SecondEye(request.policy.copies.eye_pixels)
     out = _prepare(request.out)
     clock = _Clock()
@@ -118,8 +137,9 @@ def run_audit(request: AuditRequest, eye: Eye | None = None) -> AuditReport:
         filtering = (
             filtered_release(*first, files, (subjects.train.root, subjects.holdout.root), request.policy),
         )
-    evidence, scores = _gather(
-        sources, (train, holdout, synthetic), eye, request.policy, seed, clock, blinding
+    groups = (train, holdout, synthetic)
+    evidence, scores, null = _gather(
+        sources, groups, eye, request.policy, seed, clock, blinding, split, prepared
     )
     evidence = replace(evidence, preconditions=evidence.preconditions + filtering)
     with clock.stage("judging"):
@@ -128,7 +148,7 @@ def run_audit(request: AuditRequest, eye: Eye | None = None) -> AuditReport:
     report = AuditReport(
         verdict=judged.verdict,
         summary=summarise(judged.verdict, judged.tests, len(judged.flagged), len(synthetic)),
-        created_at=timestamp(datetime.now(UTC)),
+        created_at=timestamp(now),
         tool=tool(eye.name),
         policy=PolicyStatement(
             name=request.policy.name,
@@ -141,13 +161,14 @@ def run_audit(request: AuditRequest, eye: Eye | None = None) -> AuditReport:
         tests=judged.tests,
         flagged=judged.flagged,
         proven_kinds=judged.proven_kinds,
-        not_tested=NOT_TESTED,
+        not_tested=judged.not_tested,
         evidence_digest=digest(packed),
     )
     _write(out / EVIDENCE, packed)
     _write(out / NEIGHBOURS, json.dumps(_neighbours(report, train, blinding), indent=1).encode())
     _write(out / TIMINGS, json.dumps(clock.seconds, indent=1).encode())
     write_site_page(out, report, sources[0], sources[2], scores, evidence)
+    _write_queue(out, sources, groups, (scores, null), request.policy, blinding, seed)
     write_report(out, report)
     return report
 
@@ -158,6 +179,12 @@ def write_report(out: Path, report: AuditReport) -> None:
     _write(out / REPORT, (json.dumps(report.model_dump(mode="json"), indent=1) + "\n").encode())
 
 
+def write_decided(out: Path, report: AuditReport, evidence: bytes) -> None:
+    """Write an audit anew after a reviewer's decisions: evidence first, the JSON last."""
+    _write(out / EVIDENCE, evidence)
+    write_report(out, report)
+
+
 def _gather(
     sources: tuple[TileSource, TileSource, TileSource],
     groups: tuple[Group, Group, Group],
@@ -166,13 +193,15 @@ def _gather(
     seed: int,
     clock: _Clock,
     blinding: Blinding,
-) -> tuple[Evidence, ScreenScores]:
+    split: SplitEvidence | None,
+    prepared: Prepared,
+) -> tuple[Evidence, ScreenScores, ScreenScores]:
     train, holdout, synthetic = groups
     rng = np.random.default_rng([seed, 0])
     preconditions = (
         disjoint(train, holdout, policy.preconditions),
         sizes(train, holdout, synthetic, policy.preconditions),
-        drawn_before(find_split(sources[0], sources[1]), train, holdout, policy.preconditions),
+        drawn_before(split, train, holdout, policy.preconditions),
     )
     with clock.stage("planting"):
         planted = plant(sources[0], train, sources[1], eye, policy.self_test.planted_per_kind, rng)
@@ -195,6 +224,8 @@ def _gather(
                 _by_shape(train, holdout, cohort, shapes),
             )
         ]
+    with clock.stage("battery"):
+        parts = battery.gather(prepared, sources, groups, cohort, standardise, (released, null), policy, seed)
     exact = exact_matches(synthetic, train)
     known = set(train.features.canonical)
     evidence = Evidence(
@@ -222,8 +253,41 @@ def _gather(
         stratum=cohort.stratum,
         unrecognisable=float((train.features.texture <= TEXTURE_FLOOR).float().mean()),
         preconditions=preconditions,
+        parts=parts,
     )
-    return evidence, released
+    return evidence, released, null
+
+
+def _write_queue(
+    out: Path,
+    sources: tuple[TileSource, TileSource, TileSource],
+    groups: tuple[Group, Group, Group],
+    scores: tuple[ScreenScores, ScreenScores],
+    policy: Policy,
+    blinding: Blinding,
+    seed: int,
+) -> None:
+    """The blinded queue for a pathologist: nearest released pairs among innocent ones of the holdout."""
+    train, holdout, synthetic = groups
+    training = (train.ids, train.features.digests)
+    found = {
+        "pair": candidates(
+            "pair", synthetic.ids, synthetic.features.digests, scores[0].match, scores[0].score, *training
+        ),
+        "decoy": candidates(
+            "decoy", holdout.ids, holdout.features.digests, scores[1].match, scores[1].score, *training
+        ),
+    }
+    chosen = choose(found["pair"], found["decoy"], policy.review, np.random.default_rng([seed, 12]))
+    left = {"pair": sources[2], "decoy": sources[1]}
+
+    def picture(source: TileSource, row: int) -> str:
+        return data_uri(source.read(row, row + 1)[0].permute(1, 2, 0).contiguous().numpy())
+
+    pictures = [
+        (picture(left[one.kind], one.left_row), picture(sources[0], one.training_row)) for one in chosen
+    ]
+    write_queue(out, chosen, pictures, blinding)
 
 
 def _blind(screen: CopyScreen, groups: list[TileFeatures], rng: np.random.Generator) -> list[ScreenScores]:
@@ -365,7 +429,7 @@ def _prepare(out: Path) -> Path:
         (out / SITE_FOLDER).mkdir(parents=True, exist_ok=True)
         (out / CACHE_FOLDER).mkdir(exist_ok=True)
         # An old report must not stand beside new evidence if this run is interrupted.
-        for stale in (REPORT, PAGE, EVIDENCE, NEIGHBOURS, TIMINGS):
+        for stale in (REPORT, PAGE, EVIDENCE, NEIGHBOURS, TIMINGS, QUEUE, KEY):
             (out / stale).unlink(missing_ok=True)
         free = shutil.disk_usage(out).free
     except OSError as error:

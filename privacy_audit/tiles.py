@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -50,6 +50,10 @@ class TileSource(Protocol):
         """Label, site and scanner of each tile in one text; empty where unknown."""
 
     @property
+    def classes(self) -> Sequence[str]:
+        """Class (diagnosis, label) of each tile; empty text where unknown."""
+
+    @property
     def folder(self) -> Path:
         """Where the tiles lie; evidence about them is searched beside it."""
 
@@ -67,15 +71,23 @@ class _Entry:
     patient: str
     stratum: str
     condition: str
+    label: str = UNKNOWN
 
 
 class ImageFolder:
-    """PNG, JPEG or TIFF tiles in a folder; the patient is a column of `tiles.csv` or else the first sub-folder."""
+    """PNG, JPEG or TIFF tiles in a folder; the patient is a column of `tiles.csv` or else the first sub-folder.
 
-    def __init__(self, folder: Path, *, name: str, needs_patients: bool) -> None:
+    `patients` maps tiles to patients where neither of these does; see `read_patients`.
+    """
+
+    def __init__(
+        self, folder: Path, *, name: str, needs_patients: bool, patients: Mapping[str, str] | None = None
+    ) -> None:
         self.name, self._folder = name, folder
         table = _read_table(folder / TABLE) if (folder / TABLE).is_file() else None
         self._entries = _table_entries(folder, table) if table is not None else _walk(folder)
+        if patients is not None:
+            self._entries = [_with_patient(entry, folder, patients) for entry in self._entries]
         if not self._entries:
             raise TileError(
                 f"The {name} folder {folder} holds no tiles.",
@@ -104,6 +116,11 @@ class ImageFolder:
     def strata(self) -> Sequence[str]:
         """Label, site and scanner of each tile."""
         return [entry.stratum for entry in self._entries]
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """Label of each tile in `tiles.csv`."""
+        return [entry.label for entry in self._entries]
 
     @property
     def folder(self) -> Path:
@@ -174,6 +191,11 @@ class StoreTiles:
         return self._strata
 
     @property
+    def classes(self) -> Sequence[str]:
+        """Label of each tile."""
+        return self._strata
+
+    @property
     def folder(self) -> Path:
         """The store's folder."""
         return self._folder
@@ -198,8 +220,13 @@ class StoreTiles:
         return out
 
 
-def open_tiles(folder: Path | str, *, name: str, needs_patients: bool) -> TileSource:
+def open_tiles(
+    folder: Path | str, *, name: str, needs_patients: bool, patients: Mapping[str, str] | None = None
+) -> TileSource:
     """Open a feature store (it has `index.parquet`) or a folder of images.
+
+    Args:
+        patients: tiles to patients, for folders alone; see `read_patients`.
 
     Raises:
         TileError: no such folder, no tiles, tiles without a patient where one is needed.
@@ -213,7 +240,31 @@ def open_tiles(folder: Path | str, *, name: str, needs_patients: bool) -> TileSo
         )
     if (path / "index.parquet").is_file():
         return StoreTiles(path, name=name)
-    return ImageFolder(path, name=name, needs_patients=needs_patients)
+    return ImageFolder(path, name=name, needs_patients=needs_patients, patients=patients)
+
+
+def read_patients(path: Path) -> dict[str, str]:
+    """Read a CSV with the columns `file,patient`.
+
+    `file` is a tile's path inside its folder, with the folder's own name before it where two folders have tiles
+    of one path (`train/0.png`, `holdout/0.png`).
+
+    Raises:
+        TileError: no such columns, an empty cell, or a file named twice.
+    """
+    found: dict[str, str] = {}
+    for row in _read_table(path):
+        file, patient = Path(row["file"]).as_posix(), row.get("patient", "")
+        if not row["file"] or not patient or file in found:
+            raise TileError(
+                f"{path.name} has a row without a patient, or names {file!r} twice.",
+                hint="Give one row per tile: file,patient.",
+                code="bad-table",
+            )
+        found[file] = patient
+    if not found:
+        raise TileError(f"{path.name} names no tile.", hint="Give rows: file,patient.", code="bad-table")
+    return found
 
 
 def decode_tile(path: Path) -> npt.NDArray[np.uint8]:
@@ -237,6 +288,7 @@ def decode_tile(path: Path) -> npt.NDArray[np.uint8]:
                     hint="Cut slides into tiles first.",
                     code="tile-size",
                 )
+            _refuse_other_pictures(image, path.name)
             return np.array(image.convert("RGB"))
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise TileError(
@@ -244,6 +296,41 @@ def decode_tile(path: Path) -> npt.NDArray[np.uint8]:
             hint="Write the tile again, or take it out of the folder.",
             code="tile-unreadable",
         ) from error
+
+
+def _refuse_other_pictures(image: Image.Image, name: str) -> None:
+    """Refuse what would be changed by reading it as 8-bit RGB: another tile than the one released would be judged."""
+    what = ""
+    if getattr(image, "n_frames", 1) > 1:
+        what = f"holds {image.n_frames} pictures"  # type: ignore[attr-defined]
+    elif image.mode not in ("1", "L", "P", "RGB", "RGBA"):
+        what = f"is of the kind {image.mode}"
+    elif _bits(image) > 8:
+        what = f"has {_bits(image)} bits per channel"
+    elif image.mode == "RGBA" and image.getchannel("A").getextrema() != (255, 255):
+        what = "has transparent parts"
+    if what:
+        raise TileError(
+            f"{name} {what}; a tile is one opaque picture of 8 bits per channel.",
+            hint="Write the tile again as 8-bit RGB, and audit what you wrote.",
+            code="tile-kind",
+        )
+
+
+def _bits(image: Image.Image) -> int:
+    """Bits per channel in the file: the reader silently halves 16-bit colours."""
+    if image.format == "PNG":
+        stream = getattr(image, "fp", None)
+        if stream is not None:
+            place = stream.tell()
+            stream.seek(24)  # IHDR: signature 8, length 4, type 4, width 4, height 4
+            depth = stream.read(1)
+            stream.seek(place)
+            return depth[0] if depth else 8
+    if image.format == "TIFF":
+        found = image.tag_v2.get(258, (8,))  # type: ignore[attr-defined] # BitsPerSample
+        return int(max(found)) if isinstance(found, tuple) else int(found)
+    return 8
 
 
 def pixel_digest(pixels: npt.NDArray[np.uint8]) -> str:
@@ -261,6 +348,11 @@ def _walk(folder: Path) -> list[_Entry]:
         patient = inside.parts[0] if len(inside.parts) > 1 else UNKNOWN
         entries.append(_Entry(path, inside.as_posix(), patient, UNKNOWN, UNKNOWN))
     return entries
+
+
+def _with_patient(entry: _Entry, folder: Path, patients: Mapping[str, str]) -> _Entry:
+    patient = patients.get(f"{folder.resolve().name}/{entry.tile}", patients.get(entry.tile, UNKNOWN))
+    return replace(entry, patient=patient)
 
 
 def _read_table(path: Path) -> list[dict[str, str]]:
@@ -300,7 +392,9 @@ def _table_entries(folder: Path, rows: list[dict[str, str]]) -> list[_Entry]:
                 f"{TABLE} names {row['file']} twice.", hint="Keep one row per tile.", code="table-duplicate"
             )
         stratum = "|".join(row.get(key, "") for key in ("label", "site", "scanner")).strip("|")
-        entries[tile] = _Entry(path, tile, row.get("patient", ""), stratum, row.get("condition", ""))
+        entries[tile] = _Entry(
+            path, tile, row.get("patient", ""), stratum, row.get("condition", ""), row.get("label", "")
+        )
     left = [entry.tile for entry in _walk(folder) if entry.tile not in entries]
     if left:
         raise TileError(

@@ -31,6 +31,8 @@ def lenient() -> Policy:
         patients__power_copy_share=0.6,
         patients__power_min_copies=24,
         patients__power_simulations=40,
+        linkability__max_risk=0.9,
+        linkability__fail_risk=0.95,
     )
 
 

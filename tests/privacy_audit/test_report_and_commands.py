@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from typer.testing import CliRunner, Result
 
 from privacy_audit import commands
 from privacy_audit.evidence import Evidence, EvidenceError
+from privacy_audit.plain_words import sentence
 from privacy_audit.render import number, render_page
 from privacy_audit.result import histogram
 from tests.privacy_audit.conftest import Audited, TextureEye, World
@@ -71,7 +73,14 @@ def test_every_claim_has_direction_threshold_value_and_verdict(dishonest: Audite
     for test in dishonest.report.tests:
         assert test.direction in ("lower is safer", "higher is safer")
         assert test.threshold is not None and test.why and test.cannot_show and test.statistic
-        assert test.name in text and text.count(f'class="status {test.status}"') >= 2
+        assert test.name.removeprefix("context: ") in text
+        if test.tested and test.section != "context":
+            assert text.count(f'class="status {test.status}"') >= 2
+        words = html.unescape(text)
+        assert sentence(test.name) and (sentence(test.name) in words or test.section == "context")
+    assert text.count('class="status NONE">not tested') == 2 * len(
+        [t for t in dishonest.report.tests if not t.tested]
+    )
 
 
 def test_the_json_has_the_names_other_programs_rely_on(dishonest: Audited) -> None:

@@ -1,0 +1,123 @@
+"""The tests with measurements of their own: what they were given, checked at once, and their parts of the evidence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from privacy_audit import (
+    cliques,
+    conditioning,
+    context,
+    disclosure,
+    dp_evidence,
+    given_embeddings,
+    linkability,
+    membership,
+    strata,
+)
+from privacy_audit.conditioning import Conditions, read_conditions
+from privacy_audit.evidence_parts import EvidencePart, PrivacyClaimEvidence
+from privacy_audit.given_embeddings import GivenEmbeddings
+from privacy_audit.membership_inputs import WeightsRequest, check_fit, encode, load_models
+from privacy_audit.neighbours import Standardiser
+from privacy_audit.policy import Policy
+from privacy_audit.screen import ScreenScores
+from privacy_audit.subject import Cohort, Group
+from privacy_audit.tiles import TileSource
+
+if TYPE_CHECKING:
+    from pixcell_core.models import PixCellTransformer2DModel
+
+Sources = tuple[TileSource, TileSource, TileSource]
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What may be given beside the three folders; every one left out leaves a test out, and the report says so."""
+
+    conditions: Path | None = None
+    weights: WeightsRequest | None = None
+    ledger_export: Path | None = None
+    canary_report: Path | None = None
+    embeddings: Path | None = None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The extras, read and checked before anything long begins."""
+
+    conditions: Conditions | None
+    given: GivenEmbeddings | None
+    privacy: PrivacyClaimEvidence | None
+    weights: WeightsRequest | None
+    models: tuple[PixCellTransformer2DModel, PixCellTransformer2DModel] | None
+
+
+def prepare(extras: Extras, sources: Sources) -> Prepared:
+    """Read everything that was given.
+
+    Raises:
+        BadInputError: with the file and what is wrong with it.
+    """
+    train, _, synthetic = sources
+    return Prepared(
+        conditions=read_conditions(extras.conditions, synthetic.ids, train.ids)
+        if extras.conditions
+        else None,
+        given=given_embeddings.read(extras.embeddings, sources) if extras.embeddings else None,
+        privacy=dp_evidence.read(extras.ledger_export, extras.canary_report),
+        weights=extras.weights,
+        models=load_models(extras.weights) if extras.weights else None,
+    )
+
+
+def gather(
+    prepared: Prepared,
+    sources: Sources,
+    groups: tuple[Group, Group, Group],
+    cohort: Cohort,
+    standardise: Standardiser,
+    scores: tuple[ScreenScores, ScreenScores],
+    policy: Policy,
+    seed: int,
+) -> dict[str, EvidencePart]:
+    """Measure every part; `scores` are the screen's of the released and of the holdout tiles."""
+    train, holdout, synthetic = groups
+    released, null = scores
+    parts: dict[str, EvidencePart] = {
+        "strata": strata.gather(
+            train, holdout, cohort, standardise, released, null, list(sources[0].classes)
+        ),
+        "linkability": linkability.gather(
+            synthetic,
+            train,
+            holdout,
+            cohort,
+            standardise,
+            policy.linkability,
+            np.random.default_rng([seed, 10]),
+        ),
+        "cliques": cliques.gather(synthetic, standardise, policy),
+        "disclosure": disclosure.gather(sources[2], sources[1], np.random.default_rng([seed, 11])),
+        "context": context.gather(
+            synthetic, train, holdout, cohort, standardise, policy.context.tiles_per_patient
+        ),
+    }
+    if prepared.conditions is not None:
+        parts["conditioning"] = conditioning.gather(
+            prepared.conditions, synthetic, train, holdout, cohort, standardise, policy.copies.min_overlap
+        )
+    if prepared.given is not None:
+        parts["given"] = given_embeddings.gather(prepared.given, cohort)
+    if prepared.privacy is not None:
+        parts["dp"] = prepared.privacy
+    if prepared.weights is not None and prepared.models is not None:
+        inputs = encode(prepared.weights, sources[0], sources[1], cohort, policy.membership.tiles_per_patient)
+        base, generator = prepared.models
+        check_fit(generator, inputs)
+        parts["membership"] = membership.gather(inputs, base, generator, policy.membership, seed)
+    return parts

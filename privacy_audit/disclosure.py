@@ -1,0 +1,203 @@
+"""Burnt-in text, pen ink and labels on released tiles: what names a patient outright.
+
+Three detectors that look at pixels alone. Ink: colours that no mixture of haematoxylin and eosin gives. Text: dark or
+white signs of one height on one line. Labels: blocks of parallel black bars. They are made to miss little and to be
+checked by a person: a hit is a REVIEW, never more.
+
+Legend: B tiles, H W pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pixcell_core.cli.progress import progress
+from privacy_audit.evidence_parts import DisclosureEvidence
+from privacy_audit.policy import DisclosurePolicy
+from privacy_audit.result import Status, TestResult
+from privacy_audit.tiles import TileSource
+
+NAME = "burnt-in text, ink and labels"
+_CHUNK = 256
+_HOLDOUT_TILES = 3000
+_BLOCK = 16  # pixels: side of a block that is looked at for bars
+_DARK, _LIGHT = (
+    (60, 85, 110),
+    (248, 225, 205),
+)  # levels at which signs are cut out: smoothed letters have grey rims
+Tile = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the detectors measured on one tile."""
+
+    ink: float
+    glyphs: int
+    blocks: int
+
+
+def gather(synthetic: TileSource, holdout: TileSource, rng: np.random.Generator) -> DisclosureEvidence:
+    """Look at every released tile, and at up to 3,000 holdout tiles to know what this hospital's tissue looks like."""
+    count = len(holdout.ids)
+    rows = np.sort(rng.choice(count, size=min(count, _HOLDOUT_TILES), replace=False))
+    released, clean = _all(synthetic, None), _all(holdout, rows)
+    return DisclosureEvidence(
+        ink=np.array([one.ink for one in released]),
+        glyphs=np.array([one.glyphs for one in released], dtype=np.int64),
+        blocks=np.array([one.blocks for one in released], dtype=np.int64),
+        holdout_ink=np.array([one.ink for one in clean]),
+        holdout_glyphs=np.array([one.glyphs for one in clean], dtype=np.int64),
+        holdout_blocks=np.array([one.blocks for one in clean], dtype=np.int64),
+    )
+
+
+def look(tile: Tile) -> Found:
+    """Run the three detectors on one tile (H, W, 3) uint8."""
+    return Found(ink_share(tile), longest_line(tile), label_blocks(tile))
+
+
+def ink_share(tile: Tile) -> float:
+    """Share of pixels whose colour no mixture of haematoxylin and eosin gives.
+
+    By optical density both stains take most green and least blue (Ruifrok & Johnston 2001). Green pens take more red
+    than green, blue pens more red than green and hardly any blue, red pens about as much blue as green, black pens as
+    much of all three.
+    """
+    density = -np.log10((tile.reshape(-1, 3).astype(np.float32) + 1.0) / 256.0)
+    red, green, blue = density[:, 0], density[:, 1], density[:, 2]
+    strong = density.max(axis=1) > 0.35
+    green_pen = (red > 1.35 * green) & (blue > 0.6 * green)
+    blue_pen = (red > 1.2 * green) & (blue < 0.6 * red)
+    red_pen = (blue > 0.7 * green) & (red < 0.3 * green) & (green > 0.75)
+    black_pen = (density.min(axis=1) > 0.75) & (blue > 0.85 * green)
+    return float((strong & (green_pen | blue_pen | red_pen | black_pen)).mean())
+
+
+def longest_line(tile: Tile) -> int:
+    """Most signs on one line: dark, or light on darker ground, of one height, one baseline, and close together."""
+    darkest, lightest = tile.max(axis=2), tile.min(axis=2)
+    masks = [darkest < level for level in _DARK] + [lightest > level for level in _LIGHT]
+    # Where most of a tile is dark or glass, what is left over is no writing.
+    return max((_line(mask) for mask in masks if 0 < mask.mean() < 0.4), default=0)
+
+
+def label_blocks(tile: Tile) -> int:
+    """Blocks of 16 px in which all rows (or all columns) repeat each other and run between black and white."""
+    rows, columns = tile.shape[0] // _BLOCK, tile.shape[1] // _BLOCK
+    cut = tile[: rows * _BLOCK, : columns * _BLOCK].astype(np.float32)
+    blocks = (
+        cut.reshape(rows, _BLOCK, columns, _BLOCK, 3).transpose(0, 2, 1, 3, 4).reshape(-1, _BLOCK, _BLOCK, 3)
+    )
+    colourful = (blocks.max(axis=3) - blocks.min(axis=3)).mean(axis=(1, 2))
+    grey = blocks.mean(axis=3)
+    contrast = grey.max(axis=(1, 2)) - grey.min(axis=(1, 2))
+    down = np.abs(np.diff(grey, axis=1)).mean(axis=(1, 2))
+    across = np.abs(np.diff(grey, axis=2)).mean(axis=(1, 2))
+    low, high = np.minimum(down, across), np.maximum(down, across)
+    return int(((contrast >= 120) & (colourful <= 30) & (low < 0.1 * high) & (high > 15)).sum())
+
+
+def hits(evidence: DisclosureEvidence, policy: DisclosurePolicy) -> npt.NDArray[np.bool_]:
+    """Which released tiles show something that a person has to look at; (S,)."""
+    ink, glyphs, blocks = _limits(evidence, policy)
+    return np.asarray((evidence.ink > ink) | (evidence.glyphs > glyphs) | (evidence.blocks > blocks))
+
+
+def _limits(evidence: DisclosureEvidence, policy: DisclosurePolicy) -> tuple[float, float, float]:
+    """What is still nothing: the policy's minimum, or what nearly all tissue of this hospital stays below."""
+
+    def usual(values: npt.NDArray[np.float64] | npt.NDArray[np.int64]) -> float:
+        return float(np.quantile(values, policy.holdout_quantile)) if len(values) else 0.0
+
+    return (
+        max(policy.min_ink_share, usual(evidence.holdout_ink)),
+        max(policy.min_glyphs - 1.0, usual(evidence.holdout_glyphs)),
+        max(policy.min_label_blocks - 1.0, usual(evidence.holdout_blocks)),
+    )
+
+
+def result(evidence: DisclosureEvidence, policy: DisclosurePolicy) -> TestResult:
+    """The test: any hit is a person's to look at."""
+    found = hits(evidence, policy)
+    _, glyphs, blocks = _limits(evidence, policy)
+    text, labels = int((evidence.glyphs > glyphs).sum()), int((evidence.blocks > blocks).sum())
+    count = int(found.sum())
+    return TestResult(
+        name=NAME,
+        section="attribution",
+        claim="No released tile carries writing, pen ink or a piece of a label.",
+        statistic="released tiles with a sign of text, ink or a barcode",
+        value=float(count),
+        null="what the same detectors see on holdout tiles",
+        threshold=0.0,
+        direction="lower is safer",
+        status=Status.REVIEW if count else Status.PASS,
+        why=(
+            f"{count} of {len(found)} released tiles show something like writing ({text}), a label ({labels}) or ink: a "
+            "person has to look at each."
+            if count
+            else f"None of {len(found)} released tiles shows writing, ink or a label."
+        ),
+        cannot_show="Writing fainter or smaller than the detectors see, and names said by other means than signs.",
+        details={
+            "text": text,
+            "labels": labels,
+            "highest_ink_share": round(float(evidence.ink.max()), 6),
+        },
+    )
+
+
+def _all(source: TileSource, rows: npt.NDArray[np.int64] | None) -> list[Found]:
+    wanted = np.arange(len(source.ids)) if rows is None else rows
+    found: list[Found] = []
+    with progress(f"reading {source.name} tiles for text and ink", total=len(wanted), unit="tiles") as bar:
+        for start in range(0, len(source.ids), _CHUNK):
+            inside = wanted[(wanted >= start) & (wanted < start + _CHUNK)]
+            if not len(inside):
+                continue
+            pixels = source.read(start, start + _CHUNK)[(inside - start).tolist()]
+            found += [look(tile) for tile in pixels.permute(0, 2, 3, 1).contiguous().numpy()]
+            bar.advance(len(inside))
+    return found
+
+
+def _line(mask: npt.NDArray[np.bool_]) -> int:
+    import cv2
+
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    side = min(mask.shape)
+    left, top, width, height, area = stats.T
+    fill = area / (width * height)
+    likely = (height >= 6) & (height <= side // 3) & (width >= 0.1 * height) & (width <= 1.6 * height)
+    likely &= (fill >= 0.15) & (fill <= 0.95) & (area >= 8)
+    likely[0] = False  # the ground
+    signs = []
+    for number in np.flatnonzero(likely).tolist():
+        x, y, w, h = int(left[number]), int(top[number]), int(width[number]), int(height[number])
+        # A stroke is thin against the sign it draws; a nucleus or a lumen is not.
+        if _thickness(labels[y : y + h, x : x + w] == number) <= 0.36 * h:
+            signs.append((x, y + h, w, h))
+    signs.sort()
+    best = 0
+    for start, first in enumerate(signs):
+        run, last = 1, first
+        for sign in signs[start + 1 :]:
+            gap = sign[0] - (last[0] + last[2])
+            level = abs(sign[1] - first[1]) <= max(1.0, 0.12 * first[3])
+            alike = abs(sign[3] - first[3]) <= max(1.0, 0.2 * first[3])
+            if -0.2 * first[3] <= gap <= 1.2 * first[3] and level and alike:
+                run, last = run + 1, sign
+        best = max(best, run)
+    return best
+
+
+def _thickness(sign: npt.NDArray[np.bool_]) -> float:
+    """Twice the largest distance from a set pixel to an unset one: the thickest stroke of a sign, in pixels."""
+    import cv2
+
+    padded = np.pad(sign.astype(np.uint8), 1)
+    return 2.0 * float(cv2.distanceTransform(padded, cv2.DIST_L2, 3).max()) - 1.0

@@ -1,0 +1,171 @@
+"""Linkability: can someone who holds one tile of a patient find that patient's other tiles through the release?
+
+The structure is Anonymeter's (Giomi et al., PoPETs 2023): an attack on training patients, the same attack on patients
+the generator never saw, and the risk that is left once the second is taken from the first. The intruder holds a tile of
+a patient, takes the released tile nearest to it as a bridge, and names the patients in a gallery of other tiles
+that lie nearest to the bridge. Training and holdout patients stand in one gallery, with equally many tiles each.
+
+Legend: m attempts, P patients, d embedding width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from privacy_audit.evidence_parts import LinkabilityEvidence
+from privacy_audit.intervals import wilson
+from privacy_audit.neighbours import Standardiser, nearest, patient_minima
+from privacy_audit.policy import LinkabilityPolicy
+from privacy_audit.result import Status, TestResult
+from privacy_audit.subject import Cohort, Group
+
+NAME = "linkability (motivated intruder)"
+
+
+@dataclass(frozen=True)
+class Risk:
+    """Residual risk R = (r_T - r_H) / (1 - r_H) with a 95 % interval, and the two attack rates."""
+
+    value: float
+    low: float
+    high: float
+    attack: float
+    control: float
+
+
+def gather(
+    synthetic: Group,
+    train: Group,
+    holdout: Group,
+    cohort: Cohort,
+    standardise: Standardiser,
+    policy: LinkabilityPolicy,
+    rng: np.random.Generator,
+) -> LinkabilityEvidence:
+    """Let the intruder try with half of each patient's tiles; the other half is the gallery.
+
+    Every patient gives the same number of gallery tiles where it has them, so that none is nearer by numbers alone.
+    Patients with one tile cannot be linked and are left out.
+    """
+    embeddings = standardise(torch.cat([train.features.embeddings, holdout.features.embeddings]))
+    owner = np.concatenate([cohort.of_train, cohort.of_holdout])
+    targets, gallery = _halves(owner, policy.tiles_per_patient, rng)
+    if not len(targets):
+        return LinkabilityEvidence(owner[:0], owner[:0])
+    released = standardise(synthetic.features.embeddings)
+    bridges = nearest(embeddings[targets], released, 1)[1][:, 0]
+    used, inverse = torch.unique(bridges, return_inverse=True)
+    distances = patient_minima(
+        released[used], embeddings[gallery], torch.from_numpy(owner[gallery]), cohort.patients
+    ).numpy()[inverse.numpy()]
+    own = distances[np.arange(len(targets)), owner[targets]]
+    return LinkabilityEvidence(
+        owner=owner[targets], rank=(distances < own[:, None]).sum(axis=1).astype(np.int64)
+    )
+
+
+def residual_risk(evidence: LinkabilityEvidence, cohort: Cohort, policy: LinkabilityPolicy) -> Risk:
+    """Residual risk with its interval, propagated from Wilson intervals of the two rates (Anonymeter, section 4).
+
+    Tiles of one patient are no independent attempts: the interval counts as many as the spread between patients allows.
+    """
+    hit = evidence.rank < policy.top_patients
+    side = cohort.is_train[evidence.owner]
+    attack, attack_half = _rate(hit[side], evidence.owner[side])
+    control, control_half = _rate(hit[~side], evidence.owner[~side])
+    if control >= 1.0:
+        return Risk(0.0, -1.0, 1.0, attack, control)
+    value = (attack - control) / (1.0 - control)
+    by_attack = 1.0 / (1.0 - control)
+    by_control = (attack - 1.0) / (1.0 - control) ** 2
+    half = float(np.hypot(by_attack * attack_half, by_control * control_half))
+    return Risk(value, max(value - half, -1.0), min(value + half, 1.0), attack, control)
+
+
+def result(evidence: LinkabilityEvidence, cohort: Cohort, policy: LinkabilityPolicy) -> TestResult:
+    """The test: the upper bound of the residual risk against the policy's limits."""
+    sides = cohort.is_train[evidence.owner]
+    if not len(sides) or sides.all() or not sides.any():
+        return _result(
+            None,
+            policy,
+            Status.REVIEW,
+            "Too few patients have two tiles, so no attempt to link them could be made.",
+        )
+    risk = residual_risk(evidence, cohort, policy)
+    rates = (
+        f"The intruder named the right patient in {risk.attack:.1%} of attempts on training patients and in "
+        f"{risk.control:.1%} on patients the generator never saw"
+    )
+    if risk.high <= policy.max_risk:
+        return _result(risk, policy, Status.PASS, f"{rates}: a residual risk of at most {risk.high:.2f}.")
+    if risk.high > policy.fail_risk and risk.low > 0.0:
+        return _result(
+            risk,
+            policy,
+            Status.FAIL,
+            f"{rates}: the residual risk is above zero and may be {risk.high:.2f}, over {policy.fail_risk:g}.",
+        )
+    return _result(
+        risk,
+        policy,
+        Status.REVIEW,
+        f"{rates}: the residual risk may be {risk.high:.2f}, over {policy.max_risk:g}. A sample too small to decide "
+        "does not pass.",
+    )
+
+
+def _result(risk: Risk | None, policy: LinkabilityPolicy, status: Status, why: str) -> TestResult:
+    return TestResult(
+        name=NAME,
+        section="attribution",
+        claim="Someone who holds a tile of a patient does not find that patient's other tiles through the release.",
+        statistic=f"residual risk that the right patient is among the first {policy.top_patients} named",
+        value=risk.value if risk else None,
+        interval=(risk.low, risk.high) if risk else None,
+        interval_kind="95 %, propagated from Wilson intervals counted by patients" if risk else "",
+        null="the same attempts on holdout patients",
+        threshold=policy.max_risk,
+        direction="lower is safer",
+        status=status,
+        why=why,
+        cannot_show="An intruder with better eyes, or who knows more of the patient than tissue.",
+        details={
+            "attack_rate": round(risk.attack, 6) if risk else None,
+            "control_rate": round(risk.control, 6) if risk else None,
+        },
+    )
+
+
+def _rate(hit: npt.NDArray[np.bool_], owner: npt.NDArray[np.int64]) -> tuple[float, float]:
+    """Rate over patients (each counts once), and half its Wilson interval with an effective number of attempts."""
+    patients = np.unique(owner)
+    means = np.array([hit[owner == patient].mean() for patient in patients])
+    rate = float(means.mean())
+    spread = float(means.var(ddof=1)) / len(means) if len(means) > 1 else 0.0
+    trials = float(len(patients))
+    if spread > 0.0 and 0.0 < rate < 1.0:
+        # Never fewer than one attempt per patient, never more than there were.
+        trials = float(np.clip(rate * (1.0 - rate) / spread, len(patients), len(hit)))
+    low, high = wilson(rate * trials, trials)
+    return rate, (high - low) / 2.0
+
+
+def _halves(
+    owner: npt.NDArray[np.int64], per_patient: int, rng: np.random.Generator
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Rows of the intruder's tiles and of the gallery, patient by patient, at most `per_patient` in all."""
+    targets: list[int] = []
+    gallery: list[int] = []
+    for patient in np.unique(owner):
+        rows = rng.permutation(np.flatnonzero(owner == patient))[: max(per_patient, 2)]
+        if len(rows) < 2:
+            continue
+        half = len(rows) // 2
+        targets += sorted(rows[:half].tolist())
+        gallery += sorted(rows[half : 2 * half].tolist())
+    return np.array(targets, dtype=np.int64), np.array(gallery, dtype=np.int64)

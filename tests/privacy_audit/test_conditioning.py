@@ -1,0 +1,147 @@
+"""Conditioning pairs: a redrawn condition is caught, an innocent release is not, and wrong files are refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from privacy_audit import conditioning
+from privacy_audit.conditioning import Conditions, ConditionsError, pair_scores, read_conditions
+from privacy_audit.evidence_parts import ConditioningEvidence
+from privacy_audit.features import describe
+from privacy_audit.geometry import correlation_slow, orient
+from privacy_audit.neighbours import Standardiser
+from privacy_audit.policy import load_policy
+from privacy_audit.result import Status
+from privacy_audit.subject import Group, cohort_of
+from tests.privacy_audit.conftest import TextureEye, Tile, stain_of, tissue_tile
+
+POLICY = load_policy("core")
+SIDE = 64
+
+
+def group(name: str, tiles: list[Tile], patients: list[str]) -> Group:
+    pixels = torch.from_numpy(np.stack(tiles)).permute(0, 3, 1, 2).contiguous()
+    ids = tuple(f"{patient or name}/{row}.png" for row, patient in enumerate(patients))
+    return Group(name, ids, tuple(patients), ("",) * len(ids), describe(pixels, TextureEye()))
+
+
+def world(redrawn: int, seed: int = 0) -> tuple[Group, Group, Group]:
+    """24 released tiles, the first `redrawn` of which are their conditioning tile, noisy and turned."""
+    rng = np.random.default_rng(seed)
+    names = [f"p{number:02d}" for number in range(12) for _ in range(2)]
+    train = [tissue_tile(rng, stain_of(rng), SIDE) for _ in names]
+    holdout = [tissue_tile(rng, stain_of(rng), SIDE) for _ in names]
+    drawn = [
+        np.clip(np.rot90(train[row]) + rng.normal(0, 8, (SIDE, SIDE, 3)), 0, 255).astype(np.uint8)
+        if row < redrawn
+        else tissue_tile(rng, stain_of(rng), SIDE)
+        for row in range(len(names))
+    ]
+    return (
+        group("train", train, names),
+        group("holdout", holdout, [f"h{name}" for name in names]),
+        group("synthetic", drawn, [""] * len(names)),
+    )
+
+
+def measure(redrawn: int, seed: int = 0) -> ConditioningEvidence:
+    train, holdout, synthetic = world(redrawn, seed)
+    standardise = Standardiser.fit(train.features.embeddings, holdout.features.embeddings)
+    pairs = Conditions({row: (row,) for row in range(len(synthetic))})
+    return conditioning.gather(pairs, synthetic, train, holdout, cohort_of(train, holdout), standardise, 0.5)
+
+
+def judged(evidence: ConditioningEvidence) -> Status:
+    p = conditioning.p_value(evidence, POLICY, np.random.default_rng(0))
+    return conditioning.result(evidence, p, p, POLICY).status
+
+
+def test_one_redrawn_condition_fails_the_release() -> None:
+    evidence = measure(1)
+    assert judged(evidence) is Status.FAIL
+    assert evidence.own[0] > 0.75 > evidence.own[1:].max()
+
+
+def test_an_innocent_release_passes() -> None:
+    assert all(judged(measure(0, seed)) is Status.PASS for seed in range(4))
+
+
+def test_many_faint_resemblances_fail_without_any_confirmed_pair() -> None:
+    evidence = measure(0)
+    faint = replace(evidence, own=evidence.other + 0.05)
+    assert judged(faint) is Status.FAIL
+    assert judged(replace(evidence, own=evidence.other - 0.05)) is Status.PASS  # farther is no leak
+
+
+def test_the_p_value_of_exchangeable_scores_is_no_smaller_than_it_claims() -> None:
+    rng = np.random.default_rng(1)
+    rejected = 0
+    for _ in range(300):
+        owner = np.repeat(np.arange(20), 3)
+        shared = rng.normal(0.3, 0.05, 20)[owner]  # tiles of a patient go together
+        own, other = (np.clip(shared + rng.normal(0, 0.05, 60), 0, 0.7) for _ in range(2))
+        evidence = ConditioningEvidence(np.arange(60), own, other, owner)
+        rejected += conditioning.p_value(evidence, POLICY, rng) < 0.05
+    assert rejected / 300 <= 0.08
+
+
+def test_pair_scores_agree_with_the_slow_path() -> None:
+    train, _, synthetic = world(3)
+    pairs = [(0, 0), (1, 1), (5, 9)]
+    for (left, right), score in zip(pairs, pair_scores(synthetic, train, pairs, 0.5), strict=True):
+        slow = max(
+            correlation_slow(
+                orient(synthetic.features.thumbs[left].float(), which).double().numpy(),
+                train.features.thumbs[right].double().numpy(),
+                0.5,
+            )[0]
+            for which in (range(8) if left == 0 else (0,))
+        )
+        assert score >= slow - 1e-4
+        if left == 0:
+            assert score == pytest.approx(slow, abs=1e-4)
+
+
+def test_three_kinds_of_file_say_the_same(tmp_path: Path) -> None:
+    rows = [("s/0.png", "p/1"), ("s/0.png", "p/2"), ("s/1.png", "p/2"), ("s/9.png", "p/1")]
+    (tmp_path / "a.csv").write_text("surrogate,tile\n" + "".join(f"{a},{b}\n" for a, b in rows))
+    table = pa.table({"surrogate": [a for a, _ in rows], "tile": [b for _, b in rows]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    record = {"s/0.png": {"policy": "own", "sources": ["p/1", "p/2"]}, "s/1.png": {"policy": "own", "sources": ["p/2"]}}
+    (tmp_path / "a.json").write_text(json.dumps(record))
+    for name in ("a.csv", "a.parquet", "a.json"):
+        found = read_conditions(tmp_path / name, ["s/0.png", "s/1.png"], ["p/1", "p/2"])
+        assert found.rows == {0: (0, 1), 1: (1,)}
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "code"),
+    [
+        ("a.csv", b"surrogate,tile\ns/0.png,p/3\n", "conditions-unknown-tile"),
+        ("a.csv", b"surrogate,tile\n", "conditions-incomplete"),
+        ("a.csv", b"tile,other\n", "bad-conditions"),
+        ("a.csv", b"\xff\xfe", "bad-conditions"),
+        ("a.parquet", b"PAR1 no", "bad-conditions"),
+        ("a.json", b"[]", "bad-conditions"),
+    ],
+)
+def test_wrong_files_are_refused(tmp_path: Path, name: str, data: bytes, code: str) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ConditionsError) as caught:
+        read_conditions(tmp_path / name, ["s/0.png"], ["p/1"])
+    assert caught.value.code == code and caught.value.exit_code == 4
+
+
+def test_without_conditions_it_says_aloud_that_it_was_not_tested() -> None:
+    found = conditioning.result(None, None, None, POLICY)
+    assert not found.tested and not found.gating and "--conditions" in found.why
+    demanded = conditioning.result(None, None, None, POLICY.model_copy(update={"required": ("conditioning",)}))
+    assert demanded.gating and demanded.status is Status.REVIEW

@@ -1,0 +1,181 @@
+"""The blinded queue: nothing in it tells pairs from decoys, decisions are signed, and a confirmed copy is FAIL."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import stat
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pixcell_core.contracts import canonical_bytes
+from pixcell_core.errors import PixcellError
+from pixcell_core.trust.dsse import sign_envelope
+from pixcell_core.trust.keys import SigningKey
+from privacy_audit import review_queue
+from privacy_audit.deciding import decide
+from privacy_audit.evidence_parts import HumanEvidence
+from privacy_audit.policy import load_policy
+from privacy_audit.result import Status
+from privacy_audit.review_queue import (
+    DECISIONS_TYPE,
+    KEY,
+    QUEUE,
+    Call,
+    Decision,
+    ReviewDecisions,
+    ReviewError,
+    ReviewKey,
+    load_queue,
+    read_decisions,
+    sign_decisions,
+)
+from privacy_audit.run import write_decided
+from privacy_audit.verify import verify_audit
+from tests.privacy_audit.conftest import Audited, World, audit
+
+POLICY = load_policy("core")
+REVIEWER = SigningKey.generate()
+
+
+def key_of(out: Path) -> ReviewKey:
+    return ReviewKey.model_validate_json((out / KEY).read_text())
+
+
+def calls(out: Path, *, pairs: Call = "different", decoys: Call = "different") -> dict[str, Call]:
+    return {item.id: pairs if item.kind == "pair" else decoys for item in key_of(out).items}
+
+
+@pytest.fixture
+def out(honest: Audited, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(honest.out, tmp_path / "out", ignore=shutil.ignore_patterns("cache")))
+
+
+def test_the_queue_mixes_nearest_pairs_with_as_many_decoys(honest: Audited, world: World) -> None:
+    kinds = Counter(item.kind for item in key_of(honest.out).items)
+    assert kinds["pair"] == 40 and kinds["decoy"] == 50  # the release has 40 tiles, the queue takes 50 at most
+    scores = [item.score for item in key_of(honest.out).items if item.kind == "pair"]
+    assert max(scores) == pytest.approx(
+        max(float(test.details["released_maximum"] or 0) for test in honest.report.tests if test.name == "near copies"),
+        abs=1e-6,
+    )
+    assert all(item.training_tile.startswith("tpatient-") for item in key_of(honest.out).items)
+
+
+def test_nothing_in_the_queue_says_which_is_which(honest: Audited) -> None:
+    text = (honest.out / QUEUE).read_text()
+    body = json.loads(text)
+    assert set(body["items"][0]) == {"id", "left", "right"}
+    assert "patient-" not in text and "decoy" not in text and "score" not in text
+    order = [item.kind for item in key_of(honest.out).items]
+    assert order != sorted(order) and order != sorted(order, reverse=True)
+    for name in (QUEUE, KEY):
+        assert stat.S_IMODE((honest.out / name).stat().st_mode) == 0o600
+
+
+def test_a_repeated_audit_asks_about_the_same_items(honest: Audited, world: World, tmp_path: Path) -> None:
+    shutil.copytree(honest.out / "site", tmp_path / "site")
+    audit(world, world.honest, tmp_path)
+    assert load_queue(tmp_path) == load_queue(honest.out)
+
+
+def test_a_confirmed_copy_turns_the_verdict_to_fail(out: Path) -> None:
+    decided = calls(out)
+    first = next(item.id for item in key_of(out).items if item.kind == "pair")
+    decided[first] = "same field"
+    envelope = sign_decisions(load_queue(out), decided, REVIEWER)
+    report, evidence = decide(out, envelope, REVIEWER.verify_key, datetime.now(UTC))
+    assert report.verdict is Status.FAIL
+    write_decided(out, report, evidence)
+    checked = verify_audit(out)
+    assert checked.verified and checked.complete and checked.verdict == "FAIL"
+
+
+def test_a_clean_reading_passes_and_leaves_the_other_tests_as_they_were(out: Path, honest: Audited) -> None:
+    envelope = sign_decisions(load_queue(out), calls(out), REVIEWER)
+    report, _ = decide(out, envelope, REVIEWER.verify_key, datetime.now(UTC))
+    test = report.test(review_queue.NAME)
+    assert test is not None and test.status is Status.PASS and test.tested
+    others = [t for t in report.tests if t.name != review_queue.NAME]
+    assert others == [t for t in honest.report.tests if t.name != review_queue.NAME]
+
+
+def human(pair_same: int = 0, decoy_same: int = 0, unsure: int = 0, left: int = 0) -> HumanEvidence:
+    return HumanEvidence("sha256:0", "sha256:1", pair_same, unsure, 50, decoy_same, 0, 50, left)
+
+
+@pytest.mark.parametrize(
+    ("evidence", "status"),
+    [
+        (human(), Status.PASS),
+        (human(pair_same=1), Status.FAIL),
+        (human(pair_same=12, decoy_same=1), Status.FAIL),
+        (human(pair_same=2, decoy_same=2), Status.REVIEW),  # a reader who also confirms decoys confirms nothing
+        (human(decoy_same=3), Status.REVIEW),
+        (human(unsure=1), Status.REVIEW),
+        (human(left=5), Status.REVIEW),
+        (human(pair_same=1, left=5), Status.FAIL),
+    ],
+)
+def test_status_by_what_was_called(evidence: HumanEvidence, status: Status) -> None:
+    assert review_queue.result(evidence, POLICY).status is status
+
+
+def test_unread_is_not_tested() -> None:
+    found = review_queue.result(None, POLICY)
+    assert not found.tested and not found.gating
+    assert review_queue.result(None, POLICY.model_copy(update={"required": ("human",)})).gating
+
+
+def test_decisions_that_cannot_be_counted_are_refused(out: Path, dishonest: Audited) -> None:
+    queue = load_queue(out)
+    good = calls(out)
+    with pytest.raises(ReviewError):
+        sign_decisions(queue, {**good, "0" * 16: "different"}, REVIEWER)
+    signed = sign_decisions(queue, good, REVIEWER)
+    with pytest.raises(PixcellError) as stranger:  # another key
+        read_decisions(out, signed, SigningKey.generate().verify_key)
+    assert stranger.value.code == "signature-refused"
+    with pytest.raises(ReviewError) as other:  # another queue
+        read_decisions(dishonest.out, signed, REVIEWER.verify_key)
+    assert other.value.code == "review-of-another-queue"
+    first = next(iter(good))
+    twice = ReviewDecisions(
+        queue=key_of(out).queue,
+        decisions=(Decision(id=first, call="different"), Decision(id=first, call="same field")),
+    )
+    envelope = sign_envelope(DECISIONS_TYPE, canonical_bytes(twice), [REVIEWER])
+    with pytest.raises(ReviewError):
+        read_decisions(out, envelope, REVIEWER.verify_key)
+    purpose = sign_envelope("application/other", canonical_bytes(twice), [REVIEWER])
+    with pytest.raises(PixcellError) as wrong:
+        read_decisions(out, purpose, REVIEWER.verify_key)
+    assert wrong.value.code == "wrong-payload-type"
+
+
+def test_a_queue_or_evidence_that_was_changed_is_refused(out: Path) -> None:
+    signed = sign_decisions(load_queue(out), calls(out), REVIEWER)
+    body = json.loads((out / QUEUE).read_text())
+    body["items"] = body["items"][1:]
+    (out / QUEUE).write_text(json.dumps(body))
+    with pytest.raises(ReviewError):
+        read_decisions(out, signed, REVIEWER.verify_key)
+    evidence = out / "site" / "evidence.npz"
+    evidence.write_bytes(evidence.read_bytes()[:-1] + b"0")
+    with pytest.raises(PixcellError):
+        decide(out, signed, REVIEWER.verify_key, datetime.now(UTC))
+
+
+def test_decoys_are_the_likeliest_innocent_pairs(honest: Audited) -> None:
+    """The mutant: decoys drawn at random would look like nothing and give the pairs away."""
+    rng = np.random.default_rng(0)
+    many = review_queue.candidates(
+        "decoy", tuple(map(str, range(200))), ("d",) * 200, np.zeros(200, dtype=np.int64), rng.random(200), ("t",), ("d",)
+    )  # fmt: skip
+    few = POLICY.review.model_copy(update={"decoys": 10, "pairs": 10})
+    chosen = review_queue.choose([], many, few, rng)
+    assert sorted(one.score for one in chosen) == sorted(one.score for one in many)[-10:]
