@@ -50,7 +50,8 @@ class HeadOffer(Document):
     """A party's newest head, for the coordinator to anchor; travels in an envelope signed by the party's approval key.
 
     `since` is the size of the head that was anchored last (0: none), and `path` the consistency proof from there.
-    `seen` is the size of the coordinator's log as this party last knew it: the receipt proves growth from there.
+    `seen` is the coordinator's own head that this party was shown last: the coordinator must still have that past, and
+    the receipt proves growth from there.
     """
 
     schema_version: Literal["pixcell.log-offer/v1"] = "pixcell.log-offer/v1"
@@ -59,7 +60,7 @@ class HeadOffer(Document):
     head: Envelope
     since: TreeSize = 0
     path: ProofPath = ()
-    seen: TreeSize = 0
+    seen: Envelope | None = None
 
 
 class AnchorReceipt(Document):

@@ -140,11 +140,8 @@ def make_offer(
             "The log is empty: it has no head yet.", hint="Give the folder of a log with events."
         )
     owner = VerifyKey.load(folder / KEY_FILE)
-    seen = 0
-    if last is not None:
-        # Both sizes are only hints of where to begin; the coordinator compares with what it anchored itself.
-        seen = parse_document(TreeHead, last.anchored.head.unsafe_unverified_payload()).tree_size
-        since = open_head(last.head, [owner]).tree_size if since is None else since
+    if last is not None and since is None:
+        since = open_head(last.head, [owner]).tree_size
     path = prove_consistency(folder, since).path if since else ()
     offer = HeadOffer(
         party=party,
@@ -152,7 +149,7 @@ def make_offer(
         head=head_at(folder, report.entries),
         since=since or 0,
         path=path,
-        seen=seen,
+        seen=last.anchored.head if last is not None else None,
     )
     return sign_envelope(OFFER_PAYLOAD_TYPE, offer.to_bytes(), [key])
 
@@ -196,7 +193,8 @@ def load_proof(path: Path) -> LogProof:
     data = read_bounded(path, MAX_PROOF_BYTES)
     value = parse_json(data, name=path.name)
     version = value.get("schema_version") if isinstance(value, dict) else None
-    for kind in (InclusionProof, ConsistencyProof, AnchorReceipt):
+    kinds: tuple[type[LogProof], ...] = (InclusionProof, ConsistencyProof, AnchorReceipt)
+    for kind in kinds:
         if version == kind.model_fields["schema_version"].default:
             return parse_document(kind, data, name=path.name)
     raise BadInputError(
