@@ -186,7 +186,10 @@ def verify_proof(
         if known is not None:
             check_inclusion(found.anchored, keys, known=known)
         under = check_receipt(found, keys)
-        about = f"the head of {found.party}'s log with {_size(found.head)} events is anchored as event {found.anchored.entry.index}"
+        about = (
+            f"the head of {found.party}'s log with {_size(found.head)} events is anchored "
+            f"as event {found.anchored.entry.index}"
+        )
     elif isinstance(found, InclusionProof):
         under = check_inclusion(found, keys, known=known)
         about = f"event {found.entry.index}, {found.entry.kind} of {found.entry.time}, lies in the log"

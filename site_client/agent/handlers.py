@@ -23,6 +23,7 @@ from pixcell_core.contracts.round import KnownHead, PrepareReply, PrepareRequest
 from pixcell_core.contracts.spool import Arrays, SpoolError, TrainerBeat, TrainJob, arrays_digest
 from pixcell_core.contracts.study import Study
 from pixcell_core.errors import PixcellError, RefusedError
+from site_client.approvals.act_log import note_charge
 from site_client.approvals.book import ApprovalBook
 from site_client.approvals.site_folder import SiteFolder
 from site_client.trainer.spool import Spool
@@ -140,7 +141,7 @@ class Agent:
                     result, update = found
                     if result.status == "refused":
                         return self._refusal(request, result.code, result.reason)
-                    self._remember_head(result.ledger_head)
+                    self._remember_head(study, request.round, result.ledger_head)
                     return self._reply(request, result.ledger_head), update
                 if alive(self._beat(), moment):
                     last_seen = moment
@@ -196,8 +197,11 @@ class Agent:
     def _last_head(self) -> KnownHead | None:
         return load_document(KnownHead, self._head_file) if self._head_file.is_file() else None
 
-    def _remember_head(self, head: KnownHead | None) -> None:
+    def _remember_head(self, study: Study, round_number: int, head: KnownHead | None) -> None:
+        """Keep the ledger's head after a charge, and make it an event of the site's log."""
         if head is not None:
+            if head != self._last_head():
+                note_charge(self._settings.folder, study.digest, round_number, head, now=self._clock())
             write_atomically(self._head_file, head.to_bytes())
 
     def _wait_for_the_grid(self, asked_at: datetime, grid_s: float) -> None:
