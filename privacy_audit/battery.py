@@ -17,10 +17,13 @@ from privacy_audit import (
     given_embeddings,
     linkability,
     membership,
+    review_queue,
     strata,
 )
+from privacy_audit.blinding import Blinding
 from privacy_audit.conditioning import Conditions, read_conditions
 from privacy_audit.evidence_parts import EvidencePart, PrivacyClaimEvidence
+from privacy_audit.gallery import data_uri
 from privacy_audit.given_embeddings import GivenEmbeddings
 from privacy_audit.membership_inputs import WeightsRequest, check_fit, encode, load_models
 from privacy_audit.neighbours import Standardiser
@@ -121,3 +124,33 @@ def gather(
         check_fit(generator, inputs)
         parts["membership"] = membership.gather(inputs, base, generator, policy.membership, seed)
     return parts
+
+
+def write_review_queue(
+    out: Path,
+    sources: Sources,
+    groups: tuple[Group, Group, Group],
+    scores: tuple[ScreenScores, ScreenScores],
+    policy: Policy,
+    blinding: Blinding,
+    seed: int,
+) -> None:
+    """The blinded queue for a pathologist: nearest released pairs among innocent ones of the holdout."""
+    train, holdout, synthetic = groups
+    training = (train.ids, train.features.digests)
+    pairs = review_queue.candidates(
+        "pair", synthetic.ids, synthetic.features.digests, scores[0].match, scores[0].score, *training
+    )
+    decoys = review_queue.candidates(
+        "decoy", holdout.ids, holdout.features.digests, scores[1].match, scores[1].score, *training
+    )
+    chosen = review_queue.choose(pairs, decoys, policy.review, np.random.default_rng([seed, 12]))
+    left = {"pair": sources[2], "decoy": sources[1]}
+
+    def picture(source: TileSource, row: int) -> str:
+        return data_uri(source.read(row, row + 1)[0].permute(1, 2, 0).contiguous().numpy())
+
+    pictures = [
+        (picture(left[one.kind], one.left_row), picture(sources[0], one.training_row)) for one in chosen
+    ]
+    review_queue.write(out, chosen, pictures, blinding)

@@ -210,9 +210,9 @@ def decide(
     from privacy_audit.deciding import decide as judge_again
     from privacy_audit.run import write_decided
 
-    found, packed = judge_again(out, Envelope.load(decisions), VerifyKey.load(trust), datetime.now(UTC))
-    write_decided(out, found, packed)
-    return _summary(out, found)
+    decided = judge_again(out, Envelope.load(decisions), VerifyKey.load(trust), datetime.now(UTC))
+    write_decided(out, decided)
+    return _summary(out, decided.report)
 
 
 def _weights(

@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+
+import numpy as np
 
 from pixcell_core.contracts import digest
 from pixcell_core.errors import RefusedError
 from pixcell_core.trust.dsse import Envelope
 from pixcell_core.trust.keys import VerifyKey
+from privacy_audit.copies import Conformal
 from privacy_audit.evidence import Evidence
 from privacy_audit.judge import judge
 from privacy_audit.policy import parse_policy
+from privacy_audit.render import Pair, render_page
 from privacy_audit.report import EVIDENCE, AuditReport, summarise, timestamp
-from privacy_audit.review_queue import read_decisions
+from privacy_audit.review_queue import load_key, load_queue, read_decisions
 from privacy_audit.verify import load_report
 
 
-def decide(out: Path, envelope: Envelope, reviewer: VerifyKey, now: datetime) -> tuple[AuditReport, bytes]:
+@dataclass(frozen=True)
+class Decided:
+    """An audit with a reviewer's decisions in it: report, evidence, and the site's own page."""
+
+    report: AuditReport
+    evidence: bytes
+    site_page: str
+
+
+def decide(out: Path, envelope: Envelope, reviewer: VerifyKey, now: datetime) -> Decided:
     """The audit's report with the human test in it, and the evidence it follows from; nothing is written here.
 
     Args:
@@ -42,18 +55,38 @@ def decide(out: Path, envelope: Envelope, reviewer: VerifyKey, now: datetime) ->
     judged = judge(evidence, policy, report.seed)
     packed = evidence.to_bytes()
     tiles = report.subjects.synthetic.tiles
-    return (
-        report.model_copy(
-            update={
-                "verdict": judged.verdict,
-                "summary": summarise(judged.verdict, judged.tests, len(judged.flagged), tiles),
-                "created_at": timestamp(now),
-                "tests": judged.tests,
-                "flagged": judged.flagged,
-                "proven_kinds": judged.proven_kinds,
-                "not_tested": judged.not_tested,
-                "evidence_digest": digest(packed),
-            }
-        ),
-        packed,
+    decided = report.model_copy(
+        update={
+            "verdict": judged.verdict,
+            "summary": summarise(judged.verdict, judged.tests, len(judged.flagged), tiles),
+            "created_at": timestamp(now),
+            "tests": judged.tests,
+            "flagged": judged.flagged,
+            "proven_kinds": judged.proven_kinds,
+            "not_tested": judged.not_tested,
+            "evidence_digest": digest(packed),
+        }
     )
+    return Decided(decided, packed, render_page(decided, _pairs(out, decided, evidence)))
+
+
+def _pairs(out: Path, report: AuditReport, evidence: Evidence) -> list[Pair]:
+    """The pairs of the queue, nearest first: the tiles themselves need not be at hand to show them again."""
+    pictures = {item.id: item for item in load_queue(out).items}
+    flagged = {flag.synthetic for flag in report.flagged}
+    shown = [item for item in load_key(out).items if item.kind == "pair" and item.id in pictures]
+    shown.sort(key=lambda item: (item.left not in flagged, -item.score, item.left))
+    p_values = Conformal(evidence.null_scores).p_values(np.array([item.score for item in shown]))
+    return [
+        Pair(
+            synthetic=item.left,
+            training_tile=item.training_tile,
+            score=item.score,
+            p_value=float(p),
+            flagged=item.left in flagged,
+            alignment="as the reviewer saw it",
+            synthetic_uri=pictures[item.id].left,
+            training_uri=pictures[item.id].right,
+        )
+        for item, p in zip(shown, p_values, strict=True)
+    ]

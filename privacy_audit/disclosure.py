@@ -71,7 +71,7 @@ def ink_share(tile: Tile) -> float:
     red, green, blue = density[:, 0], density[:, 1], density[:, 2]
     strong = density.max(axis=1) > 0.35
     green_pen = (red > 1.35 * green) & (blue > 0.6 * green)
-    blue_pen = (red > 1.2 * green) & (blue < 0.6 * red)
+    blue_pen = (red > 1.22 * green) & (blue < 0.35 * red) & (red > 0.55)
     red_pen = (blue > 0.7 * green) & (red < 0.3 * green) & (green > 0.75)
     black_pen = (density.min(axis=1) > 0.75) & (blue > 0.85 * green)
     return float((strong & (green_pen | blue_pen | red_pen | black_pen)).mean())

@@ -173,7 +173,11 @@ def judge(evidence: Evidence, policy: Policy, seed: int) -> Judgement:
 
 def not_tested(tests: tuple[TestResult, ...]) -> tuple[str, ...]:
     """What this audit does not cover: tests that were not run, and what no run covers."""
-    left_out = (f"{test.name}: {test.why.removeprefix('Not tested: ')}" for test in tests if not test.tested)
+    left_out = []
+    for test in tests:
+        if not test.tested:
+            why = test.why.removeprefix("Not tested: ").removesuffix(" The verdict does not rest on it.")
+            left_out.append(f"{test.name[:1].upper()}{test.name[1:]}: {why[:1].lower()}{why[1:]}")
     return (*left_out, *NOT_TESTED)
 
 

@@ -5,25 +5,25 @@ from __future__ import annotations
 _SENTENCES = (
     (
         "training and holdout disjoint",
-        "Nobody stands on both sides of the comparison, so a leak cannot hide in it.",
+        "Does anybody stand on both sides of the comparison, so that a leak could hide in it?",
     ),
     (
         "enough patients and tiles",
-        "There were enough patients and pictures for the other answers to mean something.",
+        "Were there enough patients and pictures for the other answers to mean something?",
     ),
     (
         "holdout drawn before training",
-        "The patients used for comparison were set aside before the generator learnt anything.",
+        "Were the patients used for comparison set aside before the generator learnt anything?",
     ),
     (
         "filtered release",
-        "Some pictures were withheld after a first audit, and everything was tested again on the rest.",
+        "Some pictures were withheld after a first audit: were they few, and was everything tested again on the rest?",
     ),
     (
         "self-test: planted copies",
-        "Real copies were hidden among the pictures, and the audit found them: it is able to see what it looks for.",
+        "Real copies were hidden among the pictures: did the audit find them, so that its silence means something?",
     ),
-    ("self-test", "Harmless pictures were mixed in, and the audit left them alone: it does not cry wolf."),
+    ("self-test", "Harmless pictures were mixed in: did the audit leave them alone?"),
     (
         "differential privacy",
         "If a mathematical privacy promise was made, this asks whether the records and an attack contradict it.",
@@ -34,7 +34,7 @@ _SENTENCES = (
     ),
     (
         "membership by weights: control",
-        "The same attack on a model that saw nobody here must find nothing; if it does, the attack proves nothing.",
+        "Does the same attack find nothing in a model that saw nobody here, as it must before it may accuse?",
     ),
     (
         "membership by weights",
@@ -54,14 +54,14 @@ _SENTENCES = (
         "Are the pictures of unusual patients, who are easiest to recognise, copied more than others?",
     ),
     ("isolated patients: attribution", "Does the release point to unusual patients more than chance would?"),
-    ("rare classes", "A diagnosis that very few patients have can name them; this counts such diagnoses."),
+    ("rare classes", "Is there a diagnosis so rare among these patients that it could name them?"),
     (
         "cliques of released tiles",
         "Does the generator draw the same picture again and again, as one does who knows it by heart?",
     ),
     (
         "human review",
-        "A pathologist looked at the most suspicious pairs, mixed with harmless ones and without knowing which is which.",
+        "Does a pathologist, shown suspicious and harmless pairs without knowing which is which, see the same tissue twice?",
     ),
     (
         "patient tail asymmetry",

@@ -215,9 +215,10 @@ def load_policy(source: str | Path | None = None) -> Policy:
         )
     try:
         value = yaml.safe_load(raw.decode("utf-8"))
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+    except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError) as error:
+        # Besides its own errors the reader lets through what impossible dates, numbers and nestings raise.
         raise PolicyError(
-            f"The audit policy {path.name} is not YAML: {str(error).splitlines()[0]}.",
+            f"The audit policy {path.name} is not YAML: {(str(error).splitlines() or ['damaged'])[0][:200]}.",
             hint="Start from the output of `pixcell audit policy show`.",
         ) from error
     if not isinstance(value, dict):

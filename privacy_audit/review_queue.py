@@ -170,6 +170,11 @@ def load_queue(out: Path) -> ReviewQueue:
     return load_document(ReviewQueue, out / QUEUE, MAX_QUEUE_BYTES)
 
 
+def load_key(out: Path) -> ReviewKey:
+    """Read the key of an audit's queue."""
+    return load_document(ReviewKey, out / KEY, MAX_QUEUE_BYTES)
+
+
 def sign_decisions(queue: ReviewQueue, calls: dict[str, Call], key: SigningKey) -> Envelope:
     """The reviewer's decisions in a signed envelope.
 
@@ -197,7 +202,7 @@ def read_decisions(out: Path, envelope: Envelope, trusted: VerifyKey) -> HumanEv
     """
     data = verify_envelope(envelope, [trusted], payload_type=DECISIONS_TYPE)
     found = parse_document(ReviewDecisions, data, name="review decisions")
-    key = load_document(ReviewKey, out / KEY, MAX_QUEUE_BYTES)
+    key = load_key(out)
     if found.queue != key.queue or key.queue != digest(canonical_bytes(load_queue(out))):
         raise ReviewError(
             "These decisions are about another queue than the one of this audit.",

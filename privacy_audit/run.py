@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import secrets
 import shutil
 import time
@@ -18,19 +17,20 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pixcell_core.contracts import digest, parse_document, read_bounded
+from pixcell_core.contracts import digest
 from pixcell_core.contracts.bands import band
 from pixcell_core.contracts.release import tiles_root
-from pixcell_core.errors import BadInputError, PixcellError
+from pixcell_core.errors import PixcellError
 from privacy_audit import battery
-from privacy_audit.battery import Extras, Prepared
+from privacy_audit.battery import Prepared
 from privacy_audit.blinding import Blinding
 from privacy_audit.copies import exact_matches
+from privacy_audit.deciding import Decided
 from privacy_audit.evidence import Evidence, as_stored
 from privacy_audit.eye import Eye, SecondEye
 from privacy_audit.features import TileFeatures, join, load_features
 from privacy_audit.filtering import filtered_release
-from privacy_audit.gallery import data_uri, write_site_page
+from privacy_audit.gallery import write_site_page
 from privacy_audit.judge import judge
 from privacy_audit.neighbours import Standardiser, patient_minima
 from privacy_audit.policy import Policy
@@ -46,11 +46,11 @@ from privacy_audit.render import render_page
 from privacy_audit.report import (
     CACHE_FOLDER,
     EVIDENCE,
-    MAX_REPORT_BYTES,
     NEIGHBOURS,
     PAGE,
     REPORT,
     SITE_FOLDER,
+    SITE_PAGE,
     TIMINGS,
     AuditReport,
     PolicyStatement,
@@ -62,33 +62,17 @@ from privacy_audit.report import (
     timestamp,
     tool,
 )
+from privacy_audit.request import AuditRequest as AuditRequest
+from privacy_audit.request import first_audit, refuse_identifying_names, refuse_same_folder
 from privacy_audit.result import TestResult
-from privacy_audit.review_queue import KEY, QUEUE, candidates, choose
-from privacy_audit.review_queue import write as write_queue
+from privacy_audit.review_queue import KEY, QUEUE
 from privacy_audit.screen import CopyScreen, ScreenScores
 from privacy_audit.self_test import TEXTURE_FLOOR, plant, recoloured_holdout
 from privacy_audit.spectrum import TURNS, ShapeSpectra
 from privacy_audit.subject import Cohort, Group, cohort_of
-from privacy_audit.tiles import TileError, TileSource, open_tiles, read_patients
+from privacy_audit.tiles import TileSource, open_tiles, read_patients, require_one_size
 
-_IDENTIFYING_LENGTH = 4
 Measure = Callable[[TileFeatures], npt.NDArray[np.float64]]
-
-
-@dataclass(frozen=True)
-class AuditRequest:
-    """What to audit, by which policy, and where to write."""
-
-    train: Path
-    holdout: Path
-    synthetic: Path
-    out: Path
-    policy: Policy
-    seed: int | None = None
-    filtered_from: Path | None = None
-    extras: Extras = field(default_factory=Extras)
-    patients: Path | None = None
-    now: datetime | None = None  # the clock; the computer's own when absent
 
 
 @dataclass
@@ -118,9 +102,10 @@ def run_audit(request: AuditRequest, eye: Eye | None = None) -> AuditReport:
         open_tiles(request.holdout, name="holdout", needs_patients=True, patients=table),
         open_tiles(request.synthetic, name="synthetic", needs_patients=False),
     )
-    _refuse_same_folder(request)
-    _refuse_identifying_names(*sources)
-    first = _first_audit(request)
+    refuse_same_folder(request)
+    refuse_identifying_names(*sources)
+    require_one_size(*sources)
+    first = first_audit(request)
     split = find_split(sources[0], sources[1])
     require_time_after(now, split, first[0].created_at if first else None)
     prepared = battery.prepare(request.extras, sources)
@@ -168,7 +153,7 @@ def run_audit(request: AuditRequest, eye: Eye | None = None) -> AuditReport:
     _write(out / NEIGHBOURS, json.dumps(_neighbours(report, train, blinding), indent=1).encode())
     _write(out / TIMINGS, json.dumps(clock.seconds, indent=1).encode())
     write_site_page(out, report, sources[0], sources[2], scores, evidence)
-    _write_queue(out, sources, groups, (scores, null), request.policy, blinding, seed)
+    battery.write_review_queue(out, sources, groups, (scores, null), request.policy, blinding, seed)
     write_report(out, report)
     return report
 
@@ -179,10 +164,11 @@ def write_report(out: Path, report: AuditReport) -> None:
     _write(out / REPORT, (json.dumps(report.model_dump(mode="json"), indent=1) + "\n").encode())
 
 
-def write_decided(out: Path, report: AuditReport, evidence: bytes) -> None:
+def write_decided(out: Path, decided: Decided) -> None:
     """Write an audit anew after a reviewer's decisions: evidence first, the JSON last."""
-    _write(out / EVIDENCE, evidence)
-    write_report(out, report)
+    _write(out / EVIDENCE, decided.evidence)
+    _write(out / SITE_PAGE, decided.site_page.encode())
+    write_report(out, decided.report)
 
 
 def _gather(
@@ -256,38 +242,6 @@ def _gather(
         parts=parts,
     )
     return evidence, released, null
-
-
-def _write_queue(
-    out: Path,
-    sources: tuple[TileSource, TileSource, TileSource],
-    groups: tuple[Group, Group, Group],
-    scores: tuple[ScreenScores, ScreenScores],
-    policy: Policy,
-    blinding: Blinding,
-    seed: int,
-) -> None:
-    """The blinded queue for a pathologist: nearest released pairs among innocent ones of the holdout."""
-    train, holdout, synthetic = groups
-    training = (train.ids, train.features.digests)
-    found = {
-        "pair": candidates(
-            "pair", synthetic.ids, synthetic.features.digests, scores[0].match, scores[0].score, *training
-        ),
-        "decoy": candidates(
-            "decoy", holdout.ids, holdout.features.digests, scores[1].match, scores[1].score, *training
-        ),
-    }
-    chosen = choose(found["pair"], found["decoy"], policy.review, np.random.default_rng([seed, 12]))
-    left = {"pair": sources[2], "decoy": sources[1]}
-
-    def picture(source: TileSource, row: int) -> str:
-        return data_uri(source.read(row, row + 1)[0].permute(1, 2, 0).contiguous().numpy())
-
-    pictures = [
-        (picture(left[one.kind], one.left_row), picture(sources[0], one.training_row)) for one in chosen
-    ]
-    write_queue(out, chosen, pictures, blinding)
 
 
 def _blind(screen: CopyScreen, groups: list[TileFeatures], rng: np.random.Generator) -> list[ScreenScores]:
@@ -370,58 +324,6 @@ def _neighbours(report: AuditReport, train: Group, blinding: Blinding) -> dict[s
         "mark": "SITE ONLY - do not export",
         "flagged": [{**flag.model_dump(), "training_tile": names[flag.nearest]} for flag in report.flagged],
     }
-
-
-def _first_audit(request: AuditRequest) -> tuple[AuditReport, bytes] | None:
-    """The report of the audit after which tiles were withheld, read before anything is written."""
-    if request.filtered_from is None:
-        return None
-    if request.filtered_from.resolve() == request.out.resolve():
-        raise BadInputError(
-            "--filtered-from and --out are the same folder.",
-            hint="Keep the first audit; write the second elsewhere.",
-            code="same-folder",
-        )
-    data = read_bounded(request.filtered_from / REPORT, MAX_REPORT_BYTES)
-    return parse_document(AuditReport, data, name=REPORT), data
-
-
-def _refuse_same_folder(request: AuditRequest) -> None:
-    folders = [path.resolve() for path in (request.train, request.holdout, request.synthetic)]
-    if len(set(folders)) < len(folders):
-        raise BadInputError(
-            "Two of the folders --train, --holdout and --synthetic are the same.",
-            hint="Give three different folders.",
-            code="same-folder",
-        )
-    if any(request.out.resolve() == folder or folder in request.out.resolve().parents for folder in folders):
-        raise BadInputError(
-            "The output folder lies inside a folder of tiles.",
-            hint="Choose another --out: the report must not mix with what it judges.",
-            code="out-inside-tiles",
-        )
-
-
-def _refuse_identifying_names(train: TileSource, holdout: TileSource, synthetic: TileSource) -> None:
-    """Names of released tiles go into the report and into the bundle: none may carry a patient identifier."""
-    patients = {
-        name.lower()
-        for name in {*train.patients, *holdout.patients}
-        if len(name) >= _IDENTIFYING_LENGTH and not name.isdigit()
-    }
-    for tile in synthetic.ids:
-        text = tile.lower()
-        tokens = (
-            set(re.split(r"[/._ ]+", text))
-            | set(re.split(r"[/. ]+", text))
-            | set(re.split(r"[^a-z0-9]+", text))
-        )
-        if tokens & patients:
-            raise TileError(
-                "The name of a synthetic tile carries a patient identifier of this site.",
-                hint="Rename the synthetic tiles, for example by number, and look for how the name got there.",
-                code="names-identify",
-            )
 
 
 def _prepare(out: Path) -> Path:

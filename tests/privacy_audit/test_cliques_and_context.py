@@ -84,9 +84,7 @@ def measured(leak: float = 0.0) -> tuple[Group, Group, Group, Cohort, np.ndarray
 def test_each_number_is_what_its_paper_says() -> None:
     train, holdout, synthetic, cohort, distances, standardise = measured()
     evidence = context.gather(synthetic, train, holdout, cohort, standardise, 20)
-    t, h, s = (
-        standardise(g.features.embeddings).double().numpy() for g in (train, holdout, synthetic)
-    )
+    t, h, s = (standardise(g.features.embeddings).double().numpy() for g in (train, holdout, synthetic))
     s_t, s_h, h_t = cdist(s, t), cdist(s, h), cdist(h, t)
     sides = cohort.is_train
     assert context.dcr_share(distances, sides) == (s_t.min(1) < s_h.min(1)).mean()
@@ -104,7 +102,7 @@ def test_each_number_is_what_its_paper_says() -> None:
 
 def test_twins_in_training_do_not_silence_authenticity() -> None:
     """Near-duplicate training tiles of one patient made the published form read 1 over true copies."""
-    train, holdout, synthetic, cohort, _, standardise = measured()
+    train, holdout, _, cohort, _, standardise = measured()
     points = train.features.embeddings.numpy().astype(float)
     points[1::2] = points[::2] + 1e-3
     twins = group("train", points, list(train.patients))

@@ -115,7 +115,10 @@ def test_three_kinds_of_file_say_the_same(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("surrogate,tile\n" + "".join(f"{a},{b}\n" for a, b in rows))
     table = pa.table({"surrogate": [a for a, _ in rows], "tile": [b for _, b in rows]})
     pq.write_table(table, tmp_path / "a.parquet")
-    record = {"s/0.png": {"policy": "own", "sources": ["p/1", "p/2"]}, "s/1.png": {"policy": "own", "sources": ["p/2"]}}
+    record = {
+        "s/0.png": {"policy": "own", "sources": ["p/1", "p/2"]},
+        "s/1.png": {"policy": "own", "sources": ["p/2"]},
+    }
     (tmp_path / "a.json").write_text(json.dumps(record))
     for name in ("a.csv", "a.parquet", "a.json"):
         found = read_conditions(tmp_path / name, ["s/0.png", "s/1.png"], ["p/1", "p/2"])
@@ -143,5 +146,7 @@ def test_wrong_files_are_refused(tmp_path: Path, name: str, data: bytes, code: s
 def test_without_conditions_it_says_aloud_that_it_was_not_tested() -> None:
     found = conditioning.result(None, None, None, POLICY)
     assert not found.tested and not found.gating and "--conditions" in found.why
-    demanded = conditioning.result(None, None, None, POLICY.model_copy(update={"required": ("conditioning",)}))
+    demanded = conditioning.result(
+        None, None, None, POLICY.model_copy(update={"required": ("conditioning",)})
+    )
     assert demanded.gating and demanded.status is Status.REVIEW

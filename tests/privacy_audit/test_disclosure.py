@@ -75,7 +75,9 @@ def test_clean_tissue_in_many_stains_is_left_alone() -> None:
         assert label_blocks(tile) == 0
 
 
-def evidence(ink: list[float], glyphs: list[int], blocks: list[int], usual: float = 0.0) -> DisclosureEvidence:
+def evidence(
+    ink: list[float], glyphs: list[int], blocks: list[int], usual: float = 0.0
+) -> DisclosureEvidence:
     clean = np.zeros(50, dtype=np.int64)
     return DisclosureEvidence(
         np.array(ink), np.array(glyphs), np.array(blocks), np.full(50, usual), clean, clean

@@ -17,6 +17,10 @@ from privacy_audit.result import Status
 
 POLICY = load_policy("core")
 CHARGE = {"kind": "reserve", "sample_rate": 1.0, "noise_multiplier": 6.0, "steps": 20}
+STATED = (
+    '{"schema_version": "budget-export/v1", "lines": [], '
+    '"statement": {"unit": "patient", "delta": 1e-5, "epsilon_spent": %s}}'
+)
 TRUE = epsilon([GaussianEvent(1.0, 6.0, 20)], 1e-5).value
 
 
@@ -76,8 +80,7 @@ def test_absent_is_not_tested_and_gates_only_where_demanded() -> None:
     "text",
     [
         "[]", "{}", "{", '{"schema_version": "budget-export/v1"}',
-        '{"schema_version": "budget-export/v1", "lines": [], "statement": {"unit": "patient", "epsilon_spent": -1, "delta": 1e-5}}',
-        '{"schema_version": "budget-export/v1", "lines": [], "statement": {"unit": "patient", "epsilon_spent": "2", "delta": 1e-5}}',
+        STATED % "-1", STATED % '"2"', STATED % "null", STATED % "1e999",
     ],
 )  # fmt: skip
 def test_what_is_no_ledger_is_refused(tmp_path: Path, text: str) -> None:
@@ -87,7 +90,9 @@ def test_what_is_no_ledger_is_refused(tmp_path: Path, text: str) -> None:
     assert caught.value.exit_code == 4
 
 
-@pytest.mark.parametrize("change", [{"canaries": True}, {"canaries": 0}, {"epsilon_claimed": "8"}, {"delta": None}])
+@pytest.mark.parametrize(
+    "change", [{"canaries": True}, {"canaries": 0}, {"epsilon_claimed": "8"}, {"delta": None}]
+)
 def test_what_is_no_canary_report_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     with pytest.raises(PixcellError) as caught:
         dp_evidence.read(None, canaries(tmp_path / "c.json", **change))

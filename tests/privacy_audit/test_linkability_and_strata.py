@@ -28,7 +28,11 @@ WIDTH = 12
 def features(points: npt.NDArray[np.float64]) -> TileFeatures:
     names = tuple(f"sha256:{row:064x}" for row in range(len(points)))
     return TileFeatures(
-        names, names, torch.zeros(len(points), 1, 1), torch.ones(len(points)), torch.from_numpy(points).float()
+        names,
+        names,
+        torch.zeros(len(points), 1, 1),
+        torch.ones(len(points)),
+        torch.from_numpy(points).float(),
     )
 
 
@@ -64,13 +68,17 @@ def link(leak: float, **given: int) -> tuple[LinkabilityEvidence, Cohort]:
 def test_a_release_that_imitates_patients_fails() -> None:
     found = linkability.result(*link(0.5), POLICY.linkability)
     assert found.status is Status.FAIL
-    assert found.value is not None and found.value > 0.2 and found.interval is not None and found.interval[0] > 0
+    assert (
+        found.value is not None and found.value > 0.2 and found.interval is not None and found.interval[0] > 0
+    )
 
 
 def test_an_innocent_release_has_a_risk_about_zero() -> None:
     risks = [linkability.residual_risk(*link(0.0, seed=seed), POLICY.linkability) for seed in range(12)]
     assert abs(np.mean([risk.value for risk in risks])) < 0.06
-    assert sum(risk.low <= 0.0 <= risk.high for risk in risks) >= 10  # the interval is a 95 % one: 38 of 40 measured
+    assert (
+        sum(risk.low <= 0.0 <= risk.high for risk in risks) >= 10
+    )  # the interval is a 95 % one: 38 of 40 measured
     found = linkability.result(*link(0.0), POLICY.linkability)
     assert found.status is not Status.FAIL
 
@@ -136,9 +144,9 @@ def isolated_world(leak: int, seed: int = 0) -> tuple[StrataEvidence, npt.NDArra
     standardise = Standardiser.fit(train.features.embeddings, holdout.features.embeddings)
     base = standardise(torch.cat([train.features.embeddings, holdout.features.embeddings]))
     owner = torch.from_numpy(np.concatenate([cohort.of_train, cohort.of_holdout]))
-    distances = patient_minima(
-        standardise(torch.from_numpy(drawn)), base, owner, cohort.patients
-    ).double().numpy()
+    distances = (
+        patient_minima(standardise(torch.from_numpy(drawn)), base, owner, cohort.patients).double().numpy()
+    )
     evidence = StrataEvidence(
         strata.isolation(train, holdout, cohort, standardise),
         np.zeros(600, dtype=np.int64),
@@ -156,7 +164,8 @@ def test_the_isolated_are_those_who_lie_far_out() -> None:
 
 def test_a_leak_of_isolated_patients_is_seen_among_them() -> None:
     p = {
-        leak: strata.attribution_p(*isolated_world(leak), POLICY, np.random.default_rng(0)) for leak in (0, 24)
+        leak: strata.attribution_p(*isolated_world(leak), POLICY, np.random.default_rng(0))
+        for leak in (0, 24)
     }
     assert p[24] is not None and p[0] is not None
     assert p[24] < 0.01 < p[0]
@@ -177,7 +186,11 @@ def test_the_permutation_among_isolated_patients_is_exact() -> None:
 @given(top=st.integers(1, 6), released=st.integers(6, 40), null=st.integers(1, 40))
 def test_outscoring_has_the_hypergeometric_chance(top: int, released: int, null: int) -> None:
     evidence = StrataEvidence(
-        np.array([1.0, 0.0]), np.zeros(released, dtype=np.int64), np.zeros(null, dtype=np.int64), np.array([]), ()
+        np.array([1.0, 0.0]),
+        np.zeros(released, dtype=np.int64),
+        np.zeros(null, dtype=np.int64),
+        np.array([]),
+        (),
     )
     cohort = Cohort(np.array([]), np.array([]), np.array([True, False]), np.zeros(2, dtype=np.int64))
     scores = np.concatenate([np.full(top, 0.9), np.full(released - top, 0.1)])

@@ -59,7 +59,9 @@ def inputs(seed: int = 0) -> tuple[Inputs, Cohort]:
     )
 
 
-def overfit(base: PixCellTransformer2DModel, given: Inputs, members: np.ndarray, steps: int) -> PixCellTransformer2DModel:
+def overfit(
+    base: PixCellTransformer2DModel, given: Inputs, members: np.ndarray, steps: int
+) -> PixCellTransformer2DModel:
     """Train on the members alone until they are known by heart."""
     model = copy.deepcopy(base).train()
     schedule = linear_schedule()
@@ -70,7 +72,10 @@ def overfit(base: PixCellTransformer2DModel, given: Inputs, members: np.ndarray,
         at = torch.randint(0, 400, (len(latents),), generator=rng)
         noise = torch.randn(latents.shape, generator=rng)
         predicted = model(
-            schedule.add_noise(latents, noise, at), encoder_hidden_states=tokens, timestep=at, return_dict=False
+            schedule.add_noise(latents, noise, at),
+            encoder_hidden_states=tokens,
+            timestep=at,
+            return_dict=False,
         )[0][:, :4]
         optimiser.zero_grad()
         (predicted - noise).square().mean().backward()
@@ -100,7 +105,9 @@ def judged(evidence: MembershipEvidence, cohort: Cohort) -> dict[str, TestResult
     return {test.name: test for test in tests}
 
 
-def test_an_overfitted_model_is_caught(measured: tuple[MembershipEvidence, MembershipEvidence, Cohort]) -> None:
+def test_an_overfitted_model_is_caught(
+    measured: tuple[MembershipEvidence, MembershipEvidence, Cohort],
+) -> None:
     tests = judged(measured[0], measured[2])
     assert tests[CONTROL].status is Status.PASS
     loss = tests[attack_name(0)]

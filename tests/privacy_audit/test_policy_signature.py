@@ -19,7 +19,13 @@ from pixcell_core.trust.dsse import Envelope, sign_envelope
 from pixcell_core.trust.keys import SigningKey
 from privacy_audit import commands
 from privacy_audit.policy import SHIPPED, Policy, PolicyError, load_policy, parse_policy
-from privacy_audit.policy_signature import POLICY_TYPE, differences, require_signed, sign_policy, signed_policy
+from privacy_audit.policy_signature import (
+    POLICY_TYPE,
+    differences,
+    require_signed,
+    sign_policy,
+    signed_policy,
+)
 
 KEY = SigningKey.generate()
 CORE = (SHIPPED / "core.yaml").read_text()
@@ -75,7 +81,10 @@ def test_differences_name_every_changed_number_and_no_other() -> None:
     changed = core.model_copy(update={"copies": core.copies.model_copy(update={"flag_p": 0.002})})
     assert differences(core, changed) == [("copies.flag_p", "0.001", "0.002")]
     assert differences(core, core) == []
-    assert {key for key, _, _ in differences(core, load_policy("rehearsal"))} >= {"name", "self_test.gates.stain"}
+    assert {key for key, _, _ in differences(core, load_policy("rehearsal"))} >= {
+        "name",
+        "self_test.gates.stain",
+    }
 
 
 JSON = st.recursive(
@@ -111,7 +120,9 @@ def test_any_value_in_any_place_is_a_policy_or_a_named_error(
 
 @settings(max_examples=150, deadline=None)
 @given(data=st.binary(max_size=200) | st.text(max_size=200).map(lambda text: text.encode("utf-8", "ignore")))
-def test_any_bytes_are_a_policy_or_a_named_error(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+def test_any_bytes_are_a_policy_or_a_named_error(
+    tmp_path_factory: pytest.TempPathFactory, data: bytes
+) -> None:
     path = tmp_path_factory.mktemp("fuzz") / "policy.yaml"
     path.write_bytes(data)
     with pytest.raises(PolicyError):

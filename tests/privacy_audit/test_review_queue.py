@@ -11,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
+from typer.testing import CliRunner
 
 from pixcell_core.contracts import canonical_bytes
 from pixcell_core.errors import PixcellError
 from pixcell_core.trust.dsse import sign_envelope
 from pixcell_core.trust.keys import SigningKey
-from privacy_audit import review_queue
+from privacy_audit import commands, review_queue
 from privacy_audit.deciding import decide
 from privacy_audit.evidence_parts import HumanEvidence
 from privacy_audit.policy import load_policy
@@ -57,10 +59,16 @@ def out(honest: Audited, tmp_path: Path) -> Path:
 
 def test_the_queue_mixes_nearest_pairs_with_as_many_decoys(honest: Audited, world: World) -> None:
     kinds = Counter(item.kind for item in key_of(honest.out).items)
-    assert kinds["pair"] == 40 and kinds["decoy"] == 50  # the release has 40 tiles, the queue takes 50 at most
+    assert (
+        kinds["pair"] == 40 and kinds["decoy"] == 50
+    )  # the release has 40 tiles, the queue takes 50 at most
     scores = [item.score for item in key_of(honest.out).items if item.kind == "pair"]
     assert max(scores) == pytest.approx(
-        max(float(test.details["released_maximum"] or 0) for test in honest.report.tests if test.name == "near copies"),
+        max(
+            float(test.details["released_maximum"] or 0)
+            for test in honest.report.tests
+            if test.name == "near copies"
+        ),
         abs=1e-6,
     )
     assert all(item.training_tile.startswith("tpatient-") for item in key_of(honest.out).items)
@@ -88,16 +96,18 @@ def test_a_confirmed_copy_turns_the_verdict_to_fail(out: Path) -> None:
     first = next(item.id for item in key_of(out).items if item.kind == "pair")
     decided[first] = "same field"
     envelope = sign_decisions(load_queue(out), decided, REVIEWER)
-    report, evidence = decide(out, envelope, REVIEWER.verify_key, datetime.now(UTC))
-    assert report.verdict is Status.FAIL
-    write_decided(out, report, evidence)
+    decided = decide(out, envelope, REVIEWER.verify_key, datetime.now(UTC))
+    assert decided.report.verdict is Status.FAIL
+    write_decided(out, decided)
     checked = verify_audit(out)
     assert checked.verified and checked.complete and checked.verdict == "FAIL"
+    page = (out / "site" / "report.html").read_text()  # the site's own page must not go on saying REVIEW
+    assert "<title>FAIL" in page and "SITE ONLY" in page and page.count("data:image/png") == 80
 
 
 def test_a_clean_reading_passes_and_leaves_the_other_tests_as_they_were(out: Path, honest: Audited) -> None:
     envelope = sign_decisions(load_queue(out), calls(out), REVIEWER)
-    report, _ = decide(out, envelope, REVIEWER.verify_key, datetime.now(UTC))
+    report = decide(out, envelope, REVIEWER.verify_key, datetime.now(UTC)).report
     test = report.test(review_queue.NAME)
     assert test is not None and test.status is Status.PASS and test.tested
     others = [t for t in report.tests if t.name != review_queue.NAME]
@@ -114,7 +124,10 @@ def human(pair_same: int = 0, decoy_same: int = 0, unsure: int = 0, left: int = 
         (human(), Status.PASS),
         (human(pair_same=1), Status.FAIL),
         (human(pair_same=12, decoy_same=1), Status.FAIL),
-        (human(pair_same=2, decoy_same=2), Status.REVIEW),  # a reader who also confirms decoys confirms nothing
+        (
+            human(pair_same=2, decoy_same=2),
+            Status.REVIEW,
+        ),  # a reader who also confirms decoys confirms nothing
         (human(decoy_same=3), Status.REVIEW),
         (human(unsure=1), Status.REVIEW),
         (human(left=5), Status.REVIEW),
@@ -179,3 +192,21 @@ def test_decoys_are_the_likeliest_innocent_pairs(honest: Audited) -> None:
     few = POLICY.review.model_copy(update={"decoys": 10, "pairs": 10})
     chosen = review_queue.choose([], many, few, rng)
     assert sorted(one.score for one in chosen) == sorted(one.score for one in many)[-10:]
+
+
+def test_the_command_counts_decisions_in_and_refuses_a_stranger(out: Path, tmp_path: Path) -> None:
+    root = typer.Typer()
+    root.callback()(lambda: None)
+    commands.register(root)
+    (tmp_path / "decisions").write_bytes(sign_decisions(load_queue(out), calls(out), REVIEWER).to_bytes())
+    REVIEWER.verify_key.save(tmp_path / "reviewer.pub")
+    SigningKey.generate().verify_key.save(tmp_path / "stranger.pub")
+    arguments = ["audit", "decide", str(out), "--decisions", str(tmp_path / "decisions"), "--format", "json"]
+    before = (out / "report.json").read_bytes()
+    refused = CliRunner().invoke(root, [*arguments, "--trust", str(tmp_path / "stranger.pub")])
+    assert refused.exit_code == 1 and json.loads(refused.stdout)["code"] == "signature-refused"
+    assert (out / "report.json").read_bytes() == before
+    taken = CliRunner().invoke(root, [*arguments, "--trust", str(tmp_path / "reviewer.pub")])
+    assert taken.exit_code == 0, taken.output
+    tests = {test["name"]: test for test in json.loads(taken.stdout)["data"]["tests"]}
+    assert tests[review_queue.NAME]["status"] == "PASS" and tests[review_queue.NAME]["tested"]
