@@ -24,7 +24,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, no_object_id_recompute
@@ -37,13 +38,25 @@ from pixcell_core.contracts.canonical import digest, parse_document
 from pixcell_core.contracts.enrolment import EnrolmentRequest
 from pixcell_core.contracts.round import ARRAYS, FLAT, PrepareReply, TrainReply, TrainRequest
 from pixcell_core.contracts.spool import Arrays
-from pixcell_core.contracts.study import AdapterSettings, AggregationSettings, Approval, Study
-from pixcell_core.flower.messages import document_of, pack
+from pixcell_core.contracts.study import (
+    AdapterSettings,
+    AggregationSettings,
+    Approval,
+    MaskingSettings,
+    SiteKey,
+    Study,
+)
+from pixcell_core.flower.messages import document_of, pack, pack_words
 from pixcell_core.trust.keys import SigningKey
+from server.registry.opening import open_registry
 from server.rounds.board import LiveBoard, RunBoard
 from server.rounds.heads import HeadBook
 from server.rounds.loop import LoopSettings, RoundLoop
+from server.rounds.masked_rounds import MaskedRounds
 from server.rounds.store import RoundStore
+from site_client.agent.masking import SiteMasking, answer_masking
+from site_client.approvals.book import ApprovalBook
+from site_client.approvals.site_folder import SiteFolder, SiteIdentity
 
 ROUNDS = 8
 TENSORS = 40
@@ -160,11 +173,76 @@ def bare_fedavg(sites: int, payload: Payload, objects: bool) -> Callable[[], obj
     return act
 
 
-def our_rounds(
-    sites: int, payload: Payload, aggregation: AggregationSettings, objects: bool
-) -> Callable[[], object]:
+def names_of(sites: int) -> tuple[str, ...]:
+    """Names of so many sites."""
+    return tuple(f"site-{i:03d}" for i in range(sites))
+
+
+def settings_of(rule: str, keys: dict[str, SigningKey]) -> AggregationSettings:
+    """The settings of a row of the table."""
+    if rule != "masked":
+        return AggregationSettings.model_validate(RULES[rule])
+    identities = tuple(
+        SiteKey(site=site, approval_key=key.verify_key.to_pem().decode()) for site, key in keys.items()
+    )
+    threshold = -(-2 * len(keys) // 3)
+    return AggregationSettings(
+        masking=MaskingSettings(threshold=threshold, coordinate_bound=1e-2, identities=identities)
+    )
+
+
+def masked_answers(
+    folder: Path,
+    study: Study,
+    keys: dict[str, SigningKey],
+    nodes: dict[str, int],
+    payload: Payload,
+    plain: Callable[[Message], Message],
+) -> Callable[[Message], Message]:
+    """Sites that mask as agents do, state on disk and all; the loop's first question is answered by `plain`."""
+    apps: dict[int, ClientApp] = {}
+    maskings: dict[int, SiteMasking] = {}
+    for site, key in keys.items():
+        place = SiteFolder(folder / site)
+        place.keys.mkdir(parents=True)
+        key.save(place.approval_key)
+        place.identity_file.write_bytes(SiteIdentity(site=site, hub="h:1").to_bytes())
+        ApprovalBook(place).decide(study, "approve")
+        maskings[nodes[site]] = SiteMasking(place, lambda digest: study)
+        apps[nodes[site]] = ClientApp()
+        answer_masking(apps[nodes[site]], maskings[nodes[site]])
+    context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
+
+    def answer(question: Message) -> Message:
+        node = question.metadata.dst_node_id
+        if question.metadata.message_type == "query.prepare":
+            return plain(question)
+        if question.metadata.message_type != "train":
+            return apps[node](question, context)
+        request = parse_document(TrainRequest, document_of(question))
+        assert maskings[node].accept(study, request)
+        update, at = {}, 0
+        for tensor in request.layout:
+            count = int(np.prod(tensor.shape))
+            update[tensor.name] = payload.update[at : at + count].reshape(tensor.shape)
+            at += count
+        words = maskings[node].mask(study, request, update)
+        reply = TrainReply(
+            study_digest=request.study_digest,
+            round=request.round,
+            input_digest=request.input_digest,
+            status="ok",
+        )
+        return Message(pack_words(reply, words), reply_to=question)
+
+    return answer
+
+
+def our_rounds(sites: int, payload: Payload, rule: str, objects: bool) -> Callable[[], object]:
     """Our loop over `ROUNDS` rounds, from a fresh folder to the last commit."""
-    names = tuple(f"site-{i:03d}" for i in range(sites))
+    names = names_of(sites)
+    keys = {name: SigningKey.generate() for name in names}
+    aggregation = settings_of(rule, keys)
     now = datetime.now(UTC).replace(microsecond=0)
     study = Study.model_validate(
         {
@@ -189,9 +267,9 @@ def our_rounds(
             "sites": names,
             "quorum": sites,
             "reply_grid_s": 0.0,
+            "max_update_norm": 1e6,
         }
     )
-    key = SigningKey.generate()
     nodes = {name: 2 + i for i, name in enumerate(names)}
     approvals = {
         nodes[name]: Approval(
@@ -203,7 +281,7 @@ def our_rounds(
             decided_at=now,
             expires_at=study.expires_at,
         )
-        .sign(key)
+        .sign(keys[name])
         .to_bytes()
         .decode()
         for name in names
@@ -212,7 +290,7 @@ def our_rounds(
         name: EnrolmentRequest(
             site=name,
             node_key="ecdsa-sha2-nistp384 " + "A" * 120,
-            approval_key=key.verify_key.to_pem().decode(),
+            approval_key=keys[name].verify_key.to_pem().decode(),
             created_at=now,
         )
         for name in names
@@ -240,18 +318,28 @@ def our_rounds(
     def act() -> object:
         with tempfile.TemporaryDirectory(prefix="pixcell-bench-") as text:
             folder = Path(text)
+            registry = open_registry(folder)
+            heads, board = HeadBook(registry), LiveBoard(RunBoard(registry, study.id), study)
+            reply, exchange = answer, None
+            grid = BenchGrid(nodes.values(), lambda question: reply(question), objects)
+            if study.aggregation.masking is not None:
+                reply = masked_answers(folder, study, keys, nodes, payload, answer)
+                exchange = MaskedRounds(grid, study, heads, board, folder=folder / "masked", poll_s=0.001)
             loop = RoundLoop(
-                BenchGrid(nodes.values(), answer, objects),
+                grid,
                 study,
                 enrolled,
                 lambda: nodes,
-                RoundStore(folder, study),
-                LiveBoard(RunBoard(folder), study),
-                HeadBook(folder / "heads"),
+                RoundStore(registry, folder, study),
+                board,
+                heads,
                 LoopSettings(poll_s=0.001, ask_again_s=1.0),
                 folder=folder,
+                exchange=exchange,
             )
-            return loop.run(start)
+            done = loop.run(start)
+            registry.close()
+            return done
 
     return act
 
@@ -271,8 +359,7 @@ def peak_mb() -> float:
 def measure_peak(sites: int, parameters: int, rule: str) -> None:
     """In a fresh process: print the peak, and the peak before the first round."""
     payload = Payload.of(parameters)
-    settings = AggregationSettings.model_validate(RULES[rule])
-    act = our_rounds(sites, payload, settings, objects=False)
+    act = our_rounds(sites, payload, rule, objects=False)
     before = peak_mb()
     act()
     print(f"{peak_mb():.1f} {before:.1f}")
@@ -283,6 +370,7 @@ RULES: dict[str, dict[str, object]] = {
     "fedadam": {"server_optimizer": "adam", "server_learning_rate": 0.01},
     "median": {"rule": "median"},
     "trimmed-mean": {"rule": "trimmed-mean", "trim": 0.25},
+    "masked": {},
 }
 
 
@@ -292,6 +380,7 @@ def main() -> None:
     parser.add_argument("--sites", type=int, default=5)
     parser.add_argument("--parameters", type=int, default=5_000_000)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--rules", default=",".join(RULES), help="comma-separated rows of the table")
     parser.add_argument("--peak", nargs=2, metavar=("SITES", "RULE"))
     given = parser.parse_args()
     if given.peak:
@@ -301,13 +390,11 @@ def main() -> None:
     for objects in (True, False):
         way = "with Flower's objects on the way" if objects else "handed over in memory"
         theirs = bare_fedavg(given.sites, payload, objects)
-        for rule, settings in RULES.items():
-            ours = our_rounds(
-                given.sites, payload, AggregationSettings.model_validate(settings), objects=objects
-            )
+        for rule in given.rules.split(","):
+            ours = our_rounds(given.sites, payload, rule, objects=objects)
             found = compare(ours, theirs, given.repeats)
             show(f"{ROUNDS} rounds, {rule}, {way}", "Flower's FedAvg", found)
-    for rule in RULES:
+    for rule in given.rules.split(","):
         peaks = {}
         for sites in (4, 20):
             words = [sys.executable, "-m", "bench.bench_rounds", "--peak", str(sites), rule]

@@ -73,6 +73,9 @@ class RoundExchange(Protocol):
         the deadline at the latest. A bad or missing reply excludes its site alone.
         """
 
+    def committed(self) -> None:
+        """The round that was collected last is in the store: what was kept to repeat it may go."""
+
 
 @dataclass
 class _Progress:
@@ -151,6 +154,9 @@ class PlainExchange:
             )
         finally:
             aggregator.close()
+
+    def committed(self) -> None:
+        """Nothing is kept over the end of a round."""
 
     def _wait(self, progress: _Progress, between: Callable[[], None]) -> Rejection:
         """Take replies as long as the study says; returns what is said of those that did not come."""

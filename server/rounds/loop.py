@@ -198,6 +198,7 @@ class RoundLoop:
             )
         self._readiness.ask()
         done = self._count(number, last, outcome, excluded, started)
+        self._exchange.committed()
         self._show_committed((*self._board.state.history, done.record))
         return done
 

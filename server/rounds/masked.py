@@ -43,6 +43,7 @@ from pixcell_core.masking.keys import MaskingRefusedError
 from pixcell_core.masking.keystream import Words
 from pixcell_core.masking.roster import Roster
 from pixcell_core.masking.saved_attempt import drop_attempt, load_attempt, save_attempt
+from server.rounds.exchange import content_bytes
 from server.rounds.heads import HeadBook
 from server.rounds.screening import Expected, Rejection, of_error, plain, screen_document
 
@@ -56,10 +57,14 @@ Heard = Callable[[str, Rejection | None], None]
 
 @dataclass(frozen=True)
 class MaskedSettings:
-    """Seconds between polls, and until the stages without training end without those who did not answer."""
+    """Seconds between polls, and until the stages without training end without those who did not answer.
+
+    `round_timeout_s` is the deadline of the training itself; None takes the study's.
+    """
 
     poll_s: float = 0.2
     stage_timeout_s: float = 60.0
+    round_timeout_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,11 @@ class MaskedExchange:
         self._clock, self._sleep = clock, sleep
         self._roster = Roster.of(study)
         self._excluded: dict[str, Rejection] = {}
+        self._timeout = self._settings.round_timeout_s or study.round_timeout_s
+        self.sent: dict[str, int] = {}
+        """Bytes of all messages to each site in the last round."""
+        self.received: dict[str, int] = {}
+        """Bytes of each site's answers in the last round."""
 
     def collect(
         self, number: int, adapter: Arrays, input_digest: str, sites: Sequence[str]
@@ -132,7 +142,7 @@ class MaskedExchange:
         Continues a kept attempt at this round where there is one, without asking anybody to train again. Raises what
         a broken folder raises; call `done` once the round is committed.
         """
-        self._excluded = {}
+        self._excluded, self.sent, self.received = {}, {}, {}
         kept = load_attempt(self._folder, self._roster)
         if kept is not None and (kept.attempt.round, kept.attempt.input_digest) == (number, input_digest):
             self._excluded = {
@@ -203,9 +213,7 @@ class MaskedExchange:
             )
             content = pack(request)
             content[ARRAYS] = flat
-            messages[site] = self._message(
-                site, MessageType.TRAIN, content, self._study.round_timeout_s + 60.0
-            )
+            messages[site] = self._message(site, MessageType.TRAIN, content, self._timeout + 60.0)
 
         def take(site: str, message: Message) -> None:
             reply = screen_document(message, expected, self._heads.last(site))
@@ -220,7 +228,7 @@ class MaskedExchange:
             _Stage(
                 messages,
                 take,
-                self._study.round_timeout_s,
+                self._timeout,
                 max(self._study.quorum, self._roster.fewest) if grace else None,
                 self._study.straggler_grace_s,
             )
@@ -279,6 +287,7 @@ class MaskedExchange:
         for identity, site in zip(sent, reachable, strict=True):
             if identity:
                 stage.pending[identity] = site
+                self.sent[site] = self.sent.get(site, 0) + content_bytes(reachable[site])
             else:
                 self._drop(site, Rejection("message-failed", "the message could not be sent"))
         end, answered = self._clock() + stage.timeout_s, 0
@@ -286,6 +295,7 @@ class MaskedExchange:
             for few in _batched(list(stage.pending), PULLED_AT_ONCE):
                 for message in self._grid.pull_messages(few):
                     site = stage.pending.pop(message.metadata.reply_to_message_id, "")
+                    self.received[site] = self.received.get(site, 0) + content_bytes(message)
                     if site and self._take(stage, site, message):
                         answered += 1
                         if answered == stage.grace_after:

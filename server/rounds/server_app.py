@@ -23,6 +23,7 @@ from server.layout import START_ADAPTER, ServerLayout
 from server.rounds.board import LiveBoard, RunBoard
 from server.rounds.heads import HeadBook
 from server.rounds.loop import RoundLoop
+from server.rounds.masked_rounds import MaskedRounds
 from server.rounds.requests import LoopSettings
 from server.rounds.store import RoundStore
 from server.studies.book import StudyBook
@@ -47,6 +48,9 @@ def run_study(grid: Grid, layout: ServerLayout, study: Study, settings: LoopSett
     book = SiteBook(registry)
     try:
         require_announced_app(study)
+        waits = settings or LoopSettings.read(folder)
+        heads = HeadBook(registry)
+        masked = study.aggregation.masking is not None
         loop = RoundLoop(
             grid,
             study,
@@ -54,9 +58,12 @@ def run_study(grid: Grid, layout: ServerLayout, study: Study, settings: LoopSett
             lambda: read_nodes(layout.nodes),
             RoundStore(registry, folder, study),
             live,
-            HeadBook(registry),
-            settings or LoopSettings.read(folder),
+            heads,
+            waits,
             folder=folder,
+            exchange=MaskedRounds(grid, study, heads, live, folder=folder / "masked", poll_s=waits.poll_s)
+            if masked
+            else None,
         )
         loop.run(read_start(folder))
     except PixcellError as error:

@@ -111,7 +111,10 @@ def _masking(layout: ServerLayout, values: Mapping[str, Any], settings: dict[str
         )
     book = SiteBook(layout.registry())
     identities = [{"site": site, "approval_key": book.get(site).approval_key} for site in sites]
-    return {"threshold": max(2, len(sites) // 2 + 1), "identities": identities} | settings
+    # Two thirds, where the quorum allows it: then no two groups of so many sites can be told different stories
+    # unless the hub has a third of the sites on its side.
+    most = min(int(values["quorum"]), -(-2 * len(sites) // 3))
+    return {"threshold": max(2, len(sites) // 2 + 1, most), "identities": identities} | settings
 
 
 def installed_app_digest() -> str:

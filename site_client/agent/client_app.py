@@ -6,15 +6,17 @@ import math
 import os
 from pathlib import Path
 
+import numpy as np
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from pixcell_core.contracts.canonical import parse_document
 from pixcell_core.contracts.round import ARRAYS, FLAT, PREPARE, PrepareReply, PrepareRequest, TrainRequest
 from pixcell_core.contracts.spool import MAX_ARRAY_BYTES, Arrays, SpoolError, unflatten
-from pixcell_core.flower.messages import decode_array, document_of, pack
+from pixcell_core.flower.messages import decode_array, document_of, pack, pack_words
 from site_client.agent.app_gate import NOT_APPROVED, PUBLIC_REASON, AppRefusedError
 from site_client.agent.handlers import Agent, AgentSettings
+from site_client.agent.masking import answer_masking
 from site_client.approvals.site_folder import SiteFolder
 
 SITE_VARIABLE = "PIXCELL_SITE_DIR"
@@ -22,7 +24,7 @@ GRACE_VARIABLE = "PIXCELL_TRAINER_GRACE_S"
 
 
 def create_client_app(agent: Agent) -> ClientApp:
-    """The app for one site: two questions are answered, every other message is an error."""
+    """The app for one site: ready, a round, and the questions of masked rounds; every other message is an error."""
     made = ClientApp()
 
     @made.query(PREPARE)
@@ -34,8 +36,10 @@ def create_client_app(agent: Agent) -> ClientApp:
     def train(message: Message, context: Context) -> Message:
         request = parse_document(TrainRequest, document_of(message), name="round")
         reply, update = agent.train(request, arrays_of(message, request))
-        return Message(pack(reply, update), reply_to=message)
+        content = pack_words(reply, update) if isinstance(update, np.ndarray) else pack(reply, update)
+        return Message(content, reply_to=message)
 
+    answer_masking(made, agent.masking)
     return made
 
 

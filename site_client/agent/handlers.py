@@ -23,6 +23,9 @@ from pixcell_core.contracts.round import KnownHead, PrepareReply, PrepareRequest
 from pixcell_core.contracts.spool import Arrays, SpoolError, TrainerBeat, TrainJob, arrays_digest
 from pixcell_core.contracts.study import Study
 from pixcell_core.errors import PixcellError, RefusedError
+from pixcell_core.masking.keys import MaskingRefusedError
+from pixcell_core.masking.keystream import Words
+from site_client.agent.masking import SiteMasking
 from site_client.approvals.act_log import note_charge
 from site_client.approvals.book import ApprovalBook
 from site_client.approvals.site_folder import SiteFolder
@@ -62,6 +65,8 @@ class Agent:
         self._spool = Spool(settings.folder.spool)
         self._known = settings.folder.agent / "studies"
         self._head_file = settings.folder.agent / "ledger-head.json"
+        self.masking = SiteMasking(settings.folder, self._study_for_masking, clock)
+        """Answers the four questions of masked rounds."""
 
     def prepare(self, request: PrepareRequest) -> PrepareReply:
         """Whether this site approved the study, with the proof, and whether its trainer can train it."""
@@ -91,8 +96,11 @@ class Agent:
             reason=reason,
         )
 
-    def train(self, request: TrainRequest, adapter: Arrays) -> tuple[TrainReply, Arrays]:
-        """One round: check, hand over, wait, pass on, on the study's grid of seconds. A refusal carries no tensors."""
+    def train(self, request: TrainRequest, adapter: Arrays) -> tuple[TrainReply, Arrays | Words]:
+        """One round: check, hand over, wait, pass on, on the study's grid of seconds. A refusal carries no tensors.
+
+        In a study under masks the update leaves masked: one row of uint32.
+        """
         asked_at = self._clock()
         try:
             study = self._remembered(request.study_digest)
@@ -102,15 +110,30 @@ class Agent:
         self._wait_for_the_grid(asked_at, study.reply_grid_s)
         return answer
 
-    def _train(self, study: Study, request: TrainRequest, adapter: Arrays) -> tuple[TrainReply, Arrays]:
+    def _train(
+        self, study: Study, request: TrainRequest, adapter: Arrays
+    ) -> tuple[TrainReply, Arrays | Words]:
         try:
             self._book.require(study, self._clock())
             self._require_app(study)
             if arrays_digest(adapter) != request.input_digest:
                 raise RefusedError("the adapter is not the one announced", hint="", code="adapter-altered")
-            return self._hand_over(study, request, adapter)
+            # Before anything is trained: a study under masks never answers a question for a plain update.
+            masked = self.masking.accept(study, request)
+            reply, update = self._hand_over(study, request, adapter)
+            if masked and reply.status == "ok":
+                return reply, self.masking.mask(study, request, update)
+            return reply, update
+        except MaskingRefusedError as error:
+            # Its message names sites, rounds and public bounds.
+            return self._refusal(request, error.code, error.message)
         except PixcellError as error:
             return self._refusal(request, error.code, _PUBLIC.get(error.code, "the site refused the round"))
+
+    def _study_for_masking(self, digest: str) -> Study:
+        study = self._remembered(digest)
+        self._require_app(study)
+        return study
 
     def _require_app(self, study: Study) -> None:
         """The bundle behind this task must be the very one the approved study names."""

@@ -12,11 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pixcell_core.contracts.canonical import digest
 from pixcell_core.contracts.round import RunState
 from pixcell_core.contracts.spool import l2_norm, read_arrays
 from pixcell_core.contracts.study import Study
-from server.hub.bundle import build_bundle
 from server.registry.opening import open_registry
 from server.rounds.board import RunBoard
 from server.rounds.store import RoundStore
@@ -70,11 +68,8 @@ class Federation:
             "--round-timeout": "60",
             "--base": str(self.root / "base"),
         } | changes
-        settings = self.root / "app.yaml"
-        settings.write_text(f'app_digest: "{digest(build_bundle())}"\n')
-        flags["--settings"] = str(settings)
         out = self.root / f"{name}.json"
-        arguments = [text for pair in flags.items() for text in pair]
+        arguments = [text for pair in flags.items() for text in pair if text]
         pixcell("study", "create", "--dir", self.server, "--id", name, "--out", out, *arguments)
         for site in SITES:
             pixcell("site", "approve", out, "--site-dir", self.site(site), "--yes")
@@ -153,6 +148,27 @@ def test_three_hospitals_train_together_over_tls(federation: Federation) -> None
     assert l2_norm(adapter) > 0 and all(np.isfinite(v).all() for v in adapter.values())
     for site in SITES:
         assert federation.steps_charged(site, "plain") == ROUNDS * STEPS
+
+
+def test_three_hospitals_train_under_masks_and_no_single_update_reaches_the_hub(
+    federation: Federation,
+) -> None:
+    federation.study("masked", **{"--masking": "", "--coordinate-bound": "0.05", "--quorum": "3"})
+    began = time.monotonic()
+    shown = pixcell("run", "start", "masked", "--dir", federation.server, "--wait", "--timeout", "240")
+    print(f"{ROUNDS} masked rounds in {time.monotonic() - began:.1f} s")
+    assert shown["run"]["state"] == "completed" and shown["run"]["committed"] == ROUNDS, federation.logs()
+    study = StudyBook(open_registry(federation.server)).get("masked")
+    records = federation.store(study).records()
+    assert [r.included for r in records[1:]] == [SITES] * ROUNDS
+    adapter = read_arrays(Path(shown["adapter"]), records[-1].adapter_digest)
+    assert l2_norm(adapter) > 0 and all(np.isfinite(v).all() for v in adapter.values())
+    assert not (federation.server / "runs" / "masked" / "masked").exists() or not list(
+        (federation.server / "runs" / "masked" / "masked").iterdir()
+    ), "an attempt was kept after its round was committed"
+    for site in SITES:
+        assert federation.steps_charged(site, "masked") == ROUNDS * STEPS
+        assert list((federation.site(site) / "agent" / "masking").glob("*.json"))
 
 
 def test_nothing_of_a_patient_is_at_the_coordinator_and_no_bundle_at_a_site(federation: Federation) -> None:
