@@ -73,6 +73,10 @@ def build_app(
     async def script() -> Response:
         return Response(_text("review.js"), media_type="text/javascript")
 
+    @router.get("/review.svg")
+    async def icon() -> Response:
+        return Response(_text("review.svg"), media_type="image/svg+xml")
+
     @router.get("/state")
     async def state() -> dict[str, Any]:
         return {"items": order, "calls": session.calls, "result": _result(session)}

@@ -60,7 +60,11 @@ def test_every_route_from_the_page_to_the_signature(session: ReviewSession) -> N
     with served(session) as (address, ended), httpx.Client(base_url=address, timeout=10) as client:
         page = client.get("")
         assert page.status_code == 200 and "Dr. A" in page.text and session.queue.question in page.text
-        for name, kind in (("review.css", "text/css"), ("review.js", "text/javascript")):
+        for name, kind in (
+            ("review.css", "text/css"),
+            ("review.js", "text/javascript"),
+            ("review.svg", "image/svg"),
+        ):
             found = client.get(name)
             assert found.status_code == 200 and found.headers["content-type"].startswith(kind)
         state = client.get("state").json()
@@ -152,7 +156,9 @@ def test_who_does_not_know_the_token_or_comes_by_another_name_is_turned_away(ses
         twice = raw(address, "GET {path} HTTP/1.1\nConnection: close\nHost: {host}\nHost: evil.example\n\n")
         assert status_of(twice) in (400, 421)
         assert status_of(raw(address, "GET {path} HTTP/1.1\nConnection: close\n\n")) in (400, 421)
-        absolute = raw(address, "GET http://evil.example{path} HTTP/1.1\nConnection: close\nHost: evil.example\n\n")
+        absolute = raw(
+            address, "GET http://evil.example{path} HTTP/1.1\nConnection: close\nHost: evil.example\n\n"
+        )
         assert status_of(absolute) in (400, 404, 421)
         for site in ("cross-site", "same-site"):
             assert client.get("state", headers={"sec-fetch-site": site}).status_code == 403
@@ -201,7 +207,8 @@ def test_bodies_are_small_named_in_length_and_calls(session: ReviewSession) -> N
         assert client.post("call", content=big, headers=JSON).status_code == 413
         lying = raw(
             address,
-            "POST {path}call HTTP/1.1\nConnection: close\nHost: {host}\nContent-Type: application/json\nContent-Length: 99999999999\n\n{}",
+            "POST {path}call HTTP/1.1\nConnection: close\nHost: {host}\nContent-Type: application/json\n"
+            "Content-Length: 99999999999\n\n{}",
         )
         assert status_of(lying) == 413
         chunked = client.post("call", content=iter([b"{", b"}"]), headers=JSON)
