@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import BaseModel
 from sqlalchemy import Connection, select
 
+from pixcell_core.errors import PixcellError
 from pixcell_core.trust.dsse import Envelope
 from pixcell_core.trust.keys import SigningKey, VerifyKey
 from pixcell_core.trust.log import EventLog, LogEntry, LogReport, utc_text, verify_log
@@ -57,7 +58,7 @@ class CoordinatorLog:
 
     def __init__(self, layout: ServerLayout) -> None:
         self._layout = layout
-        self._seen = -1
+        self._seen, self._trouble = -1, ""
 
     @property
     def folder(self) -> Path:
@@ -100,12 +101,22 @@ class CoordinatorLog:
                         added += 1
             return ActsCopied(added=added, logged=len(acts) + len(logged), missing=_told(logged.values()))
 
-    def tick(self) -> None:
-        """Copy acts where there are new ones; a glance at the registry where there are none. For the running hub."""
-        newest = ActLog(self._layout.registry()).newest()
-        if newest != self._seen:
-            self.copy_acts()
+    def tick(self, report: Callable[[str], None] = lambda _: None) -> None:
+        """Copy acts where there are new ones; a glance at the registry where there are none. For the running hub.
+
+        A log that cannot be written, or an act that is gone, must not stop the rounds: `report` gets its code, once.
+        """
+        try:
+            newest = ActLog(self._layout.registry()).newest()
+            if newest == self._seen:
+                return
+            code = "logged-acts-missing" if self.copy_acts().missing else ""
             self._seen = newest
+        except PixcellError as error:
+            code = error.code
+        if code and code != self._trouble:
+            report(code)
+        self._trouble = code
 
     @contextmanager
     def alone(self) -> Iterator[None]:

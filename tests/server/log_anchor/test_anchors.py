@@ -172,7 +172,7 @@ def test_only_an_enrolled_party_in_good_standing_is_heard(made: Enrolment) -> No
 
 def test_an_auditor_may_anchor_as_well(made: Enrolment) -> None:
     folder = made.party("auditor-a", "auditor")
-    log = EventLog(folder.root / "log", SigningKey.generate())
+    log = EventLog(folder.root / "its-log", SigningKey.generate())
     log.append("verdict.signed", {"report": "sha256:" + "0" * 64})
     key = SigningKey.load(folder.approval_key)
     done = AnchorBook(made.layout).anchor(make_offer(log.folder, "auditor-a", key))
@@ -268,9 +268,28 @@ def test_an_act_taken_out_of_the_database_is_missed(made: Enrolment) -> None:
         for rule in ("events_update_refused", "events_delete_refused"):
             connection.execute(text(f"DROP TRIGGER {rule}"))
         connection.execute(text("UPDATE events SET subject = 'elsewhere' WHERE kind = 'site-enrolled'"))
+    told: list[str] = []
+    hub = CoordinatorLog(made.layout)
+    hub.tick(told.append)
+    hub.tick(told.append)
+    assert told == ["logged-acts-missing"], "the hub says it once and goes on"
     found = own.copy_acts()
-    assert (found.exit_code, found.added) == (1, 1)
+    assert (found.exit_code, found.added) == (1, 0)
     assert [(lost["kind"], lost["subject"]) for lost in found.missing] == [("site-enrolled", "north")]
+
+
+def test_a_broken_log_is_reported_once_and_stops_nothing(made: Enrolment) -> None:
+    made.party("north")
+    hub, told = CoordinatorLog(made.layout), list[str]()
+    hub.tick(told.append)
+    path = hub.folder / "log.jsonl"
+    path.write_bytes(path.read_bytes().replace(b"north", b"south"))
+    made.party("west")
+    fresh = CoordinatorLog(made.layout)
+    path.write_bytes(path.read_bytes() + b"{}\n")
+    fresh.tick(told.append)
+    fresh.tick(told.append)
+    assert told == ["log-broken"]
 
 
 def test_the_offer_holds_hashes_and_no_event(made: Enrolment) -> None:
