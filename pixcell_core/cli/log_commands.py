@@ -15,11 +15,6 @@ if TYPE_CHECKING:
     from pixcell_core.trust.dsse import Envelope
     from pixcell_core.trust.keys import VerifyKey
 
-RECEIPT_FILE = "anchor.json"
-"""In a party's log folder: the newest receipt it accepted."""
-COORDINATOR_KEY_FILE = "coordinator.pub"
-"""In a party's log folder: the key of the coordinator's log, as compared with its owner."""
-
 FolderArgument = Annotated[
     Path, typer.Argument(metavar="DIR", help="Folder of the log (log.jsonl, log.pub).")
 ]
@@ -59,6 +54,7 @@ def verify(
     A receipt accepted before, which lies in the log's own folder, is compared as well.
     """
     from pixcell_core.cli.trust_results import LogVerified
+    from pixcell_core.contracts.log_heads import RECEIPT_FILE
     from pixcell_core.trust.dsse import Envelope
     from pixcell_core.trust.keys import VerifyKey
     from pixcell_core.trust.log import KEY_FILE, verify_log
@@ -215,7 +211,7 @@ def offer(
     """Offer the newest head of your log to the coordinator: a file for `pixcell log anchor`."""
     from pixcell_core.cli.trust_results import HeadOffered
     from pixcell_core.contracts.canonical import parse_document
-    from pixcell_core.contracts.log_heads import HeadOffer
+    from pixcell_core.contracts.log_heads import RECEIPT_FILE, HeadOffer
     from pixcell_core.trust.durable import write_whole
     from pixcell_core.trust.keys import SigningKey
     from pixcell_core.trust.log_proof import make_offer
@@ -239,6 +235,7 @@ def accept(
 ) -> object:
     """Check the coordinator's receipt for your head, and that its log only grew since the last; then keep it."""
     from pixcell_core.cli.trust_results import ReceiptAccepted
+    from pixcell_core.contracts.log_heads import COORDINATOR_KEY_FILE, RECEIPT_FILE
     from pixcell_core.trust.durable import write_whole
     from pixcell_core.trust.keys import VerifyKey
     from pixcell_core.trust.log import KEY_FILE, verify_log
@@ -261,6 +258,7 @@ def accept(
 
 def _coordinator_key(folder: Path, given: Path | None) -> VerifyKey:
     """The key given, or the one kept; another key than the one kept is refused."""
+    from pixcell_core.contracts.log_heads import COORDINATOR_KEY_FILE
     from pixcell_core.errors import BadInputError, RefusedError
     from pixcell_core.trust.keys import VerifyKey
     from pixcell_core.trust.log import KEY_FILE

@@ -20,6 +20,10 @@ from pixcell_core.trust.merkle import MAX_PROOF_HASHES
 
 OFFER_PAYLOAD_TYPE = "application/vnd.pixcell.log-offer.v1+json"
 MAX_PROOF_BYTES = 512 * 1024
+RECEIPT_FILE = "anchor.json"
+"""In a party's log folder: the newest receipt it accepted."""
+COORDINATOR_KEY_FILE = "coordinator.pub"
+"""In a party's log folder: the key of the coordinator's log."""
 ANCHORED = "log.anchored"
 """Kind of the event by which a coordinator's log holds another party's head."""
 
@@ -71,3 +75,12 @@ class AnchorReceipt(Document):
     head: Envelope
     anchored: InclusionProof
     grown: ConsistencyProof | None = None
+
+
+class AnchorNews(Document):
+    """What the coordinator tells a site with a question: its log's key, the size it anchored last, and the receipt."""
+
+    schema_version: Literal["pixcell.anchor-news/v1"] = "pixcell.anchor-news/v1"
+    log_key: Annotated[str, StringConstraints(max_length=4096)]
+    anchored: TreeSize = 0
+    receipt: AnchorReceipt | None = None

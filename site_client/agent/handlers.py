@@ -25,6 +25,7 @@ from pixcell_core.contracts.study import Study
 from pixcell_core.errors import PixcellError, RefusedError
 from pixcell_core.masking.keys import MaskingRefusedError
 from pixcell_core.masking.keystream import Words
+from site_client.agent.log_exchange import LogExchange
 from site_client.agent.masking import SiteMasking
 from site_client.approvals.act_log import note_charge
 from site_client.approvals.book import ApprovalBook
@@ -76,6 +77,7 @@ class Agent:
                 raise RefusedError("the study is not the one its digest names", hint="", code="study-altered")
             envelope = self._book.require(study, self._clock())
             self._require_app(study)
+            log_offer = LogExchange(self._settings.folder).offer(request.heads)
         except PixcellError as error:
             reason = {
                 "not-approved": "this site has not approved the study",
@@ -84,6 +86,7 @@ class Agent:
                 "approval-expired": "the approval or the study expired",
                 "approval-superseded": "this site's newest decision is not the one that lies there",
                 "app-not-approved": "the hub sent another app than the study names",
+                "coordinator-log-forked": "the coordinator's log is not the one this site was shown",
             }.get(error.code, "this site did not accept the study")
             return PrepareReply(study_digest=request.study_digest, code=error.code, reason=reason)
         self._remember(study)
@@ -94,6 +97,7 @@ class Agent:
             configured=code == "ok",
             code=code,
             reason=reason,
+            log_offer=log_offer,
         )
 
     def train(self, request: TrainRequest, adapter: Arrays) -> tuple[TrainReply, Arrays | Words]:

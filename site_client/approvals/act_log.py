@@ -7,6 +7,7 @@ digests and numbers of documents; nothing about patients.
 from __future__ import annotations
 
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from pixcell_core.contracts.round import KnownHead
@@ -19,9 +20,14 @@ DECIDED = "approval.decided"
 CHARGED = "budget.charged"
 
 
+def log_folder(folder: SiteFolder) -> Path:
+    """Where the log lies."""
+    return folder.root / "log"
+
+
 def site_log(folder: SiteFolder) -> EventLog:
     """The log, open for appending; its key is the site's release key, made on first use."""
-    return EventLog(folder.root / "log", SigningKey.load_or_create(folder.keys / "release"))
+    return EventLog(log_folder(folder), SigningKey.load_or_create(folder.keys / "release"))
 
 
 def note_act(folder: SiteFolder, kind: str, data: dict[str, Any], *, now: datetime | None = None) -> LogEntry:
