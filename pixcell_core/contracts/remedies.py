@@ -85,6 +85,7 @@ REMEDIES: Mapping[str, str] = {
     "twice were charged twice.",
     "log-forked": _LOG,
     "log-rolled-back": _LOG,
+    "log-not-offered": "The site runs `pixcell log verify SITE/log` and restores the newest copy of that folder.",
     "log-key-changed": _LOG,
     "coordinator-log-forked": _OWN_LOG,
     "coordinator-log-rewritten": _OWN_LOG,

@@ -142,6 +142,9 @@ def make_offer(
     owner = VerifyKey.load(folder / KEY_FILE)
     if last is not None and since is None:
         since = open_head(last.head, [owner]).tree_size
+    if since is not None and since > report.entries:
+        # A log that is shorter than the anchored one is offered as it is: the coordinator says what that means.
+        since = 0
     path = prove_consistency(folder, since).path if since else ()
     offer = HeadOffer(
         party=party,

@@ -21,7 +21,7 @@ from pixcell_core.contracts.log_heads import (
     AnchorReceipt,
     HeadOffer,
 )
-from pixcell_core.errors import RefusedError
+from pixcell_core.errors import BadInputError, RefusedError
 from pixcell_core.trust.dsse import Envelope, SignatureRefusedError, verify_envelope
 from pixcell_core.trust.keys import VerifyKey
 from pixcell_core.trust.log import LogBrokenError, LogEntry, TreeHead
@@ -37,6 +37,8 @@ from server.layout import ServerLayout
 from server.log_anchor.act_log import CoordinatorLog
 from server.registry.events import ActLog
 
+RESTARTED = "log.restarted"
+"""Kind of the event after which a party begins anew, with the reason that a person gave."""
 REFUSED = "log.head-refused"
 """Kind of the event that keeps a head which does not follow the anchored one."""
 
@@ -91,11 +93,31 @@ class AnchorBook:
 
     def all(self) -> dict[str, AnchoredHead]:
         """The newest anchored head of every party that offered one."""
-        return {
-            str(entry.data["party"]): _read(entry)
-            for entry in self._log.events().entries()
-            if entry.kind == ANCHORED
-        }
+        found: dict[str, AnchoredHead] = {}
+        for entry in self._log.events().entries():
+            if entry.kind == ANCHORED:
+                found[str(entry.data["party"])] = _read(entry)
+            elif entry.kind == RESTARTED:
+                found.pop(str(entry.data.get("party")), None)
+        return found
+
+    def restart(self, party: str, reason: str, *, now: datetime | None = None) -> AnchoredHead:
+        """Let a party begin anew after it explained why its log cannot go on; returns the head that ends here.
+
+        Nothing is forgotten: the old head, what was refused and the reason stay events of this log.
+        """
+        with self._log.alone():
+            self._log.verify()
+            last = self.last(party)
+            if last is None:
+                raise BadInputError(
+                    f"No head of {party} is anchored.", hint="See `pixcell log anchors`.", code="not-anchored"
+                )
+            facts = {"party": party, "tree_size": last.head.tree_size, "root": last.head.root}
+            self._log.events().append(RESTARTED, {**facts, "reason": reason[:500]}, now=now)
+            self.receipt_file(party).unlink(missing_ok=True)
+        ActLog(self._layout.registry()).note("log-restarted", party)
+        return last
 
     def receipt_file(self, party: str) -> Path:
         """Where the newest receipt of a party lies."""

@@ -1,7 +1,8 @@
-"""Commands of the coordinator about logs: `pixcell log anchor`, `anchors`, `acts`."""
+"""Commands of the coordinator about logs: `pixcell log anchor`, `anchors`, `restart`, `acts`."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +11,7 @@ from pydantic import BaseModel
 
 from pixcell_core.cli.contract import FormatOption, OutputFormat, command
 from pixcell_core.cli.main import group
+from pixcell_core.errors import BadInputError, RefusedError
 
 if TYPE_CHECKING:
     from server.layout import ServerLayout
@@ -43,6 +45,20 @@ class AnchorList(BaseModel):
             f"{h.party}: {h.tree_size} events, anchored {h.time} as event {h.event}" for h in self.heads
         ]
         return "\n".join(lines if self.heads else [*lines, "no party has offered a head"])
+
+
+class Restarted(BaseModel):
+    """A party that begins a new log."""
+
+    party: str
+    ended_at: int
+    root: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.party} begins a new log; the old one ends here at {self.ended_at} events, root {self.root}.\n"
+            "There: remove anchor.json from the log's folder, then `pixcell log offer` as at the first time."
+        )
 
 
 def register(root: typer.Typer) -> None:
@@ -94,6 +110,26 @@ def register(root: typer.Typer) -> None:
             coordinator_key=log.verify_key.key_id, public_key=log.folder / KEY_FILE, heads=heads
         )
 
+    @log.command("restart")
+    @command
+    def restart(
+        party: Annotated[str, typer.Argument(help="The party whose log cannot go on.")],
+        folder: DirOption,
+        reason: Annotated[str, typer.Option("--reason", help="What the party said; kept in this log.")],
+        yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+        format: FormatOption = OutputFormat.TEXT,
+    ) -> Restarted:
+        """Let a party begin a new log after it explained why the old one is lost. The old head stays on record."""
+        from server.log_anchor.anchors import AnchorBook
+
+        book = AnchorBook(_layout(folder))
+        if not yes:
+            _confirm(
+                f"Let {party} begin a new log? Its past can then be checked no further than its old head."
+            )
+        last = book.restart(party, reason)
+        return Restarted(party=party, ended_at=last.head.tree_size, root=last.head.root)
+
     @log.command("acts")
     @command
     def acts(folder: DirOption, format: FormatOption = OutputFormat.TEXT) -> ActsCopied:
@@ -101,6 +137,15 @@ def register(root: typer.Typer) -> None:
         from server.log_anchor.act_log import CoordinatorLog
 
         return CoordinatorLog(_layout(folder)).copy_acts()
+
+
+def _confirm(question: str) -> None:
+    if not sys.stdin.isatty():
+        raise BadInputError(
+            "Nobody is at the terminal to answer.", hint="Add --yes if you mean it.", code="needs-yes"
+        )
+    if not typer.confirm(question, err=True):
+        raise RefusedError("Not confirmed; nothing was changed.", hint="Run it again when you are sure.")
 
 
 def _layout(folder: Path) -> ServerLayout:

@@ -25,11 +25,15 @@ class HeadDesk:
         self._book, self._log = AnchorBook(layout), CoordinatorLog(layout)
         self._say = say
         self._taken: dict[str, Envelope] = {}
+        self._expected: set[str] = set()
 
     def news(self, site: str) -> AnchorNews | None:
         """What a site is told with a question; None where this coordinator's own log cannot be used."""
+        self._expected.discard(site)
         try:
             last = self._book.last(site)
+            if last is not None:
+                self._expected.add(site)
             return AnchorNews(
                 log_key=self._log.verify_key.to_pem().decode("ascii"),
                 anchored=last.head.tree_size if last else 0,
@@ -40,13 +44,19 @@ class HeadDesk:
             return None
 
     def take(self, site: str, offer: str) -> None:
-        """Anchor the head a site offered with its answer; nothing where it offered none, or the anchored one.
+        """Anchor the head a site offered with its answer; nothing where it never offered one, or offers the same.
 
         Raises:
-            AnchorRefusedError: the site's log does not follow the anchored one. Other troubles are said, not raised:
-                they are this coordinator's own, or will be gone at the next question.
+            AnchorRefusedError: the site's log does not follow the anchored one, or it offers no head any more. Other
+                troubles are said, not raised: they are this coordinator's own, or will be gone at the next question.
         """
         if not offer:
+            if site in self._expected:
+                raise AnchorRefusedError(
+                    f"{site} offers no head of its log any more.",
+                    hint="The site runs `pixcell log verify SITE/log`: the log is damaged, or gone.",
+                    code="log-not-offered",
+                )
             return
         try:
             envelope = Envelope.from_bytes(offer.encode("ascii"), name="the offered head")

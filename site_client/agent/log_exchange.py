@@ -50,8 +50,7 @@ class LogExchange:
                 since=news.anchored,
             )
         except PixcellError:
-            # A log that is empty, damaged, or shorter than what is anchored: there is nothing to offer truly, and the
-            # next act that this site must log says what is wrong, here, to the people it concerns.
+            # A log that is empty or damaged: nothing can be offered truly, and the coordinator says that it misses it.
             return ""
         return envelope.to_bytes().decode("ascii")
 
