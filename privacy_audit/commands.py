@@ -12,6 +12,7 @@ from pixcell_core.cli.contract import FormatOption, OutputFormat, command
 from pixcell_core.cli.main import group
 from privacy_audit.policy_commands import PolicyOption
 from privacy_audit.policy_commands import register as register_policy
+from privacy_audit.review.commands import register as register_review
 
 
 class AuditSummary(BaseModel):
@@ -69,6 +70,7 @@ def register(root: typer.Typer) -> None:
     audit.command("report")(report)
     audit.command("verify")(verify)
     audit.command("decide")(decide)
+    register_review(audit)
     register_policy(root)
 
 

@@ -6,7 +6,7 @@ from importlib import import_module
 
 import typer
 
-ROOMS = ("registry", "enrolment", "pretraining", "studies", "hub", "rounds")
+ROOMS = ("registry", "enrolment", "pretraining", "studies", "hub", "rounds", "log_anchor")
 
 
 def register(root: typer.Typer) -> None:

@@ -72,6 +72,75 @@ class LogHead(BaseModel):
         return f"{self.tree_size} events\nroot {self.root}\nsigned by {self.key_id}"
 
 
+class ProofWritten(BaseModel):
+    """A proof about a log in a file."""
+
+    proof: Path
+    about: str
+    tree_size: int
+    hashes: int
+
+    def __str__(self) -> str:
+        return (
+            f"Proof of {self.about} under the head of {self.tree_size} events ({self.hashes} hashes): {self.proof}\n"
+            "Check it without the log: pixcell log verify-proof PROOF --key LOG.pub --head HEAD"
+        )
+
+
+class ProofVerified(BaseModel):
+    """A proof that holds."""
+
+    about: str
+    tree_size: int
+    root: str
+    head_compared: bool
+
+    def __str__(self) -> str:
+        held = (
+            "✓ the head is the one you hold"
+            if self.head_compared
+            else "  no head was given: another head may be shown to others (--head FILE)"
+        )
+        return f"✓ {self.about}\n✓ under the signed head of {self.tree_size} events, root {self.root}\n{held}"
+
+
+class HeadOffered(BaseModel):
+    """An offer for the coordinator, in a file."""
+
+    offer: Path
+    party: str
+    tree_size: int
+    since: int
+
+    def __str__(self) -> str:
+        grown = f", grown from {self.since}" if self.since else ""
+        return (
+            f"{self.party} offers the head of {self.tree_size} events{grown}: {self.offer}\n"
+            "Send it to the coordinator: pixcell log anchor OFFER --dir DIR. It holds no event, only hashes."
+        )
+
+
+class ReceiptAccepted(BaseModel):
+    """A receipt that was checked and kept."""
+
+    party: str
+    anchored_size: int
+    coordinator_size: int
+    coordinator_key: str
+    grown_since_last: bool
+
+    def __str__(self) -> str:
+        grown = (
+            "✓ the coordinator's log only grew since the receipt before"
+            if self.grown_since_last
+            else "  the first receipt: there is no earlier head of the coordinator's log to compare with"
+        )
+        return (
+            f"✓ the head of {self.anchored_size} events of {self.party} lies in the coordinator's log of "
+            f"{self.coordinator_size} events\n✓ signed by {self.coordinator_key}\n{grown}"
+        )
+
+
 class KeyShown(BaseModel):
     """A public key by its identity and file."""
 

@@ -16,6 +16,12 @@ _NETWORK = "The site runs `pixcell site doctor`; it is asked again as soon as it
 _APPROVE = (
     "The site's admin reads the study and runs `pixcell site approve STUDY.json`; then start the run again."
 )
+_LOG = (
+    "Both heads stand signed in the coordinator's log. The site explains, or is revoked: pixcell kit revoke."
+)
+_OWN_LOG = (
+    "The coordinator's log was cut, put back or written anew. Restore DIR/log, or explain it to the sites."
+)
 _TRAINER_LOG = (
     "The site's admin reads the trainer's log; once it is mended the site is asked again in the next round."
 )
@@ -108,6 +114,12 @@ REMEDIES: Mapping[str, str] = {
     "budget-exceeded": "The site's privacy budget does not cover the round. It takes no further part in this study.",
     "study-budget-exceeded": "The study's budget does not cover the round at this site: rounds that were trained "
     "twice were charged twice.",
+    "log-forked": _LOG,
+    "log-rolled-back": _LOG,
+    "log-not-offered": "The site runs `pixcell log verify SITE/log` and restores the newest copy of that folder.",
+    "log-key-changed": _LOG,
+    "coordinator-log-forked": _OWN_LOG,
+    "coordinator-log-rewritten": _OWN_LOG,
     "ledger-rewound": _LEDGER,
     "clock-backwards": "The site corrects its clock.",
     "ledger-broken": _LEDGER,

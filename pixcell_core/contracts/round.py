@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import AwareDatetime, Field, StringConstraints
 
 from pixcell_core.contracts.canonical import Digest, Document
+from pixcell_core.contracts.log_heads import AnchorNews
 from pixcell_core.contracts.masking import MaskedRequest
 from pixcell_core.contracts.remedies import remedy_of
 from pixcell_core.contracts.study import SiteName, StudyId
@@ -57,15 +58,22 @@ class TensorPlace(Document):
 
 
 class PrepareRequest(Document):
-    """Hub to site: are you ready for this study? Carries the study in full; the site compares digests."""
+    """Hub to site: are you ready for this study? Carries the study in full; the site compares digests.
+
+    `heads` says what the coordinator anchored of the site's log, where it exchanges heads.
+    """
 
     schema_version: Literal["prepare-request/v1"] = "prepare-request/v1"
     study: dict[str, object]
     study_digest: Digest
+    heads: AnchorNews | None = None
 
 
 class PrepareReply(Document):
-    """Site to hub: its signed approval (canonical envelope text), and whether its trainer stands ready."""
+    """Site to hub: its signed approval (canonical envelope text), and whether its trainer stands ready.
+
+    `log_offer` is the newest head of the site's log (the canonical text of a signed `HeadOffer`), where it has one.
+    """
 
     schema_version: Literal["prepare-reply/v1"] = "prepare-reply/v1"
     study_digest: Digest
@@ -73,6 +81,7 @@ class PrepareReply(Document):
     configured: bool = False
     code: RefusalCode = "ok"
     reason: Reason = ""
+    log_offer: Annotated[str, StringConstraints(max_length=100_000)] = ""
 
 
 class TrainRequest(Document):

@@ -263,6 +263,16 @@ def newest_head(folder: Path) -> Envelope | None:
     return newest
 
 
+def head_at(folder: Path, size: int) -> Envelope:
+    """The signed head after the first ``size`` events, as its line holds it; ``size`` must be in the log."""
+    for number, (line, _) in enumerate(_lines(folder / LOG_FILE), start=1):
+        if number == size:
+            return line.head
+    raise BadInputError(
+        f"The log holds no head of {size} events.", hint="Give a size the log once had.", code="no-such-event"
+    )
+
+
 def _open_heads(heads: Sequence[Envelope], owner: VerifyKey) -> dict[int, list[TreeHead]]:
     opened: dict[int, list[TreeHead]] = {}
     for envelope in heads:

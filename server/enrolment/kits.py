@@ -39,6 +39,7 @@ from server.enrolment.authority import Authority
 from server.enrolment.revocations import read_revocations, revocations_file
 from server.enrolment.sites import SiteBook
 from server.layout import ServerLayout
+from server.registry.events import ActLog
 
 KIT_DAYS = 365
 MAX_REQUEST_BYTES = 65_536
@@ -225,6 +226,9 @@ class KitBook:
             )
             envelope = sign_revocations(listed, authority.signing_key)
             write_atomically(revocations_file(self._layout), envelope.to_bytes())
+            ActLog(self._layout.registry()).note(
+                "kit-revoked", f"{party} list {listed.number} {listed.digest}"
+            )
         return Revoked(party=party, certificates=len(fresh), number=listed.number)
 
     def _files(self, party: str) -> list[Path]:
@@ -306,6 +310,7 @@ class KitBook:
         write_atomically(
             folder / f"{version:06d}{KIT_SUFFIX}", sign_kit(kit, authority.signing_key).to_bytes()
         )
+        ActLog(self._layout.registry()).note("kit-signed", f"{request.site}/{version} {kit.digest}")
 
     def _enter(self, request: EnrolmentRequest, role: Role, request_file: Path) -> None:
         """Tell the hub the site's node key. Only sites take part in rounds; a known site stays as it is."""

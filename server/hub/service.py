@@ -160,6 +160,7 @@ async def _serve(settings: HubSettings, public: socket.socket, inner: socket.soc
     from server.hub.jobs import JobDesk
     from server.hub.listener import PublicServer, server_context
     from server.hub.runs import RunDesk
+    from server.log_anchor.act_log import CoordinatorLog
 
     layout = settings.layout
     events = EventLog(layout.events)
@@ -199,7 +200,7 @@ async def _serve(settings: HubSettings, public: socket.socket, inner: socket.soc
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     desk = RunDesk(layout, app.state.linkstate_factory.state(), events)
-    jobs = JobDesk(layout, events)
+    jobs, acts = JobDesk(layout, events), CoordinatorLog(layout)
     desk.begin()
     desk.tick()
     serving = [
@@ -221,6 +222,7 @@ async def _serve(settings: HubSettings, public: socket.socket, inner: socket.soc
         try:
             await asyncio.to_thread(desk.tick)
             await asyncio.to_thread(jobs.tick)
+            await asyncio.to_thread(acts.tick, lambda problem: events.say("acts-not-logged", code=problem))
         except Exception:
             # The hub must outlive a bad tick: its sites are connected. The trace is for the coordinator's log.
             traceback.print_exc()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, func, insert, select
 
 from server.registry.registry import Registry
 from server.registry.tables import EventRow
@@ -39,6 +39,11 @@ class ActLog:
         """Add an act; it survives a power cut when this returns."""
         with self._registry.write() as connection:
             note_act(connection, kind, subject)
+
+    def newest(self) -> int:
+        """Number of the newest act; 0 where there is none."""
+        with self._registry.read() as connection:
+            return int(connection.execute(select(func.max(EventRow.id))).scalar() or 0)
 
     def since(self, number: int = 0, limit: int = 10_000) -> list[Act]:
         """Acts after `number`, oldest first, at most `limit`."""

@@ -24,6 +24,7 @@ from pixcell_core.contracts.round import HISTORY, Exclusion, RoundRecord, SiteTr
 from pixcell_core.contracts.spool import Arrays, arrays_digest
 from pixcell_core.contracts.study import Study
 from pixcell_core.errors import BadInputError, RefusedError
+from server.log_anchor.desk import HeadDesk
 from server.rounds.approvals_seen import ApprovalsSeen
 from server.rounds.board import LiveBoard
 from server.rounds.exchange import PlainExchange, RoundExchange, RoundOutcome, RoundQuestion
@@ -65,6 +66,7 @@ class RoundLoop:
         *,
         folder: Path | None = None,
         exchange: RoundExchange | None = None,
+        logs: HeadDesk | None = None,
     ) -> None:
         """`folder` is the run's: wishes to stop are read and approvals kept there, and large replies wait in it.
 
@@ -86,6 +88,7 @@ class RoundLoop:
             ask_again_s=self._settings.ask_again_s,
             clock=clock,
             approvals=ApprovalsSeen(folder) if folder is not None else None,
+            logs=logs,
         )
         if exchange is None and study.aggregation.masking is not None:
             raise RefusedError(

@@ -17,6 +17,7 @@ from pixcell_core.contracts.study import Study, check_approval
 from pixcell_core.errors import PixcellError, RefusedError
 from pixcell_core.flower.messages import document_of, pack
 from pixcell_core.trust.dsse import Envelope
+from server.log_anchor.desk import HeadDesk
 from server.rounds.approvals_seen import ApprovalsSeen
 from server.rounds.board import LiveBoard
 from server.rounds.screening import Rejection, plain
@@ -25,7 +26,18 @@ UNANSWERED = 5
 """A question without an answer is asked again after this many times the pause: a second one makes the site slower."""
 
 HOPELESS = frozenset(
-    {"approval-denied", "approval-withdrawn", "approval-expired", "base-differs", "code-differs"}
+    {
+        "approval-denied",
+        "approval-withdrawn",
+        "approval-expired",
+        "base-differs",
+        "code-differs",
+        "log-forked",
+        "log-rolled-back",
+        "log-key-changed",
+        "coordinator-log-forked",
+        "coordinator-log-rewritten",
+    }
 )
 """What waiting does not cure: a person at the site has to act, and then the run is started again."""
 
@@ -52,10 +64,11 @@ class Readiness:
         ask_again_s: float,
         clock: Callable[[], float],
         approvals: ApprovalsSeen | None = None,
+        logs: HeadDesk | None = None,
     ) -> None:
         self._grid, self._study, self._sites, self._nodes = grid, study, sites, nodes
         self._board, self._patience, self._clock = board, ask_again_s, clock
-        self._approvals = approvals
+        self._approvals, self._logs = approvals, logs
         self._digest = study.digest
         self._ready: set[str] = set()
         self._asked: dict[str, _Asked] = {}
@@ -114,7 +127,11 @@ class Readiness:
             self._board.flush()
 
     def _send(self, site: str, node: int, now: float) -> None:
-        document = PrepareRequest(study=self._study.model_dump(mode="json"), study_digest=self._digest)
+        document = PrepareRequest(
+            study=self._study.model_dump(mode="json"),
+            study_digest=self._digest,
+            heads=self._logs.news(site) if self._logs is not None else None,
+        )
         message = Message(
             pack(document),
             dst_node_id=node,
@@ -156,6 +173,8 @@ class Readiness:
             check_approval(envelope, self._sites[site].verify_key(), study=self._study, site=site)
             if self._approvals is not None:
                 self._approvals.keep(site, envelope.to_bytes())
+            if self._logs is not None:
+                self._logs.take(site, reply.log_offer)
             self._codes[site] = reply.code
             self._board.site(
                 site, approved=True, configured=reply.configured, code=reply.code, note=plain(reply.reason)

@@ -20,6 +20,7 @@ from pixcell_core.errors import BadInputError, PixcellError, RefusedError
 from server.enrolment.sites import SiteBook
 from server.hub.bundle import FOLDER_KEY, STUDY_KEY, build_bundle
 from server.layout import START_ADAPTER, ServerLayout
+from server.log_anchor.desk import HeadDesk
 from server.rounds.board import LiveBoard, RunBoard
 from server.rounds.heads import HeadBook
 from server.rounds.loop import RoundLoop
@@ -64,6 +65,7 @@ def run_study(grid: Grid, layout: ServerLayout, study: Study, settings: LoopSett
             exchange=MaskedRounds(grid, study, heads, live, folder=folder / "masked", poll_s=waits.poll_s)
             if masked
             else None,
+            logs=HeadDesk(layout),
         )
         loop.run(read_start(folder))
     except PixcellError as error:

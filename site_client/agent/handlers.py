@@ -25,7 +25,9 @@ from pixcell_core.contracts.study import Study
 from pixcell_core.errors import PixcellError, RefusedError
 from pixcell_core.masking.keys import MaskingRefusedError
 from pixcell_core.masking.keystream import Words
+from site_client.agent.log_exchange import LogExchange
 from site_client.agent.masking import SiteMasking
+from site_client.approvals.act_log import note_charge
 from site_client.approvals.book import ApprovalBook
 from site_client.approvals.site_folder import SiteFolder
 from site_client.trainer.spool import Spool
@@ -75,6 +77,7 @@ class Agent:
                 raise RefusedError("the study is not the one its digest names", hint="", code="study-altered")
             envelope = self._book.require(study, self._clock())
             self._require_app(study)
+            log_offer = LogExchange(self._settings.folder).offer(request.heads)
         except PixcellError as error:
             reason = {
                 "not-approved": "this site has not approved the study",
@@ -83,6 +86,7 @@ class Agent:
                 "approval-expired": "the approval or the study expired",
                 "approval-superseded": "this site's newest decision is not the one that lies there",
                 "app-not-approved": "the hub sent another app than the study names",
+                "coordinator-log-forked": "the coordinator's log is not the one this site was shown",
             }.get(error.code, "this site did not accept the study")
             return PrepareReply(study_digest=request.study_digest, code=error.code, reason=reason)
         self._remember(study)
@@ -93,6 +97,7 @@ class Agent:
             configured=code == "ok",
             code=code,
             reason=reason,
+            log_offer=log_offer,
         )
 
     def train(self, request: TrainRequest, adapter: Arrays) -> tuple[TrainReply, Arrays | Words]:
@@ -163,7 +168,7 @@ class Agent:
                     result, update = found
                     if result.status == "refused":
                         return self._refusal(request, result.code, result.reason)
-                    self._remember_head(result.ledger_head)
+                    self._remember_head(study, request.round, result.ledger_head)
                     return self._reply(request, result.ledger_head), update
                 if alive(self._beat(), moment):
                     last_seen = moment
@@ -219,8 +224,11 @@ class Agent:
     def _last_head(self) -> KnownHead | None:
         return load_document(KnownHead, self._head_file) if self._head_file.is_file() else None
 
-    def _remember_head(self, head: KnownHead | None) -> None:
+    def _remember_head(self, study: Study, round_number: int, head: KnownHead | None) -> None:
+        """Keep the ledger's head after a charge, and make it an event of the site's log."""
         if head is not None:
+            if head != self._last_head():
+                note_charge(self._settings.folder, study.digest, round_number, head, now=self._clock())
             write_atomically(self._head_file, head.to_bytes())
 
     def _wait_for_the_grid(self, asked_at: datetime, grid_s: float) -> None:

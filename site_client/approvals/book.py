@@ -16,11 +16,12 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field
 
 from pixcell_core.contracts.atomic import write_atomically
-from pixcell_core.contracts.canonical import Digest, Document, load_document
+from pixcell_core.contracts.canonical import Digest, Document, digest, load_document
 from pixcell_core.contracts.study import Approval, ApprovalError, Study, check_approval
 from pixcell_core.errors import BadInputError, PixcellError, RefusedError
 from pixcell_core.trust.dsse import Envelope
 from pixcell_core.trust.keys import SigningKey
+from site_client.approvals.act_log import DECIDED, note_act
 from site_client.approvals.site_folder import SiteFolder
 
 Decision = Literal["approve", "deny", "revoke"]
@@ -121,6 +122,9 @@ class ApprovalBook:
                     last=approval.sequence, studies=numbers.studies | {study.digest: approval.sequence}
                 ).to_bytes(),
             )
+            # The event before the decision: one that stands nowhere in the site's log must not count.
+            facts = {"study": study.digest, "decision": decision, "sequence": approval.sequence}
+            note_act(self._folder, DECIDED, {**facts, "envelope": digest(envelope.to_bytes())}, now=now)
             write_atomically(self._study_path(study.digest), study.to_bytes())
             write_atomically(path, envelope.to_bytes())
         return Decided(

@@ -25,6 +25,7 @@ from pixcell_core.trust.certificates import (
     to_pem,
 )
 from pixcell_core.trust.keys import KeyFileError, SigningKey
+from site_client.approvals.act_log import ENROLLED, note_act
 from site_client.approvals.site_folder import SiteFolder, SiteIdentity
 
 MAX_REQUEST_BYTES = 65_536
@@ -82,10 +83,14 @@ def enrol(
         tls_request=_tls_request(tls_key, site),
         created_at=(now or datetime.now(UTC)).replace(microsecond=0),
     )
+    before = None
     if folder.request.is_file():
         before = load_document(EnrolmentRequest, folder.request, MAX_REQUEST_BYTES)
         if _same_keys(before, request):
             request = before
+    if request is not before:
+        facts = {"site": site, "request": request.digest, "consortium": fingerprint(ca)}
+        note_act(folder, ENROLLED, facts, now=now)
     write_atomically(folder.request, request.to_bytes())
     write_atomically(folder.identity_file, identity.to_bytes())
     return Enrolled(

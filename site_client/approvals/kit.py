@@ -17,6 +17,7 @@ from pixcell_core.trust.certificates import read_authority, read_certificate
 from pixcell_core.trust.dsse import Envelope
 from pixcell_core.trust.expiry import ExpiryWarning, days_left, expiry_warning
 from pixcell_core.trust.kits import KitError, check_times, open_kit
+from site_client.approvals.act_log import KIT_INSTALLED, note_act
 from site_client.approvals.enrolment import MAX_REQUEST_BYTES, load_tls_key
 from site_client.approvals.site_folder import SiteFolder
 
@@ -65,6 +66,8 @@ def install_kit(folder: SiteFolder, kit_file: Path, now: datetime | None = None)
             hint="Keep the newer one. The coordinator's latest: pixcell kit show NAME.",
             code="kit-older",
         )
+    if before is None or kit.digest != before.digest:
+        note_act(folder, KIT_INSTALLED, {"version": kit.version, "kit": kit.digest}, now=now)
     write_atomically(folder.tls_certificate, kit.certificate.encode("ascii"))
     if key_file != folder.tls_key:
         key_file.replace(folder.tls_key)

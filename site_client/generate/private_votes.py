@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from pixcell_core.contracts.artifacts import installed_code_digest
+from pixcell_core.contracts.round import KnownHead
 from pixcell_core.contracts.study import Study
 from pixcell_core.errors import BadInputError, RefusedError
 from pixcell_core.private.condition_search import (
@@ -25,6 +26,7 @@ from pixcell_core.private.condition_search import (
 from pixcell_core.private.noise import NoiseSource
 from pixcell_core.private.votes import NoisyVotes, PatientTiles
 from pixcell_core.training.feature_store import FeatureStore, shard_name
+from site_client.approvals.act_log import note_charge
 from site_client.approvals.book import ApprovalBook
 from site_client.approvals.site_folder import SiteFolder
 from site_client.generate.policy_names import VOTE_PURPOSE
@@ -145,6 +147,8 @@ class PatientVote:
                 self._on_point("voted")
                 self._record.write(voted)
                 self._on_point("stored")
+            head = KnownHead(sequence=ledger.head.sequence, hash=ledger.head.hash)
+            note_charge(self._site, self._study.digest, charge.round, head)
         return voted
 
     def _cohort(self) -> StoreCohort:
