@@ -37,6 +37,10 @@ from server.layout import ServerLayout
 
 LOOPBACK = "127.0.0.1"
 TICK_S = 0.5
+UPLOAD_SILENCE_S = 45
+"""An upload in which no object arrived for so long is given up. A SuperNode that died in one leaves a reply whose rest
+never comes, and the round loop waits for it inside Flower: 180 s as Flower has it, longer than many rounds. An honest
+site's request for one object takes 30 s at most."""
 
 
 @dataclass(frozen=True)
@@ -265,6 +269,17 @@ def _take_up_renewed(
     return mark
 
 
+def limit_uploads() -> None:
+    """Give up silent uploads after `UPLOAD_SILENCE_S`. A name that is not there stops us: Flower has changed."""
+    for name in ("in_memory_corestate", "sql_corestate"):
+        module = import_module(f"flwr.supercore.corestate.{name}")
+        if not hasattr(module, "OBJECT_PUSH_SESSION_TTL_SECONDS"):
+            raise RuntimeError(
+                f"{name} has no time to live of uploads: this release of Flower was not tested"
+            )
+        module.OBJECT_PUSH_SESSION_TTL_SECONDS = UPLOAD_SILENCE_S  # type: ignore[attr-defined]
+
+
 def _superlink(layout: ServerLayout, events: Any) -> Any:
     from flwr.superlink.auth_plugin import NoOpControlAuthnPlugin
     from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
@@ -273,6 +288,7 @@ def _superlink(layout: ServerLayout, events: Any) -> Any:
 
     from server.hub.runs import FLEET_KIND
 
+    limit_uploads()
     return create_app(
         SuperLinkLifespanConfig(
             control_address=f"{LOOPBACK}:0",

@@ -297,6 +297,7 @@ def test_another_exchange_takes_the_place_of_the_plain_one(
     class Fixed:
         def __init__(self) -> None:
             self.asked: list[RoundQuestion] = []
+            self.counted: list[int] = []
 
         def collect(self, question: RoundQuestion, between: Callable[[], None]) -> RoundOutcome:
             self.asked.append(question)
@@ -305,9 +306,12 @@ def test_another_exchange_takes_the_place_of_the_plain_one(
                 np.full(question.size, 0.25), ("east", "north"), {"west": Rejection("deadline", "late")}, ()
             )
 
+        def committed(self) -> None:
+            self.counted.append(len(self.asked))
+
     consortium, exchange = consortium_of(), Fixed()
     done = consortium.loop(exchange=exchange).run(consortium.start())
-    assert [q.number for q in exchange.asked] == [1, 2, 3]
+    assert [q.number for q in exchange.asked] == [1, 2, 3] == exchange.counted
     assert set(exchange.asked[0].nodes) == set(SITES)
     assert all((value == 0.75).all() for value in done.adapter.values())
     assert [e.code for e in done.record.excluded if e.site == "west"]

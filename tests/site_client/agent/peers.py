@@ -15,8 +15,9 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from site_client.approvals.enrolment import enrol
@@ -36,14 +37,14 @@ class Authority:
     """A certificate authority in a folder; `load` takes one that a consortium made."""
 
     folder: Path
-    key: ec.EllipticCurvePrivateKey
+    key: Ed25519PrivateKey
     certificate: x509.Certificate
 
     @classmethod
     def make(cls, folder: Path, name: str = "consortium") -> Authority:
         """A new one."""
         folder.mkdir(parents=True)
-        key, now = ec.generate_private_key(ec.SECP384R1()), datetime.now(UTC)
+        key, now = Ed25519PrivateKey.generate(), datetime.now(UTC)
         usage = x509.KeyUsage(True, False, False, False, False, True, True, False, False)
         certificate = (
             x509.CertificateBuilder()
@@ -56,7 +57,7 @@ class Authority:
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
             .add_extension(usage, critical=True)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-            .sign(key, hashes.SHA384())
+            .sign(key, None)
         )
         made = cls(folder, key, certificate)
         made.ca.write_bytes(certificate.public_bytes(PEM))
@@ -95,7 +96,7 @@ class Authority:
         if hosts:
             names = [x509.IPAddress(ip_address(h)) if h[0].isdigit() else x509.DNSName(h) for h in hosts]
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-        certificate = builder.sign(self.key, hashes.SHA384())
+        certificate = builder.sign(self.key, None)
         place = self.folder / f"{name}-{certificate.serial_number:x}"
         cert_file, key_file = place.with_suffix(".crt"), place.with_suffix(".key")
         cert_file.write_bytes(certificate.public_bytes(PEM))
@@ -118,7 +119,7 @@ class Authority:
             .last_update(now - DAY)
             .next_update(now + DAY)
             .add_revoked_certificate(revoked)
-            .sign(self.key, hashes.SHA384())
+            .sign(self.key, None)
         )
         path = self.folder / "revoked.crl"
         path.write_bytes(crl.public_bytes(PEM))

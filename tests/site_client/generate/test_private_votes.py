@@ -246,7 +246,7 @@ def test_a_place_that_cannot_keep_the_answer_is_met_before_the_charge(
     place: VotingSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = place.study()
-    (place.folder.root / "private").mkdir(mode=0o700)
+    (place.folder.root / "private").mkdir(mode=0o700, exist_ok=True)
     (place.folder.root / "private" / "votes").write_bytes(b"")
     assert refusal(lambda: place.ask(study)).code == "not-a-folder"
     (place.folder.root / "private" / "votes").unlink()
