@@ -23,6 +23,14 @@ _SENTENCES = (
         "self-test: planted copies",
         "Real copies were hidden among the pictures: did the audit find them, so that its silence means something?",
     ),
+    (
+        "self-test: tissue of training patients",
+        "Other pictures of the same patients were mixed in: from how many on would the audit notice the patients?",
+    ),
+    (
+        "near-duplicate training tiles",
+        "How many of the hospital's own pictures show the same place twice, so that none is counted double?",
+    ),
     ("self-test", "Harmless pictures were mixed in: did the audit leave them alone?"),
     (
         "differential privacy",

@@ -16,6 +16,7 @@ from privacy_audit import linkability, strata
 from privacy_audit.evidence_parts import LinkabilityEvidence, StrataEvidence
 from privacy_audit.features import TileFeatures
 from privacy_audit.intervals import wilson
+from privacy_audit.keypoints import Keypoints
 from privacy_audit.neighbours import Standardiser, patient_minima
 from privacy_audit.policy import load_policy
 from privacy_audit.result import Status
@@ -33,6 +34,11 @@ def features(points: npt.NDArray[np.float64]) -> TileFeatures:
         torch.zeros(len(points), 1, 1),
         torch.ones(len(points)),
         torch.from_numpy(points).float(),
+        Keypoints(
+            torch.zeros(len(points), 1, 4).half(),
+            torch.zeros(len(points), 1, 8, dtype=torch.uint8),
+            torch.zeros(len(points), dtype=torch.int16),
+        ),
     )
 
 
