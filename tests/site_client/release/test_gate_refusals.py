@@ -40,7 +40,7 @@ def remove(name: str) -> Change:
 
 def lenient_policy(release: ReleaseFolder) -> None:
     path = release.path / "policy.yaml"
-    text, changed = re.subn(r"(max_flagged_share:\s*)[\d.]+", r"\g<1>0.5", path.read_text())
+    text, changed = re.subn(r"( max_flagged_share:\s*)[\d.]+", r"\g<1>0.5", path.read_text())
     assert changed == 1
     path.write_text(text)
 
