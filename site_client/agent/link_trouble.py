@@ -215,6 +215,9 @@ def trouble_of(error: BaseException, *, proxied: bool = False) -> LinkTrouble:
     if isinstance(error, (httpx.ReadError, httpx.WriteError, httpx.CloseError)):
         return LinkTrouble("hub-hung-up")
     if isinstance(error, httpx.ConnectError):
+        if any(isinstance(one, (ConnectionResetError, BrokenPipeError)) for one in chain):
+            # Somebody was there and closed while TLS was being agreed on.
+            return LinkTrouble("hub-hung-up")
         return LinkTrouble("proxy-unreachable" if proxied else "hub-unreachable")
     if isinstance(error, httpx.TimeoutException):
         return LinkTrouble("hub-slow")

@@ -497,7 +497,7 @@ def test_bad_settings_are_refused_before_anything_starts(ground: Ground, tmp_pat
         "message"
     ]
     assert command(ground, "run", "watch", "j", "--phase", "pretrain", "--once")[1]["code"] == "unknown-job"
-    assert command(ground, "run", "stop", "j")[1]["code"] == "unknown-job"
+    assert command(ground, "run", "stop", "j", "--phase", "pretrain")[1]["code"] == "unknown-job"
     assert not ground.layout.pretraining.exists(), "nothing was written"
 
 
