@@ -108,11 +108,11 @@ class BenchGrid(Grid):
     @property
     def run(self) -> Run:
         """There is one run."""
-        raise NotImplementedError
+        raise AssertionError("no loop here asks for the run")
 
     def create_message(self, *_args: object, **_kwargs: object) -> Message:
         """Deprecated in Flower."""
-        raise NotImplementedError
+        raise AssertionError("deprecated in Flower")
 
     def get_node_ids(self) -> Iterable[int]:
         """All nodes."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Protocol
 
@@ -102,7 +103,7 @@ class StreamingMean:
         """There are no files."""
 
 
-class _Spill:
+class _Spill(ABC):
     """Updates in files of their own, read back block by block."""
 
     def __init__(self, size: int, folder: Path) -> None:
@@ -142,8 +143,9 @@ class _Spill:
             out[start : start + length] = self._middle(block)
         return out
 
+    @abstractmethod
     def _middle(self, block: npt.NDArray[np.float32]) -> Aggregate:
-        raise NotImplementedError
+        """What becomes of one block, (sites, coordinates), per coordinate."""
 
     def close(self) -> None:
         """Remove the files."""
