@@ -38,7 +38,8 @@ def test_the_search_equals_comparing_all(rows: int, k: int) -> None:
 
 
 def test_top_one_is_that_of_faiss() -> None:
-    faiss = pytest.importorskip("faiss")
+    import faiss
+
     base, queries = cloud(2, 9000, 64), cloud(3, 100, 64)
     found = nearest(queries, base, 3)[1]
     theirs = faiss.knn(queries.numpy(), base.numpy(), 3, metric=faiss.METRIC_L2)[1]

@@ -143,7 +143,8 @@ def certified(folder: Path) -> tuple[Path, Path]:
 
 
 def test_the_real_library_signs_and_reads(room: Room, sample: Sample, tmp_path: Path) -> None:
-    c2pa = pytest.importorskip("c2pa")
+    import c2pa
+
     credentials = ContentCredentials.load(*certified(tmp_path))
     png = sample.files["tiles/00001.png"]
     signed = credentials.sign(png, "00001.png")
