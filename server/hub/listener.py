@@ -114,7 +114,8 @@ class PartyProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request starts."""
         super().on_message_begin()
-        self._stop_answering_clock()
+        if self.cycle is None or self.cycle.response_complete:
+            self._stop_answering_clock()
         self.scope[PEER] = self._peer  # type: ignore[literal-required]
         self._head_bytes = self._head_bytes or 0
         self._read_within(self._limits.head_s, "slow-head")
@@ -130,14 +131,15 @@ class PartyProtocol(HttpToolsProtocol):
         super().on_message_complete()
         self._head_bytes = 0
         self._stop_reading_clock()
-        if self._answering is None and not self.cycle.response_complete:
-            self._answering = self.loop.call_later(self._limits.answer_s, self._answer_due)
+        self._answer_within_time()
 
     def on_response_complete(self) -> None:
         """Answered, as far as the app goes; what the peer has not read yet is still ours."""
         if not _unread(self.transport):
             self._stop_answering_clock()
         super().on_response_complete()
+        # Requests sent ahead are answered one after another, and each answer has its own time.
+        self._answer_within_time()
 
     def timeout_keep_alive_handler(self) -> None:
         """Idle for long. A peer that still reads a long answer over a thin line is not: the answer's clock watches it."""
@@ -152,6 +154,10 @@ class PartyProtocol(HttpToolsProtocol):
         self._answering = None
         if not self.cycle.response_complete or _unread(self.transport):
             self._hang_up("slow-answer")
+
+    def _answer_within_time(self) -> None:
+        if self._answering is None and not self.cycle.response_complete:
+            self._answering = self.loop.call_later(self._limits.answer_s, self._answer_due)
 
     def _read_within(self, seconds: float, reason: str) -> None:
         self._stop_reading_clock()
