@@ -58,6 +58,11 @@ class ServerLayout:
         return self.hub / "nodes.json"
 
     @property
+    def bell(self) -> Path:
+        """Touched when the hub's executor has something to do."""
+        return self.hub / "bell"
+
+    @property
     def ready(self) -> Path:
         """Address and process of the running hub."""
         return self.hub / "hub.json"

@@ -14,7 +14,9 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
+from pixcell_core.flower.pace import Bell, Pace
 from pixcell_core.flower.processes import die_with_parent
 
 TaskBody = Callable[[str, str], None]
@@ -23,12 +25,18 @@ TaskBody = Callable[[str, str], None]
 
 @dataclass(frozen=True)
 class ExecutorSettings:
-    """Where the runtime listens (plain HTTP on loopback), its secret, the kind of task, seconds between polls."""
+    """Where the runtime listens (plain HTTP on loopback), its secret, the kind of task, and when to ask for one.
+
+    An answer costs the runtime milliseconds of a processor, so it is asked every `poll_s` only after `bell` rang or a
+    task came, and then less and less, down to once in `idle_poll_s`.
+    """
 
     runtime: str
     secret: bytes
     task_type: str
-    poll_s: float = 0.2
+    bell: Path
+    poll_s: float = 0.1
+    idle_poll_s: float = 3.0
 
 
 class _Stopped(Exception):
@@ -59,6 +67,7 @@ def serve_tasks(settings: ExecutorSettings, run_task: TaskBody) -> None:
         retry_invoker=invoker,
     )
     running: set[int] = set()
+    bell, pace = Bell(settings.bell), Pace(settings.poll_s, settings.idle_poll_s)
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, _stop)
     print(f"executor ready for {settings.task_type}", flush=True)
@@ -73,8 +82,9 @@ def serve_tasks(settings: ExecutorSettings, run_task: TaskBody) -> None:
                 continue
             if answer.HasField("task") and answer.token:
                 running.add(_fork_task(settings.runtime, answer.token, run_task))
-            else:
-                time.sleep(settings.poll_s)
+                pace.reset()
+            elif bell.wait(pace.pause()):
+                pace.reset()
     except _Stopped:
         _end(running)
 

@@ -22,6 +22,7 @@ from flwr.superlink.servicer.control import control_handlers
 
 from pixcell_core.contracts.atomic import write_atomically
 from pixcell_core.errors import PixcellError
+from pixcell_core.flower.pace import Bell
 from server.enrolment.sites import SiteBook, node_public_key
 from server.hub.bundle import FOLDER_KEY, STUDY_KEY, build_bundle
 from server.hub.event_log import EventLog
@@ -129,6 +130,7 @@ class RunDesk:
             self._state,
             FLEET_KIND,
         )
+        Bell(self._layout.bell).ring()
         self._active[study_id] = int(answer.run_id)
         self._events.say("run-started", study=study_id, digest=study.digest, run=str(answer.run_id))
 

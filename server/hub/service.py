@@ -33,14 +33,10 @@ from pixcell_core.flower.processes import Child, quiet_flower, stop_children
 from pixcell_core.trust.certificates import read_authority, read_certificate
 from server.enrolment.revocations import RevocationWatch
 from server.hub.gate import FLEET_ROUTES, RUNTIME_ROUTES, Door
+from server.hub.superlink import LOOPBACK, make_superlink
 from server.layout import ServerLayout
 
-LOOPBACK = "127.0.0.1"
 TICK_S = 0.5
-UPLOAD_SILENCE_S = 45
-"""An upload in which no object arrived for so long is given up. A SuperNode that died in one leaves a reply whose rest
-never comes, and the round loop waits for it inside Flower: 180 s as Flower has it, longer than many rounds. An honest
-site's request for one object takes 30 s at most."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +47,6 @@ class HubSettings:
     host: str = LOOPBACK
     port: int = 0
     ready_file: Path | None = None
-    executor_poll_s: float = 0.2
 
 
 def serve_hub(settings: HubSettings) -> None:
@@ -65,7 +60,7 @@ def serve_hub(settings: HubSettings) -> None:
     _import_flower()
     executor = Child(
         "executor",
-        lambda: _run_executor(layout, f"{LOOPBACK}:{inner.getsockname()[1]}", settings.executor_poll_s),
+        lambda: _run_executor(layout, f"{LOOPBACK}:{inner.getsockname()[1]}"),
         layout.hub / "executor.log",
     )
     executor.start()
@@ -140,12 +135,12 @@ def _import_flower() -> None:
         import_module(name)
 
 
-def _run_executor(layout: ServerLayout, runtime: str, poll_s: float) -> None:
+def _run_executor(layout: ServerLayout, runtime: str) -> None:
     from flwr.supercore.constant import TaskType
 
     os.environ["FLWR_HOME"] = str(layout.hub / "flower")
     secret = (layout.secrets / "executor.secret").read_bytes()
-    serve_tasks(ExecutorSettings(runtime, secret, TaskType.SERVER_APP, poll_s), _run_server_app)
+    serve_tasks(ExecutorSettings(runtime, secret, TaskType.SERVER_APP, layout.bell), _run_server_app)
 
 
 def _run_server_app(runtime: str, token: str) -> None:
@@ -168,7 +163,7 @@ async def _serve(settings: HubSettings, public: socket.socket, inner: socket.soc
 
     layout = settings.layout
     events = EventLog(layout.events)
-    app = _superlink(layout, events)
+    app = make_superlink(layout, events)
     watch = RevocationWatch(
         layout, _authority(layout), lambda problem: events.say("revocations-ignored", code=problem)
     )
@@ -267,55 +262,6 @@ def _take_up_renewed(
     except (OSError, RefusedError):
         return before
     return mark
-
-
-def limit_uploads() -> None:
-    """Give up silent uploads after `UPLOAD_SILENCE_S`. A name that is not there stops us: Flower has changed."""
-    for name in ("in_memory_corestate", "sql_corestate"):
-        module = import_module(f"flwr.supercore.corestate.{name}")
-        if not hasattr(module, "OBJECT_PUSH_SESSION_TTL_SECONDS"):
-            raise RuntimeError(
-                f"{name} has no time to live of uploads: this release of Flower was not tested"
-            )
-        module.OBJECT_PUSH_SESSION_TTL_SECONDS = UPLOAD_SILENCE_S  # type: ignore[attr-defined]
-
-
-def _superlink(layout: ServerLayout, events: Any) -> Any:
-    from flwr.superlink.auth_plugin import NoOpControlAuthnPlugin
-    from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
-    from flwr.superlink.config_loader import SuperLinkLifespanConfig
-    from flwr.superlink.main import create_app
-
-    from server.hub.runs import FLEET_KIND
-
-    limit_uploads()
-    return create_app(
-        SuperLinkLifespanConfig(
-            control_address=f"{LOOPBACK}:0",
-            health_server_address=None,
-            host=LOOPBACK,
-            port=0,
-            insecure=True,
-            certificates=None,
-            superexec_auth_secret=(layout.secrets / "executor.secret").read_bytes(),
-            authn_plugin=NoOpControlAuthnPlugin(),
-            event_log_plugin=None,
-            fleet_event_log_plugin=events,
-            enable_event_log=True,
-            artifact_provider=None,
-            enable_supernode_auth=True,
-            fleet_api_type=FLEET_KIND,
-            fleet_api_address=None,
-            simulation=False,
-            ssl_ca_certfile=None,
-            ssl_certfile=None,
-            ssl_keyfile=None,
-            database=str(layout.hub / "state.db"),
-            isolation="process",
-            runtime_dependency_install=False,
-        ),
-        SuperLinkLifespan,
-    )
 
 
 def _announce(settings: HubSettings, public: socket.socket) -> None:

@@ -25,7 +25,12 @@ WaitOption = Annotated[
 ]
 TimeoutOption = Annotated[float, typer.Option(help="Seconds to wait with --wait.")]
 ReadyOption = Annotated[float, typer.Option(help="Seconds the sites have to become ready.", min=0.0)]
-PollOption = Annotated[float, typer.Option(help="Seconds between the loop's looks at replies.", min=0.001)]
+PollOption = Annotated[
+    float,
+    typer.Option(
+        help="Seconds between the loop's looks at replies; up to five times that while none come.", min=0.001
+    ),
+]
 RoundTimeoutOption = Annotated[
     float | None,
     typer.Option(help="Seconds a round waits in this run, at most what the study says (its default)."),

@@ -24,6 +24,7 @@ from pixcell_core.flower.messages import document_of, pack
 from server.rounds.aggregation import Aggregate, Aggregator, make_aggregator
 from server.rounds.board import LiveBoard
 from server.rounds.heads import HeadBook
+from server.rounds.requests import look_pace
 from server.rounds.screening import Accepted, Expected, Rejection, screen
 
 PULL_AT_ONCE = 4
@@ -162,7 +163,7 @@ class PlainExchange:
         """Take replies as long as the study says; returns what is said of those that did not come."""
         timeout = progress.question.timeout_s
         end, late = progress.began + timeout, Rejection("deadline", f"no reply within {timeout:g} s")
-        graced = self._study.straggler_rule != "grace"
+        graced, pace = self._study.straggler_rule != "grace", look_pace(self._poll_s)
         while progress.waiting and self._clock() < end:
             between()
             # Nothing here holds on to a reply: those of the last look are gone before the next ones come.
@@ -176,7 +177,9 @@ class PlainExchange:
                     )
                     self._board.run(deadline_at=datetime.now(UTC) + timedelta(seconds=grace))
             if progress.waiting and not heard:
-                self._sleep(min(self._poll_s, max(0.0, end - self._clock())))
+                self._sleep(min(pace.pause(), max(0.0, end - self._clock())))
+            elif heard:
+                pace.reset()
         return late
 
     def _take(self, messages: list[Message], progress: _Progress) -> bool:

@@ -45,6 +45,7 @@ from pixcell_core.masking.roster import Roster
 from pixcell_core.masking.saved_attempt import drop_attempt, load_attempt, save_attempt
 from server.rounds.exchange import content_bytes
 from server.rounds.heads import HeadBook
+from server.rounds.requests import look_pace
 from server.rounds.screening import Expected, Rejection, of_error, plain, screen_document
 
 PULLED_AT_ONCE = 4
@@ -291,9 +292,11 @@ class MaskedExchange:
             else:
                 self._drop(site, Rejection("message-failed", "the message could not be sent"))
         end, answered = self._clock() + stage.timeout_s, 0
+        pace = look_pace(self._settings.poll_s)
         while stage.pending and self._clock() < end and not enough():
             for few in _batched(list(stage.pending), PULLED_AT_ONCE):
                 for message in self._grid.pull_messages(few):
+                    pace.reset()
                     site = stage.pending.pop(message.metadata.reply_to_message_id, "")
                     self.received[site] = self.received.get(site, 0) + content_bytes(message)
                     if site and self._take(stage, site, message):
@@ -301,7 +304,7 @@ class MaskedExchange:
                         if answered == stage.grace_after:
                             end = min(end, self._clock() + stage.grace_s)
             if stage.pending and not enough():
-                self._sleep(self._settings.poll_s)
+                self._sleep(min(pace.pause(), max(0.0, end - self._clock())))
         if not enough():
             for site in stage.pending.values():
                 self._drop(site, Rejection("deadline", f"no reply within {stage.timeout_s:g} s"))

@@ -14,6 +14,7 @@ from pixcell_core.contracts.atomic import write_atomically
 from pixcell_core.contracts.canonical import Document, load_document, parse_json, read_bounded
 from pixcell_core.contracts.study import Study
 from pixcell_core.errors import BadInputError
+from pixcell_core.flower.pace import Pace
 
 STOP_FILE = "stop.json"
 LOOP_FILE = "loop.json"
@@ -21,10 +22,22 @@ LOOP_FILE = "loop.json"
 When = Literal["now", "after-round"]
 
 
+QUIET_FACTOR = 5.0
+
+
+def look_pace(poll_s: float) -> Pace:
+    """Pauses between two looks at the replies: `poll_s` after one came, up to five times that in silence.
+
+    A look costs the hub some 10 ms of a processor, and a round of training may last hours.
+    """
+    return Pace(poll_s, QUIET_FACTOR * poll_s)
+
+
 @dataclass(frozen=True)
 class LoopSettings:
     """Waiting times: between polls, between two askings of a site, for the sites to become ready at all, for a round.
 
+    While no reply comes the polls grow rarer, see `look_pace`.
     `round_timeout_s` may shorten the study's deadline for this run; None keeps it.
     """
 

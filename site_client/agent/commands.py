@@ -41,7 +41,12 @@ def register(root: typer.Typer) -> None:
         threads: Annotated[int, typer.Option(help="CPU threads of the trainer.", min=1)] = 1,
         device: Annotated[str, typer.Option(help="Torch device of the trainer.")] = "cpu",
         poll: Annotated[
-            float, typer.Option(help="Seconds between two looks at the hub.", min=0.05, max=60.0)
+            float,
+            typer.Option(
+                help="Longest pause between two looks at the hub, seconds; after a message it is shorter.",
+                min=0.05,
+                max=60.0,
+            ),
         ] = 3.0,
         runtime_port: Annotated[
             int, typer.Option(help="Loopback port between agent and executor; 0 takes one.")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pixcell_core.flower.executor import ExecutorSettings, serve_tasks
+from pixcell_core.flower.pace import Bell
 from site_client.agent.outbound_guard import Peer, allow_only
 from site_client.agent.proxy import Proxy
 from site_client.agent.site_log import SiteLog
@@ -34,7 +35,6 @@ class NetworkSettings:
     runtime_port: int
     secret_file: Path
     poll_s: float = 3.0
-    executor_poll_s: float = 0.2
     proxy: Proxy | None = None
     guarded: bool = True
 
@@ -66,19 +66,18 @@ def run_supernode(settings: NetworkSettings) -> None:
 
     It never opens a bundle: the hub's settings of a run are not read, and what runs is installed here.
     """
-    import time
-
     from flwr.supernode.cli.flower_supernode import flower_supernode
 
     from site_client.agent.hub_client import LinkWatch, watched_fleet_client
     from site_client.agent.link_record import LinkRecorder
+    from site_client.agent.pauses import SuperNodePauses
 
-    pause = settings.poll_s
     recorder = LinkRecorder(settings.folder.agent, os.getpid())
     watch = LinkWatch(settings.folder, settings.proxy, recorder, lambda text: print(text, flush=True))
     # Flower fixes its pauses at 3 s (idle) and 0.5 s (reply), its heartbeat at 30 s. Only names of its own modules
     # are replaced, in this process alone.
-    shorter = types.SimpleNamespace(sleep=lambda seconds: time.sleep(min(seconds, pause)))
+    pauses = SuperNodePauses(settings.poll_s, Bell(settings.folder.bell))
+    shorter = types.SimpleNamespace(sleep=pauses.sleep)
     replace_names(
         "flwr.supernode.start_client_internal",
         {"time": shorter, "get_fused_config_from_fab": lambda _content, _run: {}},
@@ -114,7 +113,7 @@ def run_executor(settings: NetworkSettings) -> None:
     address = f"{LOOPBACK}:{settings.runtime_port}"
     _close_off(settings, Peer.parse(address))
     serve_tasks(
-        ExecutorSettings(address, secret, TaskType.CLIENT_APP, settings.executor_poll_s), run_installed_app
+        ExecutorSettings(address, secret, TaskType.CLIENT_APP, settings.folder.bell), run_installed_app
     )
 
 

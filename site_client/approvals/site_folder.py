@@ -114,6 +114,11 @@ class SiteFolder:
         return self.root / "logs"
 
     @property
+    def bell(self) -> Path:
+        """Touched when the agent's executor has something to do."""
+        return self.agent / "bell"
+
+    @property
     def agent(self) -> Path:
         """Private files of the agent."""
         return self.root / "agent"
