@@ -71,7 +71,7 @@ def adapter_size(
             code="no-such-folder",
         )
     shapes = _linear_layers(base)
-    chosen = _chosen(shapes, targets, tokens=_condition_tokens(base))
+    chosen = _chosen(shapes, targets, tokens=condition_tokens(base))
     trained = sum(outputs + (inputs if kind == "lora" else 0) for outputs, inputs in chosen.values())
     return AdapterSize(kind=kind, rank=rank, layers=len(chosen), parameters=rank * trained)
 
@@ -127,7 +127,7 @@ def _chosen(
     return chosen
 
 
-def _condition_tokens(base: Path) -> int:
+def condition_tokens(base: Path) -> int:
     """How many condition tokens the base reads; more than one where its configuration does not say."""
     path = base / "config.json"
     config = parse_json(read_bounded(path), name=path.name) if path.is_file() else {}

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pixcell_core.contracts.canonical import parse_json, read_bounded
 from pixcell_core.contracts.spool import Arrays
 from pixcell_core.contracts.study import AdapterSettings
 from pixcell_core.errors import BadInputError
+from pixcell_core.private.adapter_size import condition_tokens
 
 
 def start_adapter(base: Path, adapter: AdapterSettings) -> Arrays:
@@ -52,17 +52,10 @@ def start_adapter(base: Path, adapter: AdapterSettings) -> Arrays:
             hint="Correct the adapter's targets.",
             code="no-adapter-target",
         )
-    require_no_silent_layers(layers, _condition_tokens(base))
+    require_no_silent_layers(layers, condition_tokens(base))
     start = start_state(layers, kind=adapter.kind, rank=adapter.rank, seed=adapter.seed)
     return {name: value.numpy() for name, value in start.items()}
 
 
 def _is_target(module: str, targets: tuple[str, ...]) -> bool:
     return any(module == target or module.endswith(f".{target}") for target in targets)
-
-
-def _condition_tokens(base: Path) -> int:
-    """How many condition tokens the base reads; more than one where its configuration does not say."""
-    path = base / "config.json"
-    config = parse_json(read_bounded(path), name=path.name) if path.is_file() else {}
-    return int(config.get("caption_num_tokens", 2)) if isinstance(config, dict) else 2

@@ -38,7 +38,7 @@ from server.enrolment.sites import SiteBook
 from server.hub.service import check_start
 from server.layout import ServerLayout
 from site_client.approvals.enrolment import enrol
-from site_client.approvals.kit import install_kit, installed_kit, kit_warning
+from site_client.approvals.kit import install_kit, installed_kit
 from site_client.approvals.site_folder import SiteFolder
 from tests.server.enrolled import PASSPHRASE, Enrolment, make_enrolment, write_passphrase
 
@@ -280,8 +280,7 @@ def test_a_site_installs_its_kit_and_what_it_refuses(made: Enrolment, tmp_path: 
     assert east.identity().hub == "hub.example.org:9443"
     install_kit(east, signed.kit)
     assert public_key_digest(read_certificate(east.tls_certificate.read_bytes()).public_key())
-    warning = kit_warning(east)
-    assert warning is not None and warning.days_left == 19
+    assert days_left(installed_kit(east).expires_at, datetime.now(UTC)) == 19
 
     west = made.request("west")
     assert code_of(install_kit, east, made.approve(west).kit) == "kit-of-another-site"

@@ -46,12 +46,15 @@ def collect(c: MaskedConsortium, number: int = 1, **settings: float) -> MaskedSu
     return c.exchange(**settings).collect(number, c.adapter, c.input_digest, list(c.sites))
 
 
-def check(c: MaskedConsortium, found: MaskedSum | MaskedAbort, sites: list[str], number: int = 1) -> None:
-    """The sum is that of exactly `sites`, to a millionth."""
+def check(
+    c: MaskedConsortium, found: MaskedSum | MaskedAbort, sites: list[str], number: int = 1
+) -> MaskedSum:
+    """The sum, which is that of exactly `sites`, to a millionth."""
     assert isinstance(found, MaskedSum), found
     assert list(found.sites) == sites
     wanted = c.plain(sites, number)
     assert np.linalg.norm(found.total - wanted) < 1e-6 * np.linalg.norm(wanted)
+    return found
 
 
 def kind_of(message: Message) -> str:
@@ -173,7 +176,7 @@ def test_a_committed_round_is_never_opened_a_second_time(make: Make) -> None:
 def test_a_kept_attempt_of_another_round_does_not_disturb_the_next(make: Make) -> None:
     c = make()
     check(c, collect(c), list(c.sites))
-    check(c, collect(c, 2), list(c.sites), 2)
+    assert not check(c, collect(c, 2), list(c.sites), 2).excluded
 
 
 def rewrite(reply: Message, document: bytes | None = None, tensor: np.ndarray | None = None) -> list[Message]:
@@ -214,13 +217,14 @@ def test_a_document_that_is_none_costs_its_own_site_the_place(make: Make, stage:
         else [reply]
     )
     late = stage in ("survivors", "unmask")
-    check(c, collect(c), [s for s in c.sites if late or s != "s001"])
+    found = check(c, collect(c), [s for s in c.sites if late or s != "s001"])
+    assert set(found.excluded) == (set() if late else {"s001"})
 
 
 def test_replies_that_come_twice_count_once(make: Make) -> None:
     c = make()
     c.grid.tamper = lambda asked, reply: [reply, reply]
-    check(c, collect(c), list(c.sites))
+    assert check(c, collect(c), list(c.sites)).sites == tuple(c.sites)
 
 
 class AnyCommitment:
@@ -284,7 +288,7 @@ def test_a_signature_of_other_survivors_is_not_counted(make: Make) -> None:
         return rewrite(reply, said.model_copy(update={"signature": "A" * 86 + "=="}).to_bytes())
 
     c.grid.tamper = forge
-    check(c, collect(c), list(c.sites))
+    assert not check(c, collect(c), list(c.sites)).excluded
 
 
 def test_a_site_that_withdrew_or_left_is_not_waited_for(make: Make) -> None:
