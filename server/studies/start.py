@@ -12,7 +12,7 @@ from pathlib import Path
 from pixcell_core.contracts.spool import Arrays
 from pixcell_core.contracts.study import AdapterSettings
 from pixcell_core.errors import BadInputError
-from pixcell_core.private.adapter_size import condition_tokens
+from pixcell_core.private.adapter_size import condition_tokens, linear_layers
 
 
 def start_adapter(base: Path, adapter: AdapterSettings) -> Arrays:
@@ -20,32 +20,9 @@ def start_adapter(base: Path, adapter: AdapterSettings) -> Arrays:
 
     Raises `BadInputError` where the folder holds no weights or no module has one of the target names.
     """
-    from safetensors import SafetensorError, safe_open
-
     from pixcell_core.training.adapters import require_no_silent_layers, start_state
 
-    files = sorted(base.glob("*.safetensors"))
-    if not files:
-        raise BadInputError(
-            f"{base} holds no .safetensors file.",
-            hint="Give the folder of a saved transformer.",
-            code="no-weights",
-        )
-    layers: dict[str, tuple[int, int]] = {}
-    for path in files:
-        try:
-            with safe_open(path, framework="numpy") as handle:
-                for key in handle.keys():  # noqa: SIM118 - a safetensors handle is no mapping
-                    module, _, leaf = key.rpartition(".")
-                    shape = handle.get_slice(key).get_shape()
-                    if leaf == "weight" and len(shape) == 2 and _is_target(module, adapter.targets):
-                        layers[module] = (shape[0], shape[1])
-        except SafetensorError as error:
-            raise BadInputError(
-                f"{path.name} is not a readable safetensors file.",
-                hint="Save the base again.",
-                code="no-weights",
-            ) from error
+    layers = {name: shape for name, shape in linear_layers(base).items() if _is_target(name, adapter.targets)}
     if not layers:
         raise BadInputError(
             f"No linear layer of {base.name} is called {', '.join(adapter.targets)}.",
