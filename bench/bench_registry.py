@@ -23,7 +23,6 @@ import numpy as np
 from pixcell_core.contracts.canonical import digest
 from pixcell_core.contracts.round import KnownHead, RoundRecord
 from pixcell_core.contracts.spool import arrays_digest, arrays_to_bytes
-from pixcell_core.contracts.study import AdapterSettings, Study
 from server.registry.address import RegistryAddress
 from server.registry.events import ActLog
 from server.registry.registry import Registry
@@ -31,29 +30,17 @@ from server.registry.schema import require_current
 from server.rounds.board import RunBoard
 from server.rounds.heads import HeadBook
 from server.rounds.store import RoundStore
+from tests.any_study import any_study
 
 ROUNDS, REPEATS = 60, 300
 NOW = datetime.now(UTC)
-STUDY = Study(
+STUDY = any_study(
     id="bench",
-    created_at=NOW,
     expires_at=datetime(2100, 1, 1, tzinfo=UTC),
-    base_digest=digest(b"base"),
-    code_digest=digest(b"code"),
-    adapter=AdapterSettings(targets=("block",)),
     rounds=1000,
     steps_per_round=1,
-    noise_multiplier=1.0,
-    max_grad_norm=1.0,
-    delta=1e-5,
-    epsilon_cap=8.0,
-    expected_patients=10,
     tiles_per_patient=1,
-    learning_rate=0.1,
-    tile_size=64,
-    mpp=1.0,
     sites=tuple(f"site-{i}" for i in range(20)),
-    quorum=2,
 )
 
 

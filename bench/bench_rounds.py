@@ -19,7 +19,6 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +33,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from bench.paired import compare, show
-from pixcell_core.contracts.canonical import digest, parse_document
+from pixcell_core.contracts.canonical import parse_document
 from pixcell_core.contracts.enrolment import EnrolmentRequest
 from pixcell_core.contracts.round import ARRAYS, FLAT, PrepareReply, TrainReply, TrainRequest
 from pixcell_core.contracts.spool import Arrays
@@ -57,6 +56,7 @@ from server.rounds.store import RoundStore
 from site_client.agent.masking import SiteMasking, answer_masking
 from site_client.approvals.book import ApprovalBook
 from site_client.approvals.site_folder import SiteFolder, SiteIdentity
+from tests.any_study import any_study
 
 ROUNDS = 8
 TENSORS = 40
@@ -243,32 +243,15 @@ def our_rounds(sites: int, payload: Payload, rule: str, objects: bool) -> Callab
     names = names_of(sites)
     keys = {name: SigningKey.generate() for name in names}
     aggregation = settings_of(rule, keys)
-    now = datetime.now(UTC).replace(microsecond=0)
-    study = Study.model_validate(
-        {
-            "id": "bench",
-            "created_at": now,
-            "expires_at": now + timedelta(days=1),
-            "base_digest": digest(b"base"),
-            "code_digest": digest(b"code"),
-            "adapter": AdapterSettings(rank=4, targets=("block",)),
-            "aggregation": aggregation,
-            "rounds": ROUNDS,
-            "steps_per_round": 2,
-            "noise_multiplier": 1.0,
-            "max_grad_norm": 1.0,
-            "delta": 1e-5,
-            "epsilon_cap": 8.0,
-            "expected_patients": 10,
-            "tiles_per_patient": 2,
-            "learning_rate": 0.1,
-            "tile_size": 64,
-            "mpp": 1.0,
-            "sites": names,
-            "quorum": sites,
-            "reply_grid_s": 0.0,
-            "max_update_norm": 1e6,
-        }
+    study = any_study(
+        id="bench",
+        adapter=AdapterSettings(rank=4, targets=("block",)),
+        aggregation=aggregation,
+        rounds=ROUNDS,
+        sites=names,
+        quorum=sites,
+        reply_grid_s=0.0,
+        max_update_norm=1e6,
     )
     nodes = {name: 2 + i for i, name in enumerate(names)}
     approvals = {
@@ -278,7 +261,7 @@ def our_rounds(sites: int, payload: Payload, rule: str, objects: bool) -> Callab
             site=name,
             decision="approve",
             epsilon_cap=study.epsilon_cap,
-            decided_at=now,
+            decided_at=study.created_at,
             expires_at=study.expires_at,
         )
         .sign(keys[name])
@@ -291,7 +274,7 @@ def our_rounds(sites: int, payload: Payload, rule: str, objects: bool) -> Callab
             site=name,
             node_key="ecdsa-sha2-nistp384 " + "A" * 120,
             approval_key=keys[name].verify_key.to_pem().decode(),
-            created_at=now,
+            created_at=study.created_at,
         )
         for name in names
     }

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 PACKAGES = ("pixcell_core", "privacy_audit", "site_client", "server", "deploy")
-ROOT_ERROR = "PixcellError"
 ONE_WORD = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 SEVERAL_WORDS = re.compile(r"[a-z0-9]+(-[a-z0-9]+)+")
 NO_ERRORS = frozenset({"ok", "connected", "starting", "stopped"})

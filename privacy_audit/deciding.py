@@ -14,6 +14,7 @@ from pixcell_core.trust.dsse import Envelope
 from pixcell_core.trust.keys import VerifyKey
 from privacy_audit.copies import Conformal
 from privacy_audit.evidence import Evidence
+from privacy_audit.gallery import decoded, match_lines, matching, picture
 from privacy_audit.judge import judge
 from privacy_audit.policy import parse_policy
 from privacy_audit.render import Pair, render_page
@@ -77,16 +78,23 @@ def _pairs(out: Path, report: AuditReport, evidence: Evidence) -> list[Pair]:
     shown = [item for item in load_key(out).items if item.kind == "pair" and item.id in pictures]
     shown.sort(key=lambda item: (item.left not in flagged, -item.score, item.left))
     p_values = Conformal(evidence.null_scores).p_values(np.array([item.score for item in shown]))
-    return [
-        Pair(
-            synthetic=item.left,
-            training_tile=item.training_tile,
-            score=item.score,
-            p_value=float(p),
-            flagged=item.left in flagged,
-            alignment="as the reviewer saw it",
-            synthetic_uri=pictures[item.id].left,
-            training_uri=pictures[item.id].right,
+    pairs = []
+    for item, p in zip(shown, p_values, strict=True):
+        released, training = (decoded(uri) for uri in (pictures[item.id].left, pictures[item.id].right))
+        found = matching(released, training)
+        pairs.append(
+            Pair(
+                synthetic=item.left,
+                training_tile=item.training_tile,
+                score=item.score,
+                p_value=float(p),
+                flagged=item.left in flagged,
+                alignment="as the reviewer saw it",
+                aligned=picture(released),
+                released=picture(released),
+                training=picture(training),
+                lines=match_lines(released, training, found),
+                matches=found.inliers,
+            )
         )
-        for item, p in zip(shown, p_values, strict=True)
-    ]
+    return pairs

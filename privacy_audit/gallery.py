@@ -9,14 +9,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from privacy_audit.charts import Place
 from privacy_audit.copies import Conformal
 from privacy_audit.evidence import Evidence
 from privacy_audit.geometry import FINE_SIDE, evened, haematoxylin, orient
 from privacy_audit.keypoints import SIDE, Agreement, agreement, find_keypoints
-from privacy_audit.render import Pair, render_page
+from privacy_audit.render import Pair, Picture, render_page
 from privacy_audit.report import SITE_MARK, SITE_PAGE, AuditReport
 from privacy_audit.screen import ScreenScores
 from privacy_audit.tiles import TileSource
@@ -25,8 +26,6 @@ MAX_PAIRS = 60
 LEAST_PAIRS = 12
 LEAST_MATCHES = 4  # fewer places on one transform is what unrelated tiles have: no lines are drawn
 _MOST_LINES = 24
-_GAP = 4
-_LINE_COLOURS = ("#00a37a", "#e06c00", "#2d6cdf", "#b3008f", "#8a8a00", "#00a0b8")
 _TURNS = ("as it is", "quarter turn", "half turn", "three-quarter turn")
 
 
@@ -50,14 +49,11 @@ def write_site_page(
         match = int(scores.match[row])
         released, training = _pixels(synthetic, row), _pixels(train, match)
         found = matching(released, training)
-        words = (
-            keypoint_words(found)
-            if scores.by_keypoints[row]
-            else _words(*(int(v) for v in scores.aligned[row]))
-        )
-        which = 0 if scores.by_keypoints[row] else int(scores.aligned[row, 0])
+        words, which = keypoint_words(found), 0
+        if not scores.by_keypoints[row]:
+            which, dy, dx = (int(value) for value in scores.aligned[row])
+            words = _words(which, dy, dx)
         turned = orient(torch.from_numpy(released).permute(2, 0, 1), which).permute(1, 2, 0)
-        drawn = found.inliers >= LEAST_MATCHES
         pairs.append(
             Pair(
                 synthetic=evidence.released_ids[row],
@@ -66,9 +62,10 @@ def write_site_page(
                 p_value=float(p_values[row]),
                 flagged=evidence.released_ids[row] in flagged,
                 alignment=words,
-                synthetic_uri=data_uri(turned.contiguous().numpy()),
-                training_uri=data_uri(training),
-                matches_uri=data_uri(draw_matches(released, training, found)) if drawn else "",
+                aligned=picture(turned.contiguous().numpy()),
+                released=picture(released),
+                training=picture(training),
+                lines=match_lines(released, training, found),
                 matches=found.inliers,
             )
         )
@@ -88,27 +85,25 @@ def matching(released: npt.NDArray[np.uint8], training: npt.NDArray[np.uint8]) -
     return max(found, key=lambda one: one.inliers)
 
 
-def draw_matches(
+def match_lines(
     released: npt.NDArray[np.uint8], training: npt.NDArray[np.uint8], found: Agreement
-) -> npt.NDArray[np.uint8]:
-    """Both tiles side by side with lines between the places that match."""
-    height = max(released.shape[0], training.shape[0])
-    canvas = np.full((height, released.shape[1] + _GAP + training.shape[1], 3), 255, dtype=np.uint8)
-    canvas[: released.shape[0], : released.shape[1]] = released
-    canvas[: training.shape[0], released.shape[1] + _GAP :] = training
-    image = Image.fromarray(canvas)
-    pen = ImageDraw.Draw(image)
+) -> tuple[tuple[Place, Place], ...]:
+    """At most 24 pairs of places (x, y) that match, in pixels of each tile; none where too few agree to mean anything."""
+    if found.inliers < LEAST_MATCHES:
+        return ()
     # Spread over the tile from left to right, not the first that were found.
     order = np.argsort(found.here[:, 0], kind="stable")
     order = order[np.unique(np.linspace(0, len(order) - 1, min(_MOST_LINES, len(order))).astype(int))]
-    for number, index in enumerate(order):
-        a = found.here[index] * (np.array(released.shape[1::-1]) / SIDE)
-        b = found.there[index] * (np.array(training.shape[1::-1]) / SIDE) + [released.shape[1] + _GAP, 0]
-        colour = _LINE_COLOURS[number % len(_LINE_COLOURS)]
-        pen.line([*a, *b], fill=colour, width=1)
-        for x, y in (a, b):
-            pen.ellipse([x - 2, y - 2, x + 2, y + 2], outline=colour)
-    return np.asarray(image)
+    here = found.here[order] * (np.array(released.shape[1::-1]) / SIDE)
+    there = found.there[order] * (np.array(training.shape[1::-1]) / SIDE)
+    return tuple(
+        ((float(a[0]), float(a[1])), (float(b[0]), float(b[1]))) for a, b in zip(here, there, strict=True)
+    )
+
+
+def picture(pixels: npt.NDArray[np.uint8]) -> Picture:
+    """A uint8 (H, W, 3) tile as the page shows it."""
+    return Picture(data_uri(pixels), pixels.shape[1], pixels.shape[0])
 
 
 def keypoint_words(found: Agreement) -> str:
@@ -118,8 +113,8 @@ def keypoint_words(found: Agreement) -> str:
         parts.append("mirrored")
     if abs(found.degrees) >= 1:
         parts.append(f"turned by {abs(found.degrees):.0f} degrees")
-    if abs(found.zoom - 1) >= 0.03:
-        parts.append(f"{1 / found.zoom:.2f} times as large as the training tile" if found.zoom else "")
+    if found.zoom > 0 and abs(found.zoom - 1) >= 0.03:
+        parts.append(f"{1 / found.zoom:.2f} times as large as the training tile")
     return ", ".join(parts)
 
 
@@ -140,6 +135,15 @@ def _words(which: int, dy: int, dx: int) -> str:
     turn = _TURNS[which % 4]
     if which >= 4:
         turn = "mirrored" if which == 4 else f"{turn}, mirrored"
-    if dy == 0 and dx == 0:
-        return turn
-    return f"{turn}, shifted by {abs(dy) / FINE_SIDE:.0%} down or up and {abs(dx) / FINE_SIDE:.0%} sideways"
+    shifts = [
+        f"{abs(shift) / FINE_SIDE:.0%} {direction}"
+        for shift, direction in ((dy, "down or up"), (dx, "sideways"))
+        if round(100 * abs(shift) / FINE_SIDE)
+    ]
+    return f"{turn}, shifted by {' and '.join(shifts)}" if shifts else turn
+
+
+def decoded(uri: str) -> npt.NDArray[np.uint8]:
+    """The uint8 (H, W, 3) tile behind a data URI that `data_uri` made."""
+    with Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])), formats=("PNG",)) as image:
+        return np.array(image.convert("RGB"))

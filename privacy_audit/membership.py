@@ -141,8 +141,9 @@ def auc_interval(
     others: npt.NDArray[np.float64],
     resamples: int,
     rng: np.random.Generator,
+    tail: float = 0.025,
 ) -> tuple[float, float]:
-    """95 % percentile bootstrap over patients, each side on its own."""
+    """Percentile bootstrap over patients, each side on its own; `tail` is the share left out at either end."""
     found = [
         auc(
             members[rng.integers(len(members), size=len(members))],
@@ -150,7 +151,7 @@ def auc_interval(
         )
         for _ in range(resamples)
     ]
-    low, high = np.quantile(found, [0.025, 0.975])
+    low, high = np.quantile(found, [tail, 1.0 - tail])
     return float(low), float(high)
 
 
@@ -232,7 +233,9 @@ def _control(
     for number in range(len(ATTACKS)):
         members, others = _sides(-evidence.base[:, number], evidence, cohort)
         # Three looks at one question: each interval is a little wider, so that together they err in one of twenty.
-        found.append((auc(members, others), *_wide(members, others, policy.membership.bootstrap, rng)))
+        tail = 0.025 / len(ATTACKS)
+        interval = auc_interval(members, others, policy.membership.bootstrap, rng, tail)
+        found.append((auc(members, others), *interval))
     odd = [ATTACKS[number] for number, (_, low, high) in enumerate(found) if not low <= 0.5 <= high]
     value, low, high = max(found, key=lambda one: abs(one[0] - 0.5))
     return TestResult(
@@ -255,24 +258,6 @@ def _control(
         ),
         cannot_show="Differences that only the generator responds to.",
     )
-
-
-def _wide(
-    members: npt.NDArray[np.float64],
-    others: npt.NDArray[np.float64],
-    resamples: int,
-    rng: np.random.Generator,
-) -> tuple[float, float]:
-    found = [
-        auc(
-            members[rng.integers(len(members), size=len(members))],
-            others[rng.integers(len(others), size=len(others))],
-        )
-        for _ in range(resamples)
-    ]
-    tail = 0.025 / len(ATTACKS)
-    low, high = np.quantile(found, [tail, 1.0 - tail])
-    return float(low), float(high)
 
 
 def _attack(

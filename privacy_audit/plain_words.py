@@ -1,6 +1,8 @@
-"""One sentence per test for readers who are no statisticians: a lawyer, a data-protection officer, an ethics board."""
+"""A question and an answer per test for readers who are no statisticians: a lawyer, a data-protection officer."""
 
 from __future__ import annotations
+
+from privacy_audit.result import Status, TestResult
 
 _SENTENCES = (
     (
@@ -90,7 +92,24 @@ _SENTENCES = (
 )
 
 
+_ANSWERS = {
+    Status.PASS: "This point is in order, as far as this run could see.",
+    Status.REVIEW: "This run can neither clear nor condemn this point: a named person has to decide.",
+    Status.FAIL: "This point is not in order: the release must not leave.",
+    Status.INVALID: "The audit may hold no opinion until this point is mended and it is run again.",
+}
+
+
+def answer(test: TestResult) -> str:
+    """What the outcome of a test means for the release, without a number."""
+    if not test.tested:
+        return "Nobody knows: this was not tested." + (
+            " The policy demands the test, so a named person has to decide." if test.gating else ""
+        )
+    return _ANSWERS[test.status] if test.gating else "For information: the verdict does not rest on this."
+
+
 def sentence(name: str) -> str:
-    """The sentence for a test, by the longest beginning of its name that is known; empty for an unknown test."""
+    """The question a test answers, by the longest beginning of its name that is known; empty for an unknown test."""
     known = [(len(start), words) for start, words in _SENTENCES if name.startswith(start)]
     return max(known, default=(0, ""))[1]

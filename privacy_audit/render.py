@@ -10,8 +10,8 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from privacy_audit.charts import detections_svg, histogram_svg
-from privacy_audit.plain_words import sentence
+from privacy_audit.charts import Place, histogram_svg, pair_svg, sensitivity_bar
+from privacy_audit.plain_words import answer, sentence
 from privacy_audit.report import SITE_MARK, AuditReport
 from privacy_audit.result import TestResult
 
@@ -19,8 +19,21 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 @dataclass(frozen=True)
+class Picture:
+    """One tile as a data URI, with its size in pixels."""
+
+    uri: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
 class Pair:
-    """A released tile beside its nearest training tile, as data URIs; only the site's page shows it."""
+    """A released tile beside its nearest training tile; only the site's page shows it.
+
+    `aligned` is the released tile turned as the search turned it, `released` the tile as it is. `lines` join (x, y) in
+    the released tile with (x, y) in the training tile, in pixels of each; empty where no places agree.
+    """
 
     synthetic: str
     training_tile: str
@@ -28,9 +41,10 @@ class Pair:
     p_value: float
     flagged: bool
     alignment: str
-    synthetic_uri: str
-    training_uri: str
-    matches_uri: str = ""  # both side by side with lines between matching keypoints; empty where none agree
+    aligned: Picture
+    released: Picture
+    training: Picture
+    lines: tuple[tuple[Place, Place], ...] = ()
     matches: int = 0
 
 
@@ -66,8 +80,6 @@ def number(value: float | int | str | None) -> str:
 
 def chart(test: TestResult) -> Markup:
     """The drawing of a test, or nothing."""
-    if test.detections:
-        return detections_svg(test.detections, f"{test.name}: share of planted copies found, kind by kind")
     if test.histogram is not None:
         return histogram_svg(
             test.histogram,
@@ -77,10 +89,35 @@ def chart(test: TestResult) -> Markup:
 
 
 def legend(test: TestResult) -> str:
-    """Words under a histogram."""
+    """Words under a histogram: what lies along the axis, what each mark is."""
     if test.histogram is None:
         return ""
-    return f"grey: {test.histogram.null_name} · coloured: {test.histogram.observed_name} · dashed: threshold"
+    drawn = test.histogram
+    parts = [f"Grey bars: {drawn.null_name}"]
+    if max(drawn.observed) >= 1:
+        parts.append(f"red line: {drawn.observed_name}")
+    else:
+        parts.append(f"blue outline: {drawn.observed_name}")
+        if drawn.marks:
+            parts.append("red strokes: flagged tiles")
+    if drawn.threshold is not None:
+        parts.append("dashed line: threshold on this axis")
+    return f"Along the axis: {drawn.axis}. {', '.join(parts)}."
+
+
+def aligned(pair: Pair) -> Markup:
+    """The released tile as the search turned it beside the training tile."""
+    return pair_svg(_parts(pair.aligned), _parts(pair.training), (), "released tile beside its training tile")
+
+
+def joined(pair: Pair) -> Markup:
+    """The released tile as it is beside the training tile, with lines between matching places."""
+    words = f"{pair.matches} matching places, joined by lines"
+    return pair_svg(_parts(pair.released), _parts(pair.training), pair.lines, words)
+
+
+def _parts(tile: Picture) -> tuple[str, int, int]:
+    return tile.uri, tile.width, tile.height
 
 
 def short_digest(value: str) -> str:
@@ -98,6 +135,14 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        number=number, chart=chart, legend=legend, short_digest=short_digest, plain=sentence
+        number=number,
+        chart=chart,
+        legend=legend,
+        aligned=aligned,
+        joined=joined,
+        bar=sensitivity_bar,
+        short_digest=short_digest,
+        plain=sentence,
+        answer=answer,
     )
     return environment

@@ -227,6 +227,24 @@ def load_transformer_folder(folder: Path, *, dtype: torch.dtype | None = None) -
     return load_model_folder(PixCellTransformer2DModel, place, dtype=dtype)
 
 
+def declared_class(folder: Path, *expected: str, hint: str) -> tuple[str, dict[str, Any]]:
+    """The class that a folder's `config.json` names, and its content.
+
+    Raises:
+        BadInputError: the class is none of those expected (`weights-of-another-model`).
+    """
+    config = read_json(folder / "config.json")
+    met = str(config.get("_class_name") or config.get("model_type") or "no name")
+    if met not in expected:
+        wanted = expected[0] if len(expected) == 1 else f"one of {', '.join(expected)}"
+        raise BadInputError(
+            f"{folder} holds a model of class {met}, expected {wanted}.",
+            hint=hint,
+            code="weights-of-another-model",
+        )
+    return met, config
+
+
 def load_autoencoder_folder(folder: Path, *, dtype: torch.dtype | None = None) -> ModelMixin:
     """An autoencoder brought by the user: AutoencoderKL (SD3 / SD3.5), AutoencoderTiny, or the starter's.
 
@@ -239,14 +257,7 @@ def load_autoencoder_folder(folder: Path, *, dtype: torch.dtype | None = None) -
 
     known: tuple[Any, ...] = (AutoencoderKL, AutoencoderTiny, TileAutoencoder)
     kinds: dict[str, type[ModelMixin]] = {kind.__name__: kind for kind in known}
-    config = read_json(folder / "config.json")
-    named = str(config.get("_class_name", "no class"))
-    if named not in kinds:
-        raise BadInputError(
-            f"{folder}/config.json names {named}, expected one of {', '.join(kinds)}.",
-            hint="Give the folder of a 16-channel autoencoder.",
-            code="weights-of-another-model",
-        )
+    named, config = declared_class(folder, *kinds, hint="Give the folder of a 16-channel autoencoder.")
     silent = [key for key in ("scaling_factor", "shift_factor") if config.get(key) is None]
     if named == "AutoencoderKL" and silent:
         raise BadInputError(

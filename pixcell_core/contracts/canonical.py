@@ -141,16 +141,21 @@ def parse_json(data: bytes, *, name: str = "document", max_bytes: int = MAX_DOCU
         ) from error
 
 
+def first_complaint(error: ValidationError, whole: str) -> tuple[str, str]:
+    """Where a document fails first, as a dotted path or `whole`, and why; without what was given."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    return ".".join(str(part) for part in first["loc"]) or whole, str(first["msg"])
+
+
 def parse_document(cls: type[DocumentT], data: bytes, *, name: str = "document") -> DocumentT:
     """Strictly parse and validate a document from bytes."""
     value = parse_json(data, name=name)
     try:
         return cls.model_validate(value)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ascii(".".join(str(part) for part in first["loc"]))[1:-1][:120] or "the document"
+        where, why = first_complaint(error, "")
         raise DocumentError(
-            f"{name} is not a valid {cls.__name__}: {where}: {first['msg']}.",
+            f"{name} is not a valid {cls.__name__}: {ascii(where)[1:-1][:120] or 'the document'}: {why}.",
             hint="It may come from another version, or it was edited. Ask its author for it again.",
         ) from error
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AwareDatetime, Field, ValidationError, model_validator
 
-from pixcell_core.contracts.canonical import Digest, Document, DocumentError, DocumentT
+from pixcell_core.contracts.canonical import Digest, Document, DocumentError, DocumentT, first_complaint
 from pixcell_core.contracts.release import MAX_TILES, Line, Prose
 from pixcell_core.contracts.study import SiteName
 from pixcell_core.contracts.verdict import Audience
@@ -128,10 +128,9 @@ def written(kind: type[DocumentT], **values: Any) -> DocumentT:
     try:
         return kind(**values)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "it"
+        where, why = first_complaint(error, "it")
         raise DocumentError(
-            f"This cannot be signed as a {kind.__name__}: {where}: {first['msg']}.",
+            f"This cannot be signed as a {kind.__name__}: {where}: {why}.",
             hint="Use plain words: no control or invisible characters, not empty, at most 4000 characters.",
             code="cannot-be-signed",
         ) from error

@@ -6,7 +6,6 @@ predicate of our own. It travels in a DSSE envelope and means nothing outside it
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Annotated, Literal, Self
 
 from pydantic import AwareDatetime, Field, StringConstraints, model_validator
@@ -162,7 +161,3 @@ class Verdict(Document):
         if predicate.manifest_digest != manifest.digest:
             return "it names another manifest"
         return None
-
-    def is_current(self, now: datetime) -> bool:
-        """Whether ``now`` lies between issue and expiry."""
-        return self.predicate.issued_at <= now < self.predicate.expires_at

@@ -14,14 +14,13 @@ from typing import Any
 
 import torch
 
-from pixcell_core.checkpoints.folders import build_empty, fill, load_model_folder, read_json
+from pixcell_core.checkpoints.folders import build_empty, declared_class, fill, load_model_folder
 from pixcell_core.encoders.latent_autoencoder import LatentAutoencoder
 from pixcell_core.encoders.weight_files import check_finite, read_tensors
 from pixcell_core.errors import BadInputError
 
 SD3_SCALING_FACTOR = 1.5305
 SD3_SHIFT_FACTOR = 0.0609
-SD3_PARAMETERS = 83_819_683
 
 
 def load_autoencoder_kl(
@@ -137,15 +136,8 @@ def _folder(path: Path, expected: str) -> tuple[Path, dict[str, Any]]:
             "its makers' licence), or of TAESD3 (madebyollin/taesd3) for autoencoder-tiny.",
             code="weights-missing",
         )
-    config = read_json(folder / "config.json")
-    met = str(config.get("_class_name") or config.get("model_type"))
-    if met != expected:
-        raise BadInputError(
-            f"{folder} holds a model of class {met}, expected {expected}.",
-            hint="`pixcell model encoders` lists the autoencoders this program knows and how each is named.",
-            code="weights-of-another-model",
-        )
-    return folder, config
+    hint = "`pixcell model encoders` lists the autoencoders this program knows and how each is named."
+    return folder, declared_class(folder, expected, hint=hint)[1]
 
 
 def _from_folder(kind: Any, folder: Path) -> Any:

@@ -54,11 +54,6 @@ class LatentAutoencoder:
         """Number taken from a raw latent before it is scaled."""
         return float(self.model.config["shift_factor"])
 
-    @property
-    def parameter_count(self) -> int:
-        """Number of parameters."""
-        return sum(p.numel() for p in self.model.parameters())
-
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> LatentAutoencoder:
         """Move the model; returns itself."""
         # The plain module's own: diffusers' wrapper warns of modules to keep in float32 where there are none.

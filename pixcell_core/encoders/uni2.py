@@ -19,7 +19,6 @@ from pixcell_core.encoders.weight_files import read_tensors
 from pixcell_core.errors import BadInputError
 
 UNI2_FILES = ("model.safetensors", "pytorch_model.safetensors", "pytorch_model.bin")
-UNI2_PARAMETERS = 681_394_176
 
 
 def load_uni2(

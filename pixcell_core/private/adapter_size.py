@@ -70,14 +70,18 @@ def adapter_size(
             hint="Give the folder of a transformer with its config.json and .safetensors file.",
             code="no-such-folder",
         )
-    shapes = _linear_layers(base)
-    chosen = _chosen(shapes, targets, tokens=_condition_tokens(base))
+    shapes = linear_layers(base)
+    chosen = _chosen(shapes, targets, tokens=condition_tokens(base))
     trained = sum(outputs + (inputs if kind == "lora" else 0) for outputs, inputs in chosen.values())
     return AdapterSize(kind=kind, rank=rank, layers=len(chosen), parameters=rank * trained)
 
 
-def _linear_layers(base: Path) -> dict[str, tuple[int, int]]:
-    """(outputs, inputs) of every two-dimensional weight, by the name of its module; only headers are read."""
+def linear_layers(base: Path) -> dict[str, tuple[int, int]]:
+    """(outputs, inputs) of every two-dimensional weight, by the name of its module; only headers are read.
+
+    Raises:
+        BadInputError: the folder holds no weights (`weights-missing`), or a file cannot be read (`weights-damaged`).
+    """
     from safetensors import SafetensorError, safe_open
 
     paths = sorted(base.glob("*.safetensors"))
@@ -127,7 +131,7 @@ def _chosen(
     return chosen
 
 
-def _condition_tokens(base: Path) -> int:
+def condition_tokens(base: Path) -> int:
     """How many condition tokens the base reads; more than one where its configuration does not say."""
     path = base / "config.json"
     config = parse_json(read_bounded(path), name=path.name) if path.is_file() else {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import secrets
+from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -144,10 +145,8 @@ def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
 
 def general_name(host: str) -> x509.GeneralName:
     """A host name or an IP address as a certificate names it; an input error for anything else."""
-    try:
+    with suppress(ValueError):
         return x509.IPAddress(ipaddress.ip_address(host))
-    except ValueError:
-        pass
     if not host or any(c.isspace() or c in "/:@" for c in host):
         raise BadInputError(
             f"'{host}' is neither a host name nor an IP address.",

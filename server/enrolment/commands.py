@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic import BaseModel
 
+from pixcell_core.cli.confirm import confirm
 from pixcell_core.cli.contract import FormatOption, OutputFormat, command, emit_note
 from pixcell_core.cli.main import group
-from pixcell_core.errors import BadInputError, RefusedError
+from pixcell_core.errors import BadInputError
 
 if TYPE_CHECKING:
     from server.enrolment.authority import Authority
@@ -131,7 +132,7 @@ def _register_signing(kit: typer.Typer) -> None:
         book = _book(folder)
         book.kits(party)
         if not yes:
-            _confirm(f"Revoke every kit of {party}? It cannot be undone.")
+            confirm(f"Revoke every kit of {party}? It cannot be undone.", otherwise="nothing was signed")
         return book.revoke(party, _open(folder, ca_dir, passphrase_file), reason=reason)
 
     @kit.command("renew-hub")
@@ -220,12 +221,3 @@ def _ask_fingerprint(request_file: Path) -> str:
         )
     emit_note(f"Call the party that sent {request_file.name} and let it read its fingerprint.")
     return str(typer.prompt("Fingerprint you heard", err=True))
-
-
-def _confirm(question: str) -> None:
-    if not sys.stdin.isatty():
-        raise BadInputError(
-            "Nobody is at the terminal to answer.", hint="Add --yes if you mean it.", code="needs-yes"
-        )
-    if not typer.confirm(question, err=True):
-        raise RefusedError("Not confirmed; nothing was signed.", hint="Run it again when you are sure.")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from pydantic import BaseModel
 
+from pixcell_core.cli.confirm import confirm
 from pixcell_core.cli.contract import FormatOption, OutputFormat, command
 from pixcell_core.cli.main import group
-from pixcell_core.errors import BadInputError, RefusedError
 
 if TYPE_CHECKING:
     from server.layout import ServerLayout
@@ -124,8 +123,9 @@ def register(root: typer.Typer) -> None:
 
         book = AnchorBook(_layout(folder))
         if not yes:
-            _confirm(
-                f"Let {party} begin a new log? Its past can then be checked no further than its old head."
+            confirm(
+                f"Let {party} begin a new log? Its past can then be checked no further than its old head.",
+                otherwise="nothing was changed",
             )
         last = book.restart(party, reason)
         return Restarted(party=party, ended_at=last.head.tree_size, root=last.head.root)
@@ -137,15 +137,6 @@ def register(root: typer.Typer) -> None:
         from server.log_anchor.act_log import CoordinatorLog
 
         return CoordinatorLog(_layout(folder)).copy_acts()
-
-
-def _confirm(question: str) -> None:
-    if not sys.stdin.isatty():
-        raise BadInputError(
-            "Nobody is at the terminal to answer.", hint="Add --yes if you mean it.", code="needs-yes"
-        )
-    if not typer.confirm(question, err=True):
-        raise RefusedError("Not confirmed; nothing was changed.", hint="Run it again when you are sure.")
 
 
 def _layout(folder: Path) -> ServerLayout:

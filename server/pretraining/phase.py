@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from pixcell_core.cli.contract import emit_note
 from pixcell_core.contracts.artifacts import base_digest
+from pixcell_core.contracts.canonical import first_complaint
 from pixcell_core.errors import BadInputError, ConnectionFailedError, RefusedError, TimedOutError
 from server.layout import ServerLayout
 from server.pretraining.book import JobBook
@@ -133,10 +134,9 @@ def make_request(layout: ServerLayout, name: str, given: dict[str, Any]) -> JobR
         settings = JobSettings(base=str(base), base_digest=digest, tiles=place, draw=draw, **values)
         return JobRequest(name=name, settings=settings, care=JobCare(**care))
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the job"
+        where, why = first_complaint(error, "the job")
         raise BadInputError(
-            f"This job is not possible: {where}: {first['msg']}.",
+            f"This job is not possible: {where}: {why}.",
             hint="Correct that setting. Nothing was started.",
             code="bad-job-setting",
         ) from error

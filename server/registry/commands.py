@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import BaseModel
 
+from pixcell_core.cli.confirm import confirm
 from pixcell_core.cli.contract import FormatOption, OutputFormat, command
 from pixcell_core.cli.main import group
 from pixcell_core.errors import BadInputError, RefusedError
@@ -259,17 +259,14 @@ def _upgrade(layout: ServerLayout, yes: bool) -> RegistryUpgraded:
 
 
 def _confirm(registry: Registry, shown: RegistryShown) -> None:
-    if not sys.stdin.isatty():
-        raise BadInputError(
-            "Nobody is at the terminal to answer.",
-            hint="Stop the hub, copy the database, then add --yes.",
-            code="needs-yes",
-        )
     note = (
         "A copy is made beside it first."
         if registry.address.file is not None
         else f"Make a copy first: pg_dump -Fc {registry.address.url.database}"
     )
     question = f"Upgrade {shown.url} from {shown.version} to {shown.wanted}? {note} Is the hub stopped?"
-    if not typer.confirm(question, err=True):
-        raise RefusedError("Not confirmed; nothing was changed.", hint="Run it again when you are sure.")
+    confirm(
+        question,
+        otherwise="nothing was changed",
+        hint="Stop the hub, copy the database, then add --yes.",
+    )

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from sqlalchemy import insert, select
 from sqlalchemy.exc import IntegrityError
 
+from pixcell_core.contracts.canonical import first_complaint
 from pixcell_core.contracts.study import Study
 from pixcell_core.errors import BadInputError, RefusedError
 from server.registry.events import note_act
@@ -117,10 +118,9 @@ def make_study(settings: Mapping[str, Any]) -> Study:
     try:
         study = Study.model_validate(dict(settings))
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the study"
+        where, why = first_complaint(error, "the study")
         raise BadInputError(
-            f"This study is not possible: {where}: {first['msg']}.",
+            f"This study is not possible: {where}: {why}.",
             hint="Correct that setting. Nothing was written.",
             code="impossible-study",
         ) from error

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pixcell_core.contracts.canonical import parse_json, read_bounded
 from pixcell_core.contracts.spool import Arrays
 from pixcell_core.contracts.study import AdapterSettings
 from pixcell_core.errors import BadInputError
+from pixcell_core.private.adapter_size import condition_tokens, linear_layers
 
 
 def start_adapter(base: Path, adapter: AdapterSettings) -> Arrays:
@@ -20,49 +20,19 @@ def start_adapter(base: Path, adapter: AdapterSettings) -> Arrays:
 
     Raises `BadInputError` where the folder holds no weights or no module has one of the target names.
     """
-    from safetensors import SafetensorError, safe_open
-
     from pixcell_core.training.adapters import require_no_silent_layers, start_state
 
-    files = sorted(base.glob("*.safetensors"))
-    if not files:
-        raise BadInputError(
-            f"{base} holds no .safetensors file.",
-            hint="Give the folder of a saved transformer.",
-            code="no-weights",
-        )
-    layers: dict[str, tuple[int, int]] = {}
-    for path in files:
-        try:
-            with safe_open(path, framework="numpy") as handle:
-                for key in handle.keys():  # noqa: SIM118 - a safetensors handle is no mapping
-                    module, _, leaf = key.rpartition(".")
-                    shape = handle.get_slice(key).get_shape()
-                    if leaf == "weight" and len(shape) == 2 and _is_target(module, adapter.targets):
-                        layers[module] = (shape[0], shape[1])
-        except SafetensorError as error:
-            raise BadInputError(
-                f"{path.name} is not a readable safetensors file.",
-                hint="Save the base again.",
-                code="no-weights",
-            ) from error
+    layers = {name: shape for name, shape in linear_layers(base).items() if _is_target(name, adapter.targets)}
     if not layers:
         raise BadInputError(
             f"No linear layer of {base.name} is called {', '.join(adapter.targets)}.",
             hint="Correct the adapter's targets.",
             code="no-adapter-target",
         )
-    require_no_silent_layers(layers, _condition_tokens(base))
+    require_no_silent_layers(layers, condition_tokens(base))
     start = start_state(layers, kind=adapter.kind, rank=adapter.rank, seed=adapter.seed)
     return {name: value.numpy() for name, value in start.items()}
 
 
 def _is_target(module: str, targets: tuple[str, ...]) -> bool:
     return any(module == target or module.endswith(f".{target}") for target in targets)
-
-
-def _condition_tokens(base: Path) -> int:
-    """How many condition tokens the base reads; more than one where its configuration does not say."""
-    path = base / "config.json"
-    config = parse_json(read_bounded(path), name=path.name) if path.is_file() else {}
-    return int(config.get("caption_num_tokens", 2)) if isinstance(config, dict) else 2

@@ -20,7 +20,7 @@ from typing import TypeVar
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from pixcell_core.contracts.canonical import load_document, parse_document
+from pixcell_core.contracts.canonical import DocumentT, load_document, parse_document
 from pixcell_core.contracts.masking import (
     KEYS,
     SHARES,
@@ -214,22 +214,16 @@ def save_state(path: Path, state: MaskingState) -> None:
 def answer_masking(app: ClientApp, masking: SiteMasking) -> None:
     """Register the four masking questions with the site's app."""
 
-    @app.query(KEYS)
-    def keys(message: Message, context: Context) -> Message:
-        request = parse_document(KeysRequest, document_of(message), name="question")
-        return Message(pack(masking.keys(request)), reply_to=message)
+    def answer(
+        kind: type[DocumentT], act: Callable[[DocumentT], MaskingReply]
+    ) -> Callable[[Message, Context], Message]:
+        def answered(message: Message, context: Context) -> Message:
+            request = parse_document(kind, document_of(message), name="question")
+            return Message(pack(act(request)), reply_to=message)
 
-    @app.query(SHARES)
-    def shares(message: Message, context: Context) -> Message:
-        request = parse_document(SharesRequest, document_of(message), name="question")
-        return Message(pack(masking.shares(request)), reply_to=message)
+        return answered
 
-    @app.query(SURVIVORS)
-    def survivors(message: Message, context: Context) -> Message:
-        request = parse_document(SurvivorsRequest, document_of(message), name="question")
-        return Message(pack(masking.survivors(request)), reply_to=message)
-
-    @app.query(UNMASK)
-    def unmask(message: Message, context: Context) -> Message:
-        request = parse_document(UnmaskRequest, document_of(message), name="question")
-        return Message(pack(masking.unmask(request)), reply_to=message)
+    app.query(KEYS)(answer(KeysRequest, masking.keys))
+    app.query(SHARES)(answer(SharesRequest, masking.shares))
+    app.query(SURVIVORS)(answer(SurvivorsRequest, masking.survivors))
+    app.query(UNMASK)(answer(UnmaskRequest, masking.unmask))

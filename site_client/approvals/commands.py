@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pixcell_core.cli.confirm import confirm
 from pixcell_core.cli.contract import FormatOption, OutputFormat, command, emit_note
 from pixcell_core.cli.main import group
-from pixcell_core.errors import BadInputError, RefusedError
 
 if TYPE_CHECKING:
     from pixcell_core.contracts.study import Study
@@ -145,7 +144,7 @@ def _decide(
             f"  {_who_sees(study)}"
         )
     if not yes:
-        _confirm(f"{decision.capitalize()} study {study.id}?")
+        confirm(f"{decision.capitalize()} study {study.id}?", otherwise="nothing was signed")
     end = min(study.expires_at, datetime.now(UTC) + timedelta(days=days)) if days is not None else None
     return book.decide(study, decision, epsilon_cap=epsilon_cap, expires_at=end)
 
@@ -163,12 +162,3 @@ def _who_sees(study: Study) -> str:
         f"under masks: the coordinator sees the sum of at least {fewest} sites; compare their keys by phone, each "
         f"site reads its own with `pixcell key show SITE/keys/approval.pub`:{keys}"
     )
-
-
-def _confirm(question: str) -> None:
-    if not sys.stdin.isatty():
-        raise BadInputError(
-            "Nobody is at the terminal to answer.", hint="Add --yes if you mean it.", code="needs-yes"
-        )
-    if not typer.confirm(question, err=True):
-        raise RefusedError("Not confirmed; nothing was signed.", hint="Run it again when you are sure.")

@@ -15,7 +15,7 @@ from pixcell_core.contracts.enrolment import EnrolmentRequest, Kit
 from pixcell_core.errors import BadInputError
 from pixcell_core.trust.certificates import read_authority, read_certificate
 from pixcell_core.trust.dsse import Envelope
-from pixcell_core.trust.expiry import ExpiryWarning, days_left, expiry_warning
+from pixcell_core.trust.expiry import days_left
 from pixcell_core.trust.kits import KitError, check_times, open_kit
 from site_client.approvals.act_log import KIT_INSTALLED, note_act
 from site_client.approvals.enrolment import MAX_REQUEST_BYTES, load_tls_key
@@ -94,12 +94,6 @@ def installed_kit(folder: SiteFolder) -> Kit:
             code="no-kit",
         )
     return open_kit(Envelope.from_bytes(read_bounded(folder.kit, MAX_KIT_BYTES)), _authority(folder))
-
-
-def kit_warning(folder: SiteFolder, now: datetime | None = None) -> ExpiryWarning | None:
-    """What to say about the installed kit's end, from 30 days before it."""
-    kit = installed_kit(folder)
-    return expiry_warning(f"The kit of {kit.party}", kit.expires_at, now or datetime.now(UTC))
 
 
 def _authority(folder: SiteFolder) -> x509.Certificate:

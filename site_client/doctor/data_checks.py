@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 
 from pixcell_core.contracts.spool import TrainerBeat
 from pixcell_core.errors import BadInputError, PixcellError
@@ -27,37 +28,32 @@ def check_slides(asked: Question) -> Finding:
     from site_client.catalogue.intake import check_slide
     from site_client.slides.parallel import default_workers, ordered_map
 
+    told = partial(Finding, name="slides", private=True)
     with Catalogue(asked.folder.root) as catalogue:
         slides = catalogue.slides()
         errors = list(ordered_map(lambda s: check_slide(s, asked.deep), slides, default_workers()))
     if not slides:
-        return Finding(name="slides", status="skip", found="the catalogue holds no slide", private=True)
+        return told(status="skip", found="the catalogue holds no slide")
     formats = ", ".join(f"{n} {vendor}" for vendor, n in sorted(Counter(s.vendor for s in slides).items()))
     assumed = sum(s.mpp_assumed for s in slides)
     broken = [(s, e) for s, e in zip(slides, errors, strict=True) if e is not None]
     if broken:
         kinds = Counter(_kind(error) for _, error in broken)
         found = ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items()))
-        return Finding(
-            name="slides",
+        return told(
             status="fail",
-            private=True,
             found=f"{len(slides)} slides ({formats}): {found}",
             details=tuple(f"[{e.code}] {s.public_name}: {e.message}" for s, e in broken[:SHOWN]),
             remedy="May not be read: give this user the right. Gone: restore or re-add. Broken: copy again.",
         )
     if assumed:
-        return Finding(
-            name="slides",
+        return told(
             status="warn",
-            private=True,
             found=f"{len(slides)} slides ({formats}) open; {assumed} name no microns per pixel, yours is assumed",
             remedy="Check the assumed value against the scanner's.",
         )
-    return Finding(
-        name="slides",
+    return told(
         status="ok",
-        private=True,
         found=f"{len(slides)} slides ({formats}) open, with their scale",
     )
 
@@ -66,53 +62,47 @@ def check_patients(asked: Question) -> Finding:
     """Enough patients for a promise to any of them."""
     from site_client.ledger.cohorts import SMALLEST_COHORT
 
+    told = partial(Finding, name="patients", private=True)
     with Catalogue(asked.folder.root) as catalogue:
         everybody, split = catalogue.patients(), catalogue.split()
         train = len(catalogue.patients("train")) if split is not None else len(everybody)
     if train < SMALLEST_COHORT:
-        return Finding(
-            name="patients",
+        return told(
             status="fail",
-            private=True,
             found=f"{train} patients to train on; at least {SMALLEST_COHORT} are needed",
             remedy="Add slides of more patients; a cohort of one is refused.",
         )
     if split is None:
-        return Finding(
-            name="patients",
+        return told(
             status="warn",
-            private=True,
             found=f"{len(everybody)} patients, not yet split",
             remedy="Draw the holdout before anything is trained: pixcell site data split",
         )
     if asked.study is not None and not train / 4 <= asked.study.expected_patients <= train * 4:
-        return Finding(
-            name="patients",
+        return told(
             status="warn",
-            private=True,
             found=f"{train} patients to train on; study {asked.study.id} divides by {asked.study.expected_patients}",
             remedy="The study's divisor fits another size of site; tell the coordinator without the number.",
         )
-    return Finding(name="patients", status="ok", private=True, found=f"{train} patients to train on")
+    return told(status="ok", private=True, found=f"{train} patients to train on")
 
 
 def check_tiles(asked: Question) -> Finding:
     """Patients of whom no tile was cut: they count nowhere, and nothing else says so."""
+    told = partial(Finding, name="tiles", private=True)
     with Catalogue(asked.folder.root) as catalogue:
         plans = list(catalogue.tile_counts())
         if not plans:
-            return Finding(name="tiles", status="skip", found="no slide was cut yet", private=True)
+            return told(status="skip", found="no slide was cut yet")
         lost = sorted(set(catalogue.patients()) - catalogue.patients_with_tiles())
     if lost:
-        return Finding(
-            name="tiles",
+        return told(
             status="warn",
-            private=True,
             found=f"{len(lost)} patients have no tile",
             details=tuple(lost[:SHOWN]),
             remedy="Look at their slides: no tissue, out of focus, or another scale. They are not trained on.",
         )
-    return Finding(name="tiles", status="ok", private=True, found="every patient has a tile")
+    return told(status="ok", private=True, found="every patient has a tile")
 
 
 def check_trainer(asked: Question) -> Finding:

@@ -23,6 +23,7 @@ from pixcell_core.contracts.canonical import (
     Document,
     DocumentError,
     digest,
+    first_complaint,
     parse_json,
 )
 from pixcell_core.private.accounting import ADJACENCY, UNIT
@@ -161,11 +162,6 @@ def encode_line(record: BaseRecord, signer: Signer) -> bytes:
     return _assemble(digest(body), signer.key_id, body, signature) + b"\n"
 
 
-def decode_line(line: bytes, expected: LedgerHead | None, key: VerifyKey | None) -> AnyRecord:
-    """Parse one line (without newline) and check its form, chain, key and signature; see `decode_chained`."""
-    return decode_chained(line, expected, key).record
-
-
 def decode_chained(line: bytes, expected: LedgerHead | None, key: VerifyKey | None) -> ChainedRecord:
     """Parse one line (without newline), check it, and return it with the head it makes.
 
@@ -190,10 +186,7 @@ def decode_chained(line: bytes, expected: LedgerHead | None, key: VerifyKey | No
     except DocumentError as error:
         raise _broken("it is not valid JSON") from error
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        raise _broken(
-            f"its record is malformed at {'.'.join(map(str, first['loc'])) or 'the top'}"
-        ) from error
+        raise _broken(f"its record is malformed at {first_complaint(error, 'the top')[0]}") from error
     body = record.to_bytes()
     if _assemble(outer["hash"], outer["key_id"], body, outer["signature"]) != line:
         raise _broken("it is not in canonical form, so it was edited")

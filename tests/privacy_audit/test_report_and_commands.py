@@ -16,9 +16,9 @@ from typer.testing import CliRunner, Result
 
 from privacy_audit import commands
 from privacy_audit.evidence import Evidence, EvidenceError
-from privacy_audit.plain_words import sentence
-from privacy_audit.render import number, render_page
-from privacy_audit.result import histogram
+from privacy_audit.plain_words import answer, sentence
+from privacy_audit.render import legend, number, render_page
+from privacy_audit.result import Status, histogram
 from tests.privacy_audit.conftest import Audited, TextureEye, World
 
 ORDER = (
@@ -70,22 +70,78 @@ def test_the_page_loads_nothing_runs_nothing_and_keeps_its_order(dishonest: Audi
 
 def test_every_claim_has_direction_threshold_value_and_verdict(dishonest: Audited) -> None:
     text = (dishonest.out / "report.html").read_text()
+    words = html.unescape(text)
+    claims = [test for test in dishonest.report.tests if test.section != "context"]
     for test in dishonest.report.tests:
         assert test.direction in ("lower is safer", "higher is safer")
-        assert (
-            (test.threshold is not None or not test.gating)
-            and test.why
-            and test.cannot_show
-            and test.statistic
-        )
+        assert test.threshold is not None or not test.gating
+        assert test.why and test.cannot_show and test.statistic
         assert test.name.removeprefix("context: ") in text
-        if test.tested and test.section != "context":
-            assert text.count(f'class="status {test.status}"') >= 2
-        words = html.unescape(text)
         assert sentence(test.name) and (sentence(test.name) in words or test.section == "context")
-    assert text.count('class="status NONE">not tested') == 2 * len(
-        [t for t in dishonest.report.tests if not t.tested]
-    )
+        if test.section != "context":
+            assert answer(test) in words
+    # A word for each outcome, in the table of claims and on the test's own card: no colour speaks alone.
+    for status in Status:
+        decided = [test for test in claims if test.tested and test.gating and test.status is status]
+        shown = len(re.findall(rf'<span class="status {status}">{status}</span>', text))
+        assert shown == 2 * len(decided)
+    assert text.count(">not tested</span>") == 2 * len([test for test in claims if not test.tested])
+    informed = [test for test in claims if test.tested and not test.gating]
+    assert informed and text.count(">for information</span>") == 2 * len(informed)
+    assert "≤ –" not in text and "≥ –" not in text, "a missing threshold is said in words"
+
+
+@pytest.mark.parametrize("status", list(Status))
+def test_an_outcome_is_said_without_numbers(dishonest: Audited, status: Status) -> None:
+    test = next(test for test in dishonest.report.tests if test.gating and test.tested)
+    said = answer(test.model_copy(update={"status": status}))
+    assert said and not re.search(r"\d", said)
+    assert ("must not leave" in said) == (status is Status.FAIL)
+    assert ("in order" in said and "not in order" not in said) == (status is Status.PASS)
+    unasked = answer(test.model_copy(update={"status": status, "tested": False}))
+    assert unasked.startswith("Nobody knows") and "named person" in unasked
+    assert "does not rest" in answer(test.model_copy(update={"status": status, "gating": False}))
+
+
+def test_each_planted_kind_has_its_row_with_a_word(dishonest: Audited) -> None:
+    text = html.unescape((dishonest.out / "report.html").read_text())
+    planted = dishonest.report.test("self-test: planted copies")
+    assert planted and len(planted.detections) > 10
+    table = text[text.index("self-test: planted copies</h3>") :]
+    table = table[table.index('<table class="planted">') : table.index("</table>")]
+    for item in planted.detections:
+        row = next(row for row in table.split("<tr>") if f"<td>{item.words}</td>" in row)
+        word = "reported only" if item.gate is None else "proven" if item.met else "not proven"
+        assert f">{word}<" in row and f"{item.found}/{item.planted}" in row
+
+
+def test_a_drawing_names_its_axis_and_every_mark(dishonest: Audited) -> None:
+    drawn = [test for test in dishonest.report.tests if test.histogram is not None]
+    assert drawn
+    for test in drawn:
+        assert test.histogram is not None
+        words = legend(test)
+        assert test.histogram.axis in words and test.histogram.null_name in words
+        assert test.histogram.observed_name in words and "threshold" in words
+    copies = dishonest.report.test("near copies")
+    assert copies is not None and "red strokes: flagged tiles" in legend(copies)
+
+
+def test_the_statement_of_privacy_shows_what_the_ledger_and_the_canaries_gave(dishonest: Audited) -> None:
+    (test,) = dishonest.report.section("differential privacy")
+    details = {"unit": "patient", "claimed_epsilon": 7.5, "recomputed_epsilon": 7.25, "delta": 1e-5}
+    given = test.model_copy(update={"tested": True, "details": details})
+    tests = tuple(given if one is test else one for one in dishonest.report.tests)
+    page = render_page(dishonest.report.model_copy(update={"tests": tests}))
+    for name, value in (
+        ("Unit of protection", "patient"),
+        ("Epsilon the ledger claims", "7.5"),
+        ("Epsilon its charges add up to", "7.25"),
+        ("Delta", "1e-05"),
+        ("Canaries that tried the mechanism", "not given"),
+    ):
+        assert f"<tr><td>{name}</td><td>{value}</td></tr>" in page
+        assert name not in (dishonest.out / "report.html").read_text(), "nothing was given in that run"
 
 
 def test_the_json_has_the_names_other_programs_rely_on(dishonest: Audited) -> None:

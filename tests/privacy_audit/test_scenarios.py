@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -14,6 +17,8 @@ from pixcell_core.errors import BadInputError
 from privacy_audit.report import AuditReport
 from privacy_audit.result import Status
 from privacy_audit.verify import verify_audit
+from site_client.release.evidence import refuse_site_only
+from site_client.release.source_tiles import SiteOnlyError
 from tests.privacy_audit.conftest import Audited, World, audit, small_policy, stain_of, tissue_tile
 
 
@@ -81,15 +86,19 @@ def test_nothing_that_may_be_shared_names_a_patient(dishonest: Audited) -> None:
 
 
 def test_site_images_carry_the_mark_that_the_gate_refuses(dishonest: Audited) -> None:
-    import base64
-    import io
-    import re
-
     text = (dishonest.out / "site" / "report.html").read_text()
     uris = re.findall(r"data:image/png;base64,([A-Za-z0-9+/=]+)", text)
     assert len(uris) >= 24
     info = Image.open(io.BytesIO(base64.b64decode(uris[0]))).info
     assert any("site only" in str(value).lower() for value in info.values())
+
+
+def test_the_gate_refuses_the_sites_page_and_takes_the_shareable_one(dishonest: Audited) -> None:
+    site = (dishonest.out / "site" / "report.html").read_bytes()
+    refuse_site_only("report.html", (dishonest.out / "report.html").read_bytes())
+    for page in (site, re.sub(rb"(?i)site only", b"anything", site)):  # the pictures alone are enough
+        with pytest.raises(SiteOnlyError, match="own eyes"):
+            refuse_site_only("report.html", page)
 
 
 def test_names_that_identify_are_refused_before_anything_is_read(world: World, tmp_path: Path) -> None:

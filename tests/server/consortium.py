@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from pixcell_core.contracts.canonical import digest, parse_document
+from pixcell_core.contracts.canonical import parse_document
 from pixcell_core.contracts.enrolment import EnrolmentRequest
 from pixcell_core.contracts.round import PREPARE, PrepareReply, TrainReply, TrainRequest
 from pixcell_core.contracts.spool import Arrays
@@ -29,6 +29,7 @@ from server.rounds.exchange import RoundExchange
 from server.rounds.heads import HeadBook
 from server.rounds.loop import LoopSettings, RoundLoop
 from server.rounds.store import RoundStore
+from tests.any_study import any_study
 from tests.server.local_grid import LocalGrid
 
 SITES = ("east", "north", "west")
@@ -37,31 +38,14 @@ SHAPES = {"block.lora_B.default.weight": (6, 2), "other.lora_B.default.weight": 
 
 def make_study(**changes: Any) -> Study:
     """A small study that three sites can train."""
-    now = datetime.now(UTC).replace(microsecond=0)
     settings: dict[str, Any] = {
         "id": "study-one",
-        "created_at": now,
-        "expires_at": now + timedelta(days=1),
-        "base_digest": digest(b"base"),
-        "code_digest": digest(b"code"),
         "adapter": AdapterSettings(rank=2, targets=("block", "other")),
-        "rounds": 3,
-        "steps_per_round": 2,
-        "noise_multiplier": 1.0,
-        "max_grad_norm": 1.0,
-        "delta": 1e-5,
-        "epsilon_cap": 8.0,
-        "expected_patients": 10,
-        "tiles_per_patient": 2,
-        "learning_rate": 0.1,
-        "tile_size": 64,
-        "mpp": 1.0,
         "sites": SITES,
-        "quorum": 2,
         "round_timeout_s": 5.0,
         "reply_grid_s": 0.0,
     }
-    return Study.model_validate(settings | changes)
+    return any_study(**settings | changes)
 
 
 def make_node_key() -> str:

@@ -185,12 +185,14 @@ def test_an_answer_that_nobody_reads_is_cut_off(listening: Listening) -> None:
     with listening.stream() as stream:
         stream.sendall(b"POST /v1/fleet/get-fab HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n")
         wait_until(lambda: ("slow-answer", "east") in listening.reasons, 5, "the cut")
+    assert listening.reasons == [("slow-answer", "east")], "cut once, for this reason alone"
 
 
 def test_requests_sent_ahead_have_each_their_own_time_for_the_answer(listening: Listening) -> None:
     with listening.stream() as stream:
         stream.sendall(GET + b"POST /v1/fleet/get-fab HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n")
         wait_until(lambda: ("slow-answer", "east") in listening.reasons, 6, "the cut")
+    assert listening.reasons == [("slow-answer", "east")], "cut once, for this reason alone"
 
 
 def test_a_slow_reader_gets_its_answer_beyond_the_idle_time(listening: Listening) -> None:

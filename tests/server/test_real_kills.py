@@ -17,7 +17,7 @@ from bench.real.findings import Standing, verdict
 from bench.real.kills import Kill, Run, federation, finish, plan, strike
 from pixcell_core.contracts.round import Exclusion, RoundRecord, RunState, SiteState
 from pixcell_core.contracts.spool import arrays_digest
-from pixcell_core.contracts.study import Study
+from tests.any_study import any_study
 
 SITES = ("east", "north", "west")
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -26,28 +26,16 @@ DIGEST = "sha256:" + "0" * 64
 
 def whole() -> Standing:
     """Two rounds of three sites; north is missing in the second, and its trainer was charged twice in the first."""
-    study = Study.model_validate(
-        {
-            "id": "judged",
-            "created_at": NOW,
-            "expires_at": NOW + timedelta(days=1),
-            "base_digest": DIGEST,
-            "code_digest": DIGEST,
-            "adapter": {"rank": 1, "targets": ("attn1.to_q",)},
-            "rounds": 2,
-            "steps_per_round": 5,
-            "noise_multiplier": 1.0,
-            "max_grad_norm": 1.0,
-            "delta": 1e-5,
-            "epsilon_cap": 8.0,
-            "expected_patients": 5,
-            "tiles_per_patient": 1,
-            "learning_rate": 0.1,
-            "tile_size": 64,
-            "mpp": 1.0,
-            "sites": SITES,
-            "quorum": 2,
-        }
+    study = any_study(
+        id="judged",
+        created_at=NOW,
+        expires_at=NOW + timedelta(days=1),
+        adapter={"rank": 1, "targets": ("attn1.to_q",)},
+        rounds=2,
+        steps_per_round=5,
+        expected_patients=5,
+        tiles_per_patient=1,
+        sites=SITES,
     )
     rng = np.random.default_rng(0)
     first = {"w": rng.standard_normal((4, 2)).astype(np.float32)}

@@ -246,13 +246,6 @@ def test_a_verdict_adds_up() -> None:
             verdict(about, **changes)
 
 
-def test_validity_has_two_ends() -> None:
-    signed = verdict(manifest())
-    assert signed.is_current(NOW)
-    assert not signed.is_current(NOW - timedelta(seconds=1))
-    assert not signed.is_current(NOW + timedelta(days=30))
-
-
 def test_a_foreign_statement_is_not_a_verdict() -> None:
     data = verdict(manifest()).to_bytes()
     for ours, other in (

@@ -65,5 +65,6 @@ def test_the_goodbye_would_be_seen(tmp_path: Path) -> None:
     executor, task = started(tmp_path)
     task.send_signal(signal.SIGTERM)
     wait_for((tmp_path / "goodbye").exists)
+    assert executor.poll() is None, "it was the task that was ended, not its executor"
     executor.kill()
     executor.wait()

@@ -25,6 +25,7 @@ from pixcell_core.masking.roster import Roster
 from pixcell_core.masking.site import MaskingSite
 from pixcell_core.masking.site_state import MaskingState
 from pixcell_core.trust.keys import SigningKey
+from tests.any_study import any_study
 
 INPUT = digest(b"adapter of the round before")
 BOUND = 0.25
@@ -43,29 +44,16 @@ def make_masked_study(keys: Mapping[str, SigningKey], threshold: int, **changes:
     )
     settings: dict[str, Any] = {
         "id": "masked",
-        "created_at": now,
         "expires_at": now + timedelta(days=3650),
-        "base_digest": digest(b"base"),
-        "code_digest": digest(b"code"),
         "adapter": AdapterSettings(rank=2, targets=("block",)),
         "aggregation": AggregationSettings(masking=masking),
         "rounds": 5,
-        "steps_per_round": 2,
-        "noise_multiplier": 1.0,
-        "max_grad_norm": 1.0,
-        "delta": 1e-5,
-        "epsilon_cap": 8.0,
-        "expected_patients": 10,
-        "tiles_per_patient": 2,
-        "learning_rate": 0.1,
-        "tile_size": 64,
-        "mpp": 1.0,
         "sites": tuple(keys),
         "quorum": threshold,
         "round_timeout_s": 5.0,
         "reply_grid_s": 0.0,
     }
-    return Study.model_validate(settings | changes)
+    return any_study(**settings | changes)
 
 
 @dataclass

@@ -17,6 +17,7 @@ from pixcell_core.private.filters import BudgetFilter
 from pixcell_core.private.plan_curve import plan_curve
 from pixcell_core.private.planning import Plan, PlanRequest, plan_training, request_for_study
 from pixcell_core.private.study_charges import planned_events
+from tests.any_study import any_study
 
 REQUEST = PlanRequest(
     patients=200, rounds=5, steps=10, sample_rate=1.0, epsilon=8.0, delta=1e-5, parameters=20_000, sites=3
@@ -37,18 +38,13 @@ def study(**changes: Any) -> Study:
         "steps_per_round": 10,
         "noise_multiplier": 5.0,
         "max_grad_norm": 0.01,
-        "delta": 1e-5,
-        "epsilon_cap": 8.0,
         "expected_patients": 100,
         "tiles_per_patient": 8,
-        "learning_rate": 0.1,
-        "tile_size": 64,
         "mpp": 0.5,
         "sites": ["north", "south"],
-        "quorum": 2,
         "conditioning": {"mode": "private", "votes": votes},
     }
-    return Study.model_validate({**settings, **changes})
+    return any_study(**settings | changes)
 
 
 @pytest.fixture(scope="module")

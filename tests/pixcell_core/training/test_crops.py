@@ -35,8 +35,11 @@ def numbered(channels: int, side: int, tokens: int, tiles: int = 2) -> EncodedTi
     return EncodedTiles(mean, mean + 0.5, token.expand(-1, -1, 3))
 
 
-def check(channels: int, side: int, tokens: int, factor: int) -> None:
-    """Oracle: cut the numbered pixel grid and token grid into blocks by reshaping, a way of its own."""
+def check(channels: int, side: int, tokens: int, factor: int) -> int:
+    """Oracle: cut the numbered pixel grid and token grid into blocks by reshaping, a way of its own.
+
+    Returns how many crops were compared.
+    """
     whole = numbered(channels, side, tokens)
     cropped = CroppedTiles(whole, factor)
     assert len(cropped) == 2 * factor**2
@@ -55,11 +58,12 @@ def check(channels: int, side: int, tokens: int, factor: int) -> None:
         assert torch.equal(found.mean, (latents[k] + tile * 1e6).expand(channels, -1, -1))
         assert torch.equal(found.std, found.mean + 0.5)
         assert torch.equal(found.embedding, (grids[k].reshape(-1, 1) + tile * 1e6).expand(-1, 3))
+    return len(cropped)
 
 
 @pytest.mark.parametrize(("channels", "side", "tokens", "factor"), CASES)
 def test_every_crop_is_the_right_block(channels: int, side: int, tokens: int, factor: int) -> None:
-    check(channels, side, tokens, factor)
+    assert check(channels, side, tokens, factor) == 2 * factor**2
 
 
 def fails(channels: int, side: int, tokens: int, factor: int) -> bool:

@@ -28,7 +28,8 @@ from server.rounds.board import RunBoard
 from server.studies.book import StudyBook
 from tests.server.registry.children import in_children
 from tests.server.registry.cluster import Cluster
-from tests.server.registry.contract import ADAPTER, RegistryContract, record_of
+from tests.server.registry.contract import RegistryContract
+from tests.server.registry.ground import ADAPTER, record_of
 
 
 class TestSqlite(RegistryContract):

@@ -204,6 +204,7 @@ def test_a_killed_supernode_rejoins_by_itself(scene: Scene) -> None:
     wait_until(
         lambda: scene.supernode_changed(process.pid) and scene.healthy(), 90, scene.processes.log("east")
     )
+    assert not process.is_running() and scene.supernode().pid != process.pid
     print(f"rejoined after {time.monotonic() - began:.1f} s")
 
 

@@ -24,7 +24,7 @@ from pixcell_core.contracts.masking import (
 )
 from pixcell_core.contracts.round import TensorPlace, TrainRequest
 from pixcell_core.contracts.spool import Arrays
-from pixcell_core.errors import PixcellError, RefusedError
+from pixcell_core.errors import RefusedError
 from pixcell_core.masking.hub import HubAttempt
 from pixcell_core.masking.keys import MaskingRefusedError
 from pixcell_core.masking.roster import Roster
@@ -90,19 +90,19 @@ def file_of(folder: SiteFolder) -> Path:
     return path
 
 
-def refused(code: str, act: Callable[[], object]) -> PixcellError:
-    """The agent says no, with this code."""
+def refusal(act: Callable[[], object]) -> str:
+    """The code with which the agent says no."""
     with pytest.raises(MaskingRefusedError) as found:
         act()
-    assert found.value.code == code and found.value.hint
-    return found.value
+    assert found.value.hint
+    return found.value.code
 
 
 def test_a_hub_that_leaves_the_masking_out_gets_nothing(consortium: MaskedConsortium) -> None:
     c, hub = consortium, hub_of(consortium)
     share(c, hub)
     plain = round_of(c, hub, "s000", masking=None)
-    refused("masking-missing", lambda: c.masking("s000").accept(c.study, plain))
+    assert refusal(lambda: c.masking("s000").accept(c.study, plain)) == "masking-missing"
 
 
 def test_a_study_without_masking_is_trained_plainly_and_never_masked(consortium: MaskedConsortium) -> None:
@@ -114,7 +114,7 @@ def test_a_study_without_masking_is_trained_plainly_and_never_masked(consortium:
     ApprovalBook(c.sites["s000"]).decide(open_study, "approve")
     masking = SiteMasking(c.sites["s000"], lambda digest: open_study)
     assert masking.accept(open_study, round_of(c, hub, "s000", masking=None)) is False
-    refused("not-masked", lambda: masking.accept(open_study, round_of(c, hub, "s000")))
+    assert refusal(lambda: masking.accept(open_study, round_of(c, hub, "s000"))) == "not-masked"
     assert masking.keys(hub.keys_request()).code == "not-masked"
 
 
@@ -148,7 +148,7 @@ def test_an_update_the_hub_could_not_screen_is_screened_here(
     share(c, hub)
     request = round_of(c, hub, "s000")
     c.masking("s000").accept(c.study, request)
-    refused(code, lambda: c.masking("s000").mask(c.study, request, changed))
+    assert refusal(lambda: c.masking("s000").mask(c.study, request, changed)) == code
 
 
 def test_without_an_approval_no_keys_and_the_reason_is_public(consortium: MaskedConsortium) -> None:
@@ -221,7 +221,7 @@ def test_a_state_that_cannot_be_trusted_is_never_begun_anew(consortium: MaskedCo
     else:
         path.rename(path.with_suffix(".away"))
         path.symlink_to(path.with_suffix(".away"))
-    refused("masking-state-broken", lambda: load_state(path))
+    assert refusal(lambda: load_state(path)) == "masking-state-broken"
     reply = c.masking("s000").keys(hub_of(c).keys_request())
     assert (reply.code, reply.keys) == ("masking-state-broken", None)
 
@@ -278,8 +278,8 @@ def test_a_site_that_died_after_it_wiped_its_secrets_masks_no_second_time(
     c.masking("s000").accept(c.study, request)
     c.masking("s000").accept(c.study, request)
     c.masking("s000").mask(c.study, request, update(c))
-    refused("out-of-order", lambda: c.masking("s000").accept(c.study, request))
-    refused("out-of-order", lambda: c.masking("s000").mask(c.study, request, update(c, 0.0)))
+    assert refusal(lambda: c.masking("s000").accept(c.study, request)) == "out-of-order"
+    assert refusal(lambda: c.masking("s000").mask(c.study, request, update(c, 0.0))) == "out-of-order"
 
 
 def test_two_processes_answer_one_after_the_other(consortium: MaskedConsortium) -> None:

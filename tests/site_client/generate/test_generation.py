@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import stat
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from pixcell_core.training.adapters import adapter_state, attach_lora
 from site_client.generate import commands
 from site_client.generate.request import GenerationRequest
 from site_client.generate.session import run_generation
+from tests.any_study import any_study
 
 from .conftest import PATIENTS, fill_store, tiny_base
 
@@ -57,11 +57,8 @@ def refusal(request: GenerationRequest) -> PixcellError:
 
 
 def write_study(path: Path, base: Path, **changes: Any) -> Study:
-    now = datetime.now(UTC).replace(microsecond=0)
     settings: dict[str, Any] = {
         "id": "tiny",
-        "created_at": now,
-        "expires_at": now + timedelta(days=1),
         "base_digest": base_digest(base),
         "code_digest": "sha256:" + "0" * 64,
         "adapter": ADAPTER,
@@ -69,17 +66,12 @@ def write_study(path: Path, base: Path, **changes: Any) -> Study:
         "steps_per_round": 1,
         "noise_multiplier": 4.0,
         "max_grad_norm": 0.1,
-        "delta": 1e-5,
         "epsilon_cap": 20.0,
         "expected_patients": 5,
-        "tiles_per_patient": 2,
-        "learning_rate": 0.1,
-        "tile_size": 64,
-        "mpp": 1.0,
         "sites": ("east",),
         "quorum": 1,
     }
-    study = Study.model_validate(settings | changes)
+    study = any_study(**settings | changes)
     path.write_bytes(study.to_bytes())
     return study
 

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pixcell_core.contracts.study import AdapterSettings, ConditioningPolicy, PatientVotes, Study
+from tests.any_study import any_study
 
 
 def make_study(votes: bool = False, **changes: Any) -> Study:
@@ -20,12 +21,9 @@ def make_study(votes: bool = False, **changes: Any) -> Study:
         "rounds": 4,
         "steps_per_round": 10,
         "noise_multiplier": 20.0,
-        "max_grad_norm": 1.0,
-        "delta": 1e-5,
         "epsilon_cap": 4.0,
         "expected_patients": 50,
         "tiles_per_patient": 4,
-        "learning_rate": 0.1,
         "tile_size": 256,
         "mpp": 0.5,
         "sites": ("north",),
@@ -34,4 +32,4 @@ def make_study(votes: bool = False, **changes: Any) -> Study:
     if votes:
         asked = PatientVotes(noise_multiplier=20.0, iterations=2, candidates_digest="sha256:" + "d" * 64)
         settings["conditioning"] = ConditioningPolicy(mode="private", votes=asked)
-    return Study(**{**settings, **changes})
+    return any_study(**settings | changes)

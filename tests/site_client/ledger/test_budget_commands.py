@@ -13,7 +13,7 @@ from pixcell_core.contracts.canonical import canonical_bytes
 from pixcell_core.trust.keys import VerifyKey
 from site_client.ledger.commands import register
 from site_client.ledger.ledger import RoundCharge
-from site_client.ledger.record import decode_line, head_of
+from site_client.ledger.record import decode_chained
 from site_client.ledger.site import ledger_folder, ledger_key_path, open_site_ledger
 from site_client.ledger.view import BudgetCap
 from tests.site_client.ledger.studies import make_study
@@ -100,7 +100,7 @@ def test_an_export_verifies_anywhere_and_holds_no_path_or_secret(site_dir: Path,
     key = VerifyKey.from_pem(exported["public_key"].encode())
     head = None
     for line in exported["lines"]:
-        head = head_of(decode_line(canonical_bytes(line), head, key))
+        head = decode_chained(canonical_bytes(line), head, key).head
     assert head is not None and exported["statement"]["head"] == f"{head.sequence} {head.hash}"
     code, _, err = run("export", "--site-dir", str(site_dir), "--out", str(target))
     assert code == 4 and "exists already" in err

@@ -185,6 +185,15 @@ class Room:
         self.signed()
         return export_release(self.workspace, out, now=NOW)
 
+    def refusal(self, act: Callable[[], object]) -> str:
+        """The code of an act's refusal, which must be the newest event of the log."""
+        with pytest.raises(RefusedError) as error:
+            act()
+        assert error.value.hint
+        newest = self.workspace.log().entries()[-1]
+        assert (newest.kind, newest.data["code"]) == ("release.refused", error.value.code)
+        return error.value.code
+
     def refused(self, code: str, act: Callable[[], object]) -> PixcellError:
         """The refusal of an act, which must be the newest event of the log."""
         with pytest.raises(RefusedError) as error:

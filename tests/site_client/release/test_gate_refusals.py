@@ -104,7 +104,7 @@ def test_evidence_that_was_never_filed(room: Room) -> None:
     release.report.write_bytes(b"{}")
     release.page.write_bytes(b"<p>PASS</p>")
     audit = room.audit(release)
-    room.refused("unsealed", lambda: room.sign(release, audit))
+    assert room.refusal(lambda: room.sign(release, audit)) == "unsealed"
 
 
 def test_terms_are_fixed_before_anybody_looks(room: Room, tmp_path: Path) -> None:
@@ -120,14 +120,16 @@ def test_terms_are_fixed_before_anybody_looks(room: Room, tmp_path: Path) -> Non
 def test_a_request_after_the_audit(room: Room) -> None:
     release = room.draft()
     review_release(room.workspace, room.audit(release), now=room.now, check_audit=believe)
-    room.refused("already-requested", lambda: request_release(room.workspace, now=room.now))
+    assert room.refusal(lambda: request_release(room.workspace, now=room.now)) == "already-requested"
 
 
 def test_another_policy_than_the_one_asked_for(room: Room) -> None:
     release = room.requested(policy="rehearsal")
     audit = room.audit(release)
-    room.refused("policy-not-requested", lambda: room.sign(release, audit))
-    room.refused("policy-not-requested", lambda: room.sign(release, audit, accepted_policy="rehearsal"))
+    assert room.refusal(lambda: room.sign(release, audit)) == "policy-not-requested"
+    assert (
+        room.refusal(lambda: room.sign(release, audit, accepted_policy="rehearsal")) == "policy-not-requested"
+    )
 
 
 def expired(signers: list[dict[str, Any]], room: Room) -> None:
@@ -156,8 +158,10 @@ def test_who_may_not_sign_by_the_document(room: Room, key: str, role: Any, code:
     act = lambda: sign_release(  # noqa: E731
         room.workspace, audit, keys[key], now=room.now, role=role, check_audit=believe
     )
-    room.refused(code, act)
-    room.refused(code, lambda: refuse_release(room.workspace, keys[key], "no", now=room.now, role=role))
+    assert room.refusal(act) == code
+    assert (
+        room.refusal(lambda: refuse_release(room.workspace, keys[key], "no", now=room.now, role=role)) == code
+    )
 
 
 def test_a_key_that_is_over(room: Room, tmp_path: Path) -> None:
@@ -169,10 +173,12 @@ def test_a_key_that_is_over(room: Room, tmp_path: Path) -> None:
     path.write_text(json.dumps(rule))
     release = room.requested(signers_file=path)
     audit = room.audit(release)
-    room.refused("signer-key-expired", lambda: room.sign(release, audit, now=ends))
+    assert room.refusal(lambda: room.sign(release, audit, now=ends)) == "signer-key-expired"
     room.sign(release, audit)
     room.countersign(release, room.workspace.site_key())
-    room.refused("signer-key-expired", lambda: export_release(room.workspace, tmp_path / "b", now=ends))
+    assert (
+        room.refusal(lambda: export_release(room.workspace, tmp_path / "b", now=ends)) == "signer-key-expired"
+    )
     export_release(room.workspace, tmp_path / "b", now=ends - timedelta(seconds=1))
 
 
@@ -288,16 +294,16 @@ def test_a_list_of_withdrawals_that_was_forged(room: Room, tmp_path: Path) -> No
     room.sign(second, room.audit(second))
     which = second.release_id
     export_release(room.workspace, tmp_path / "c", now=room.now, release_id=which)
-    room.refused(
-        "signature-refused",
-        lambda: withdraw_release(room.workspace, "y", now=room.now, release_id=which),
+    assert (
+        room.refusal(lambda: withdraw_release(room.workspace, "y", now=room.now, release_id=which))
+        == "signature-refused"
     )
 
 
 def test_a_review_replaces_no_signed_audit(room: Room) -> None:
     release = room.signed()
     audit = room.audit(release, set_verdict("REVIEW"))
-    room.refused(
-        "already-signed",
-        lambda: review_release(room.workspace, audit, now=room.now, check_audit=believe),
+    assert (
+        room.refusal(lambda: review_release(room.workspace, audit, now=room.now, check_audit=believe))
+        == "already-signed"
     )

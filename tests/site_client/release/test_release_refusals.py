@@ -65,12 +65,13 @@ def test_tiles_changed_after_sealing(
 ) -> None:
     release = room.signed()
     change(release)
-    room.refused(
-        "sealed-tile-changed", lambda: export_release(room.workspace, tmp_path / "out", now=room.now)
+    assert (
+        room.refusal(lambda: export_release(room.workspace, tmp_path / "out", now=room.now))
+        == "sealed-tile-changed"
     )
     nothing_written(tmp_path)
     fresh = room.audit(release)
-    room.refused("sealed-tile-changed", lambda: room.sign(release, fresh, room.second))
+    assert room.refusal(lambda: room.sign(release, fresh, room.second)) == "sealed-tile-changed"
 
 
 def test_a_tile_whose_digest_is_not_in_the_verdict(room: Room, tmp_path: Path) -> None:
@@ -125,8 +126,9 @@ def test_an_expired_or_future_verdict(room: Room, tmp_path: Path) -> None:
     room.signed()
     times = (("verdict-expired", timedelta(days=366)), ("clock-wrong", timedelta(hours=-1)))
     for code, after in times:
-        room.refused(
-            code, lambda now=room.now + after: export_release(room.workspace, tmp_path / "o", now=now)
+        assert (
+            room.refusal(lambda now=room.now + after: export_release(room.workspace, tmp_path / "o", now=now))
+            == code
         )
     nothing_written(tmp_path)
 
@@ -155,11 +157,17 @@ def test_a_verdict_by_a_stranger_or_by_the_site(room: Room, tmp_path: Path) -> N
     release = room.signed()
     path = release.path / "verdict.dsse.json"
     path.write_bytes(forged(release, room.second, lambda predicate: None).to_bytes())
-    room.refused("unknown-auditor", lambda: export_release(room.workspace, tmp_path / "out", now=room.now))
+    assert (
+        room.refusal(lambda: export_release(room.workspace, tmp_path / "out", now=room.now))
+        == "unknown-auditor"
+    )
     site_key = room.workspace.site_key()
     room.workspace.record_signer(release, site_key.verify_key)
     path.write_bytes(forged(release, site_key, lambda predicate: None).to_bytes())
-    room.refused("auditor-is-site", lambda: export_release(room.workspace, tmp_path / "out", now=room.now))
+    assert (
+        room.refusal(lambda: export_release(room.workspace, tmp_path / "out", now=room.now))
+        == "auditor-is-site"
+    )
 
 
 @pytest.mark.parametrize(
@@ -177,7 +185,10 @@ def test_a_verdict_that_forbids_opens_nothing_even_when_signed(
     room.workspace.record_signer(release, room.auditor.verify_key)
     path = release.path / "verdict.dsse.json"
     path.write_bytes(forged(release, room.auditor, change).to_bytes())
-    room.refused("verdict-forbids", lambda: export_release(room.workspace, tmp_path / "out", now=room.now))
+    assert (
+        room.refusal(lambda: export_release(room.workspace, tmp_path / "out", now=room.now))
+        == "verdict-forbids"
+    )
     nothing_written(tmp_path)
 
 
@@ -198,14 +209,14 @@ def test_other_files_changed_after_sealing_or_signing(room: Room, tmp_path: Path
     release = room.signed()
     path = release.path / name
     path.write_bytes(path.read_bytes() + b" ")
-    room.refused("unsealed", lambda: export_release(room.workspace, tmp_path / "out", now=room.now))
+    assert room.refusal(lambda: export_release(room.workspace, tmp_path / "out", now=room.now)) == "unsealed"
     nothing_written(tmp_path)
 
 
 def test_the_gallery_put_in_place_of_the_page(room: Room, tmp_path: Path) -> None:
     release = room.signed()
     release.page.write_bytes(b"<p>SITE ONLY \xe2\x80\x93 do not export</p>")
-    room.refused("site-only", lambda: export_release(room.workspace, tmp_path / "out", now=room.now))
+    assert room.refusal(lambda: export_release(room.workspace, tmp_path / "out", now=room.now)) == "site-only"
 
 
 def test_out_that_exists_or_has_no_place(room: Room, tmp_path: Path) -> None:

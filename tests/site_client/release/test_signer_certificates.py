@@ -119,14 +119,18 @@ def test_the_enrolled_sites_own_authority_is_the_default(
     pinned.parent.mkdir(parents=True, exist_ok=True)
     pinned.write_bytes(consortium.made.ca.read_bytes())
     theirs = Credentials(Envelope.load(elsewhere.auditor.kit))
-    room.refused("kit-of-another-consortium", lambda: consortium.sign(key=elsewhere.key, credentials=theirs))
+    assert (
+        room.refusal(lambda: consortium.sign(key=elsewhere.key, credentials=theirs))
+        == "kit-of-another-consortium"
+    )
     consortium.sign(credentials=Credentials(Envelope.load(consortium.auditor.kit)))
 
 
 def test_revoked_before_signing(consortium: Consortium, room: Room) -> None:
     consortium.revoke()
-    room.refused(
-        "signer-revoked", lambda: consortium.sign(credentials=consortium.credentials(revocations=True))
+    assert (
+        room.refusal(lambda: consortium.sign(credentials=consortium.credentials(revocations=True)))
+        == "signer-revoked"
     )
 
 
@@ -147,9 +151,9 @@ def test_an_older_list_does_not_hide_a_newer_one(consortium: Consortium, room: R
     new = consortium.revoke()
     (room.workspace.find(None).path / "revocations.dsse.json").write_bytes(new.to_bytes())
     given = Credentials(None, None, (old,))
-    room.refused(
-        "signer-revoked",
-        lambda: export_release(room.workspace, tmp_path / "b", now=NOW, credentials=given),
+    assert (
+        room.refusal(lambda: export_release(room.workspace, tmp_path / "b", now=NOW, credentials=given))
+        == "signer-revoked"
     )
 
 

@@ -115,7 +115,7 @@ def test_no_exception_opens_fail_or_invalid(room: Room, status: str) -> None:
     release = room.draft()
     exception = VerdictException(reason="because", approver="release board")
     audit = room.audit(release, set_verdict(status))
-    room.refused("verdict-forbids", lambda: room.sign(release, audit, exception=exception))
+    assert room.refusal(lambda: room.sign(release, audit, exception=exception)) == "verdict-forbids"
 
 
 def test_a_pass_takes_no_exception(room: Room) -> None:
@@ -136,7 +136,7 @@ def test_a_report_without_its_evidence_is_not_believed(room: Room) -> None:
 def test_the_site_cannot_be_its_own_auditor(room: Room) -> None:
     release = room.draft()
     key = room.workspace.site_key()
-    room.refused("auditor-is-site", lambda: room.sign(release, room.audit(release), key))
+    assert room.refusal(lambda: room.sign(release, room.audit(release), key)) == "auditor-is-site"
 
 
 def test_only_accepted_auditors_sign_where_the_site_names_them(room: Room, tmp_path: Path) -> None:
@@ -158,7 +158,9 @@ def test_another_verdict_over_a_signed_one(room: Room) -> None:
     def other(report: dict[str, Any]) -> None:
         report["seed"] = 8
 
-    room.refused("already-signed", lambda: room.sign(release, room.audit(release, other), room.second))
+    assert (
+        room.refusal(lambda: room.sign(release, room.audit(release, other), room.second)) == "already-signed"
+    )
 
 
 def test_days_and_exposed_keys(room: Room, tmp_path: Path) -> None:
@@ -184,4 +186,4 @@ def test_a_page_with_real_tiles_is_refused(room: Room, page: bytes) -> None:
     release = room.draft()
     audit = room.audit(release)
     (audit / "report.html").write_bytes(page)
-    room.refused("site-only", lambda: room.sign(release, audit))
+    assert room.refusal(lambda: room.sign(release, audit)) == "site-only"

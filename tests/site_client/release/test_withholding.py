@@ -89,12 +89,12 @@ def test_an_audit_that_was_not_told_of_the_filtering_is_refused(room: Room) -> N
     release, rest, first = withheld(room)
     for change in (None, knowing(first, 1, 6), knowing(first, 2, 7)):
         audit = room.audit(rest, change)
-        room.refused("filtering-not-stated", lambda audit=audit: room.sign(rest, audit))  # type: ignore[misc]
+        assert room.refusal(lambda audit=audit: room.sign(rest, audit)) == "filtering-not-stated"  # type: ignore[misc]
     other = room.audit(release)
     audit = room.audit(rest, knowing(other, 2, 6))
-    room.refused("filtering-not-stated", lambda: room.sign(rest, audit))
+    assert room.refusal(lambda: room.sign(rest, audit)) == "filtering-not-stated"
     audit = room.audit(release, knowing(first, 2, 6))
-    room.refused("filtering-not-stated", lambda: room.sign(release, audit))
+    assert room.refusal(lambda: room.sign(release, audit)) == "filtering-not-stated"
 
 
 def test_a_release_is_filtered_once(room: Room) -> None:
@@ -105,9 +105,11 @@ def test_a_release_is_filtered_once(room: Room) -> None:
         flagging("00001.png")(report)
 
     again = room.audit(rest, lied)
-    room.refused(
-        "filtered-before",
-        lambda: withhold_flagged(room.workspace, again, now=room.now, release_id=rest.release_id),
+    assert (
+        room.refusal(
+            lambda: withhold_flagged(room.workspace, again, now=room.now, release_id=rest.release_id)
+        )
+        == "filtered-before"
     )
 
 

@@ -22,6 +22,7 @@ from pixcell_core.training.adapters import adapter_state, attach_lora
 from pixcell_core.training.feature_store import FeatureStoreWriter
 from site_client.approvals.enrolment import enrol
 from site_client.approvals.site_folder import SiteFolder
+from tests.any_study import any_study
 
 torch.set_num_threads(1)
 
@@ -98,31 +99,22 @@ def make_ca(path: Path) -> Path:
 
 def make_study(base: Path, sites: tuple[str, ...] = ("east",), **changes: Any) -> Study:
     """A study the tiny base can train."""
-    now = datetime.now(UTC).replace(microsecond=0)
     settings: dict[str, Any] = {
         "id": "tiny",
-        "created_at": now,
-        "expires_at": now + timedelta(days=1),
         "base_digest": base_digest(base),
         "code_digest": installed_code_digest(),
         "adapter": AdapterSettings(rank=2, targets=TARGETS, seed=7),
         "rounds": 2,
-        "steps_per_round": 2,
         "noise_multiplier": 4.0,
         "max_grad_norm": 0.1,
-        "delta": 1e-5,
         "epsilon_cap": 20.0,
         "expected_patients": 5,
-        "tiles_per_patient": 2,
-        "learning_rate": 0.1,
-        "tile_size": 64,
-        "mpp": 1.0,
         "sites": sites,
         "quorum": 1,
         "round_timeout_s": 20.0,
         "reply_grid_s": 0.0,
     }
-    return Study.model_validate(settings | changes)
+    return any_study(**settings | changes)
 
 
 def start_of(base: Path, study: Study) -> Arrays:
