@@ -97,6 +97,7 @@ class Bench:
             "lower": clopper_pearson_lower(found, self.per_kind),
             "right_source": int((scores.match[flagged] == rows[flagged]).sum()),
             "median_correlation": float(np.median(scores.correlation)),
+            "median_detail": float(np.median(scores.detail)),
             "median_inliers": int(np.median(scores.inliers)),
         }
 
@@ -278,7 +279,7 @@ def _key(record: dict[str, Any], kind: str) -> str:
 
 def _code() -> str:
     """Digest of the modules that decide a score: a record of other code is not this code's record."""
-    names = ("geometry", "keypoints", "votes", "screen", "spectrum", "neighbours", "plants", "features")
+    names = ("geometry", "detail", "keypoints", "votes", "screen", "spectrum", "neighbours", "plants", "features")
     raw = b"".join((_ROOT / "privacy_audit" / f"{name}.py").read_bytes() for name in names)
     return hashlib.sha256(raw).hexdigest()[:12]
 

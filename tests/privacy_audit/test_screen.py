@@ -155,6 +155,7 @@ def test_a_screen_that_follows_colour_is_invalid(
             match=at.numpy(),
             aligned=np.zeros((len(queries), 3), dtype=np.int64),
             correlation=nothing,
+            detail=nothing,
             inliers=nothing.astype(np.int64),
             by_keypoints=nothing.astype(bool),
         )
