@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +33,7 @@ _FLOOR = 0.25  # of the spread of a thumbnail with texture: an empty field is no
 _CLIP = 3.0
 _LEAST_LENGTH = 0.1 * FINE_SIDE  # a fifth of what a tile with texture has: nothing resembles an empty field
 _BLOCK = 512
+_HALF = 0.5**0.5
 
 
 @dataclass(frozen=True)
@@ -51,18 +53,12 @@ def detail(thumbs: Tensor) -> Tensor:
     local = (band / spread.clamp_min(_FLOOR))[:, 0].clamp(-_CLIP, _CLIP)
     plan = _plan()
     plane = ((plan.waves @ local @ plan.waves.T) * plan.weight).flatten(1)
-    here, swapped = plane[:, plan.twice], plane[:, plan.twice_swapped]
-    vectors = torch.cat(
-        [
-            plane[:, plan.once],
-            (here + swapped) * 0.5**0.5,
-            (here - swapped) * 0.5**0.5,
-            plane[:, plan.mixed],
-            plane[:, plan.mixed_swapped],
-        ],
-        dim=1,
-    )
-    return vectors[:, plan.order] / vectors.norm(dim=1, keepdim=True).clamp_min(_LEAST_LENGTH)
+    groups = []
+    for alike in (plan.even, plan.odd):
+        here, swapped = plane[:, alike.above], plane[:, alike.below]
+        groups += [plane[:, alike.diagonal], (here + swapped) * _HALF, (here - swapped) * _HALF]
+    vectors = torch.cat([*groups, plane[:, plan.mixed], plane[:, plan.mixed_swapped]], dim=1)
+    return vectors / vectors.norm(dim=1, keepdim=True).clamp_min(_LEAST_LENGTH)
 
 
 class DetailIndex:
@@ -104,17 +100,19 @@ class DetailIndex:
         return DetailMatches(correlation, row, turn)
 
 
-def _best_of_eight(queries: npt.NDArray[np.float32], base: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def _best_of_eight(
+    queries: npt.NDArray[np.float32], base: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
     """The largest of the eight correlations of every query with every tile of the base: (q, n)."""
     ends = _plan().ends
-    both, both_turned, odd, odd_turned, mixed, mixed_swapped = (
+    even, even_turned, odd, odd_turned, mixed, mixed_swapped = (
         slice(low, high) for low, high in zip((0, *ends), ends, strict=False)
     )
 
     def product(left: slice, right: slice) -> npt.NDArray[np.float32]:
         return np.asarray(queries[:, left] @ base[:, right].T)
 
-    keeps, turns = product(both, both), product(both_turned, both_turned)
+    keeps, turns = product(even, even), product(even_turned, even_turned)
     odd_keeps, odd_turns = product(odd, odd), product(odd_turned, odd_turned)
     best: npt.NDArray[np.float32] | None = None
     for swap, sides in ((1.0, (mixed, mixed_swapped)), (-1.0, (mixed_swapped, mixed))):
@@ -130,51 +128,57 @@ def _best_of_eight(queries: npt.NDArray[np.float32], base: npt.NDArray[np.float3
 
 
 @dataclass(frozen=True)
+class _Alike:
+    """Flat places of coefficients that are even in both axes, or odd in both; swapping the axes swaps above and below."""
+
+    diagonal: Tensor
+    above: Tensor
+    below: Tensor
+
+
+@dataclass(frozen=True)
 class _Plan:
-    """Waves, filter, and where in the plane of coefficients each group of them lies."""
+    """Waves, filter, and where the groups of coefficients lie: in the plane, and in a vector."""
 
     waves: Tensor  # (2K+1, N): cosines of 0..K cycles, then sines of 1..K, orthonormal
     weight: Tensor  # (2K+1, 2K+1)
-    once: Tensor  # flat places on the diagonal: a swap of the axes leaves them alone
-    twice: Tensor  # above the diagonal ...
-    twice_swapped: Tensor  # ... and their mirror images below it
+    even: _Alike
+    odd: _Alike
     mixed: Tensor  # even down, odd across
     mixed_swapped: Tensor
-    order: Tensor  # (d,) brings the groups of `ends` together
-    ends: tuple[int, ...]
+    ends: tuple[int, ...]  # of the six groups of `_best_of_eight`
 
 
 @lru_cache(maxsize=1)
 def _plan() -> _Plan:
     place = torch.arange(FINE_SIDE) - (FINE_SIDE - 1) / 2
-    even, odd = torch.arange(REACH + 1), torch.arange(1, REACH + 1)
-    angle = 2.0 * torch.pi / FINE_SIDE
-    waves = torch.cat([(angle * even[:, None] * place).cos(), (angle * odd[:, None] * place).sin()])
-    waves = waves / waves.norm(dim=1, keepdim=True)
-    cycles = torch.cat([even, odd]).float()
-    radius = torch.hypot(cycles[:, None], cycles[None, :])
+    cycles = torch.cat([torch.arange(REACH + 1), torch.arange(1, REACH + 1)])
+    odd = torch.arange(len(cycles)) > REACH
+    angle = (2.0 * torch.pi / FINE_SIDE) * cycles[:, None] * place
+    waves = torch.where(odd[:, None], angle.sin(), angle.cos())
+    radius = torch.hypot(cycles[:, None].float(), cycles[None, :].float())
     inside = (radius >= LOWEST) & (radius <= REACH)
-    width = 2 * REACH + 1
-    down, across = torch.nonzero(inside, as_tuple=True)
-    is_odd, flat, swapped = cycles.new_tensor(0), down * width + across, across * width + down
-    alike = (down > REACH) == (across > REACH)
-    once, twice = flat[alike & (down == across)], flat[alike & (down < across)]
-    mixed = (down <= REACH) & (across > REACH)
-    del is_odd
-    kinds = torch.cat([(once // width > REACH).long() * 2, (twice // width > REACH).long() * 2])
-    kinds = torch.cat([kinds, (twice // width > REACH).long() * 2 + 1])
-    count = int(mixed.sum())
-    kinds = torch.cat([kinds, torch.full((count,), 4), torch.full((count,), 5)])
+
+    def flat(mask: Tensor) -> tuple[Tensor, Tensor]:
+        down, across = torch.nonzero(mask & inside, as_tuple=True)
+        return down * len(cycles) + across, across * len(cycles) + down
+
+    def alike(which: Tensor) -> _Alike:
+        square = which[:, None] & which[None, :]
+        above, below = flat(square.triu(1))
+        return _Alike(flat(square & torch.eye(len(cycles), dtype=torch.bool))[0], above, below)
+
+    groups = (alike(~odd), alike(odd))
+    mixed, mixed_swapped = flat(~odd[:, None] & odd[None, :])
+    sizes = [size for group in groups for size in (len(group.diagonal) + len(group.above), len(group.above))]
     return _Plan(
-        waves=waves,
+        waves=waves / waves.norm(dim=1, keepdim=True),
         weight=radius / REACH,
-        once=once,
-        twice=twice,
-        twice_swapped=swapped[alike & (down < across)],
-        mixed=flat[mixed],
-        mixed_swapped=swapped[mixed],
-        order=torch.argsort(kinds, stable=True),
-        ends=tuple(torch.bincount(kinds, minlength=6).cumsum(0).tolist()),
+        even=groups[0],
+        odd=groups[1],
+        mixed=mixed,
+        mixed_swapped=mixed_swapped,
+        ends=tuple(accumulate([*sizes, len(mixed), len(mixed)])),
     )
 
 

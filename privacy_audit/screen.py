@@ -52,7 +52,9 @@ class ScreenScores:
     match: npt.NDArray[np.int64]  # (q,) row of the reference
     aligned: npt.NDArray[np.int64]  # (q, 3): symmetry, dy, dx
     correlation: npt.NDArray[np.float64]  # (q,) in [0, 1], before keypoints
-    detail: npt.NDArray[np.float64]  # (q,) largest unshifted correlation of fine detail with any reference tile
+    detail: npt.NDArray[
+        np.float64
+    ]  # (q,) largest unshifted correlation of fine detail with any reference tile
     inliers: npt.NDArray[np.int64]  # (q,) most matches with any reference tile that obey one transform
     by_keypoints: npt.NDArray[np.bool_]  # (q,) whether the keypoints alone chose the match
 
@@ -83,9 +85,7 @@ def keypoint_score(inliers: npt.NDArray[np.int64], policy: CopyPolicy) -> npt.ND
     return np.asarray(beyond / (beyond + policy.half_inliers))
 
 
-def detail_score(
-    correlation: npt.NDArray[np.float64], policy: CopyPolicy
-) -> npt.NDArray[np.float64]:
+def detail_score(correlation: npt.NDArray[np.float64], policy: CopyPolicy) -> npt.NDArray[np.float64]:
     """Put a correlation of fine detail on the common scale: 0 at `chance_detail`, half at `half_detail` more."""
     beyond = np.maximum(correlation - policy.chance_detail, 0.0)
     return np.asarray(beyond / (beyond + policy.half_detail))

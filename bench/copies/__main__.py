@@ -279,7 +279,17 @@ def _key(record: dict[str, Any], kind: str) -> str:
 
 def _code() -> str:
     """Digest of the modules that decide a score: a record of other code is not this code's record."""
-    names = ("geometry", "detail", "keypoints", "votes", "screen", "spectrum", "neighbours", "plants", "features")
+    names = (
+        "geometry",
+        "detail",
+        "keypoints",
+        "votes",
+        "screen",
+        "spectrum",
+        "neighbours",
+        "plants",
+        "features",
+    )
     raw = b"".join((_ROOT / "privacy_audit" / f"{name}.py").read_bytes() for name in names)
     return hashlib.sha256(raw).hexdigest()[:12]
 
