@@ -15,6 +15,7 @@ Legend: B tiles, N side of a thumbnail, K highest frequency kept, d coefficients
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
@@ -24,7 +25,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from privacy_audit.geometry import FINE_SIDE, ORIENTATIONS, blur, orient
+from privacy_audit.geometry import FAR_FACTOR, FINE_SIDE, NEAR_SHIFT, ORIENTATIONS, blur, orient
 
 REACH = 24  # K, cycles per tile; the grid of JPEG's 8-pixel blocks lies at 28 in a tile of 224 pixels
 LOWEST = 3.0  # cycles per tile
@@ -45,14 +46,28 @@ class DetailMatches:
     turn: Tensor  # (q, m) int64, the symmetry of `geometry.orient` that lays the query on the row
 
 
+@dataclass(frozen=True)
+class DetailShift:
+    """The candidate that is most like each query at any shift."""
+
+    correlation: Tensor  # (q,) float32; a real shift counts `geometry.FAR_FACTOR` of one that was expected
+    row: Tensor  # (q,) int64
+    aligned: Tensor  # (q, 3) int64: symmetry, dy, dx, as in `geometry.correlate`
+
+    @classmethod
+    def join(cls, parts: Sequence[DetailShift]) -> DetailShift:
+        """Put several sets one after the other."""
+        return cls(
+            torch.cat([part.correlation for part in parts]),
+            torch.cat([part.row for part in parts]),
+            torch.cat([part.aligned for part in parts]),
+        )
+
+
 def detail(thumbs: Tensor) -> Tensor:
     """Unit vectors (B, d) of (B, N, N) thumbnails as `geometry.evened` makes them; shorter for an empty field."""
-    band = thumbs.float()[:, None]
-    band = band - blur(band, _SIGMA * FINE_SIDE)
-    spread = blur(band * band, _SIGMA * FINE_SIDE).sqrt()
-    local = (band / spread.clamp_min(_FLOOR))[:, 0].clamp(-_CLIP, _CLIP)
     plan = _plan()
-    plane = ((plan.waves @ local @ plan.waves.T) * plan.weight).flatten(1)
+    plane = ((plan.waves @ _even_contrast(thumbs) @ plan.waves.T) * plan.weight).flatten(1)
     groups = []
     for alike in (plan.even, plan.odd):
         here, swapped = plane[:, alike.above], plane[:, alike.below]
@@ -65,6 +80,7 @@ class DetailIndex:
     """Every tile of a fixed base, to be compared with any query in all eight symmetries; no tile is left out."""
 
     def __init__(self, thumbs: Tensor) -> None:
+        self._thumbs = thumbs
         self._base = _vectors(thumbs).half()
 
     def __len__(self) -> int:
@@ -86,6 +102,29 @@ class DetailIndex:
                 rows[number] = at.gather(1, order)
         row = torch.cat(rows) if rows else torch.empty(0, keep, dtype=torch.int64)
         return self._turned(thumbs, row)
+
+    def best_shift(self, thumbs: Tensor, candidates: Tensor) -> DetailShift:
+        """The best of (q, k) candidate rows for (q, N, N) thumbnails, in every symmetry and at every shift.
+
+        Shifts wrap round: what leaves on one side meets foreign tissue on the other, which adds nothing but noise.
+        """
+        unique, inverse = candidates.unique(return_inverse=True)
+        base = _spectra(self._thumbs[unique]).conj().resolve_conj()
+        prior = _shift_prior()
+        correlation, place = torch.zeros(len(thumbs)), torch.zeros(len(thumbs), 3, dtype=torch.int64)
+        for which in range(ORIENTATIONS):
+            query = _spectra(orient(thumbs.float(), which))
+            for number, known in enumerate(inverse):
+                cross = torch.fft.irfft2(query[number] * base[known], s=prior.shape, norm="forward")
+                best, at = (cross * prior).flatten().max(dim=0)
+                if best > correlation[number]:
+                    candidate, where = divmod(int(at), prior.numel())
+                    correlation[number] = best
+                    place[number] = torch.tensor([candidate, which, where])
+        row = candidates.gather(1, place[:, :1])[:, 0]
+        shift = torch.stack([place[:, 2] // FINE_SIDE, place[:, 2] % FINE_SIDE], dim=1)
+        shift = (shift + FINE_SIDE // 2) % FINE_SIDE - FINE_SIDE // 2
+        return DetailShift(correlation, row, torch.cat([place[:, 1:2], shift], dim=1))
 
     def _turned(self, thumbs: Tensor, row: Tensor) -> DetailMatches:
         """Which of the eight symmetries lays each query on each of its rows (q, m)."""
@@ -180,6 +219,33 @@ def _plan() -> _Plan:
         mixed_swapped=mixed_swapped,
         ends=tuple(accumulate([*sizes, len(mixed), len(mixed)])),
     )
+
+
+def _even_contrast(thumbs: Tensor) -> Tensor:
+    band = thumbs.float()[:, None]
+    band = band - blur(band, _SIGMA * FINE_SIDE)
+    spread = blur(band * band, _SIGMA * FINE_SIDE).sqrt()
+    return (band / spread.clamp_min(_FLOOR))[:, 0].clamp(-_CLIP, _CLIP)
+
+
+def _spectra(thumbs: Tensor) -> Tensor:
+    """Fourier transforms (B, N, N/2+1) of what `detail` measures, of unit length over the whole plane."""
+    cycles = torch.fft.fftfreq(FINE_SIDE, 1 / FINE_SIDE)
+    radius = torch.hypot(cycles[:, None], cycles[None, : FINE_SIDE // 2 + 1])
+    weight = torch.where((radius >= LOWEST) & (radius <= REACH), radius / REACH, 0.0)
+    spectrum = torch.fft.rfft2(_even_contrast(thumbs), norm="ortho") * weight
+    power = spectrum.abs() ** 2
+    # Each column but the first stands for two.
+    length = (2.0 * power.sum((1, 2)) - power[:, :, 0].sum(1)).sqrt()
+    return spectrum / length.clamp_min(_LEAST_LENGTH)[:, None, None]
+
+
+@lru_cache(maxsize=1)
+def _shift_prior() -> Tensor:
+    """(N, N) factor of the correlation at each shift that wraps round: chance finds its best among thousands."""
+    steps = torch.fft.fftfreq(FINE_SIDE, 1 / FINE_SIDE).abs()
+    near = (steps[:, None] <= NEAR_SHIFT) & (steps[None, :] <= NEAR_SHIFT)
+    return torch.where(near, 1.0, FAR_FACTOR)
 
 
 def _vectors(thumbs: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pixcell_core.cli.progress import progress
-from privacy_audit.detail import DetailIndex
+from privacy_audit.detail import DetailIndex, DetailMatches, DetailShift
 from privacy_audit.features import TileFeatures
 from privacy_audit.geometry import (
     COARSE_SIDE,
@@ -54,7 +54,7 @@ class ScreenScores:
     correlation: npt.NDArray[np.float64]  # (q,) in [0, 1], before keypoints
     detail: npt.NDArray[
         np.float64
-    ]  # (q,) largest unshifted correlation of fine detail with any reference tile
+    ]  # (q,) largest correlation of fine detail: with any tile, or shifted with a candidate
     inliers: npt.NDArray[np.int64]  # (q,) most matches with any reference tile that obey one transform
     by_keypoints: npt.NDArray[np.bool_]  # (q,) whether the keypoints alone chose the match
 
@@ -115,6 +115,7 @@ class CopyScreen:
         candidates = torch.cat([by_eye, self._candidates_by_spectrum(queries.thumbs, k)], dim=1)
         fine = self._detail.best(queries.thumbs, self._policy.verified_orientations)
         found: list[tuple[Tensor, Tensor, Tensor]] = []
+        moved: list[DetailShift] = []
         with progress(label, total=len(queries), unit="tiles") as bar:
             for start in range(0, len(queries), _QUERIES_AT_ONCE):
                 rows = slice(start, min(start + _QUERIES_AT_ONCE, len(queries)))
@@ -123,6 +124,7 @@ class CopyScreen:
                 who = torch.cat([eye_rows, fine.row[rows]], dim=1)
                 how = torch.cat([eye_turns, fine.turn[rows]], dim=1)
                 found.append(self._verify(thumbs, who, how))
+                moved.append(self._detail.best_shift(thumbs, candidates[rows]))
                 bar.advance(len(thumbs))
         best, match, aligned = (torch.cat(parts) for parts in zip(*found, strict=True))
         correlation, by_shape = best.double().numpy(), match.numpy()
@@ -132,20 +134,20 @@ class CopyScreen:
         same = keypoint_score(np.array([found.same.inliers for found in agreed]), self._policy)
         # Two kinds of evidence for one pair: what speaks against it must speak against both.
         shape = 1.0 - (1.0 - correlation) * (1.0 - same)
-        detail = fine.correlation[:, 0].double().numpy()
-        beneath = detail_score(detail, self._policy)
-        by_detail = beneath > shape
-        unshifted = F.pad(fine.turn[:, :1], (0, 2)).numpy()
-        unmoved = np.where(by_detail, fine.row[:, 0].numpy(), by_shape)
-        still = np.maximum(shape, beneath)
+        beneath = _strongest(fine, DetailShift.join(moved))
+        detail = beneath.correlation.double().numpy()
+        under = detail_score(detail, self._policy)
+        by_detail = under > shape
+        seen = np.maximum(shape, under)
+        row = np.where(by_detail, beneath.row.numpy(), by_shape)
         return ScreenScores(
-            np.maximum(still, points),
-            np.where(points > still, [found.row for found in agreed], unmoved).astype(np.int64),
-            np.where(by_detail[:, None], unshifted, aligned.numpy()),
+            np.maximum(seen, points),
+            np.where(points > seen, [found.row for found in agreed], row).astype(np.int64),
+            np.where(by_detail[:, None], beneath.aligned.numpy(), aligned.numpy()),
             correlation,
             detail,
             inliers,
-            points > still,
+            points > seen,
         )
 
     def _agree(
@@ -219,3 +221,14 @@ class CopyScreen:
 
 def _shrink(thumbs: Tensor) -> Tensor:
     return F.avg_pool2d(thumbs[:, None].float(), FINE_SIDE // COARSE_SIDE)[:, 0]
+
+
+def _strongest(unmoved: DetailMatches, moved: DetailShift) -> DetailShift:
+    """The better of the best match without a shift, among all tiles, and at any shift, among the candidates."""
+    first = unmoved.correlation[:, 0] >= moved.correlation
+    aligned = F.pad(unmoved.turn[:, :1], (0, 2))
+    return DetailShift(
+        torch.where(first, unmoved.correlation[:, 0], moved.correlation),
+        torch.where(first, unmoved.row[:, 0], moved.row),
+        torch.where(first[:, None], aligned, moved.aligned),
+    )
