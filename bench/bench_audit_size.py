@@ -21,6 +21,7 @@ import torch
 
 from pixcell_core.procedural import patient_look, render_field, site_look
 from privacy_audit import screen
+from privacy_audit.detail import DetailIndex
 from privacy_audit.eye import SecondEye
 from privacy_audit.features import TileFeatures, describe, join
 from privacy_audit.geometry import orient
@@ -51,7 +52,7 @@ def main() -> None:
     )
     queries = join([released, null])
     _timed(clock, CopyScreen, "_candidates_by_spectrum", "spectra: all with all")
-    _timed(clock, CopyScreen, "_candidates_by_shape", "pooled shape: all with all")
+    _timed(clock, DetailIndex, "best", "fine detail: all with all")
     _timed(clock, CopyScreen, "_agree", "keypoints: votes and verification")
     _timed(clock, CopyScreen, "_best_turns", "correlation: coarse")
     _timed(clock, CopyScreen, "_verify", "correlation: fine")

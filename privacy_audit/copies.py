@@ -166,8 +166,8 @@ def near_copies(
         status=status,
         why=why,
         cannot_show=(
-            "Patches of 64 pixels pasted elsewhere, zooms beyond a factor of two, blends in which the training tile is "
-            f"the weaker part; copies of the {unrecognisable:.1%} of training tiles that show almost no nuclei."
+            "Patches of 64 pixels pasted elsewhere, zooms beyond a factor of two, blends in which the training tile has "
+            f"less than half of the weight; copies of the {unrecognisable:.1%} of training tiles that show almost no nuclei."
         ),
         histogram=histogram(
             conformal.null,

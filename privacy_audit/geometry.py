@@ -56,7 +56,7 @@ def evened(density: Tensor, side: int) -> Tensor:
     may be pale.
     """
     band = _band(density, side)
-    spread = _blur(band * band, _BAND_SIGMA * side).sqrt()
+    spread = blur(band * band, _BAND_SIGMA * side).sqrt()
     return (band / spread.clamp_min(_OD_FLOOR))[:, 0].clamp(-4.0, 4.0)
 
 
@@ -186,10 +186,10 @@ def _band(density: Tensor, side: int) -> Tensor:
         small = F.adaptive_avg_pool2d(clipped, side)
     else:  # enlarged smoothly: steps between repeated pixels would be keypoints
         small = F.interpolate(clipped, size=(side, side), mode="bilinear", align_corners=False)
-    return small - _blur(small, _BAND_SIGMA * side)
+    return small - blur(small, _BAND_SIGMA * side)
 
 
-def _blur(images: Tensor, sigma: float) -> Tensor:
+def blur(images: Tensor, sigma: float) -> Tensor:
     """Gaussian blur of (B, 1, N, N) with mirrored borders, as two matrix products: far cheaper than a wide kernel."""
     smooth = _smoothing(images.shape[-1], sigma)
     return smooth @ images @ smooth.T

@@ -47,8 +47,8 @@ from privacy_audit.self_test import SENSITIVITY, sensitivity, specificity
 from privacy_audit.subject import Cohort
 
 NOT_TESTED = (
-    "Copies blended half and half with other tissue, and patches of 64 pixels pasted elsewhere: planted and reported, "
-    "without a gate.",
+    "Patches of 64 pixels pasted elsewhere: planted and reported, without a gate. Blends in which the training tile has "
+    "less than half of the weight: not planted.",
     "Attributes of a patient that a released tile may tell without looking like any of that patient's tiles.",
 )
 

@@ -69,6 +69,8 @@ class CopyPolicy(_Part):
     voted_candidates: Annotated[int, Field(ge=0, le=64)]
     chance_inliers: Annotated[int, Field(ge=0, le=64)]
     half_inliers: Annotated[float, Field(gt=0, le=64)]
+    chance_detail: Share
+    half_detail: Annotated[float, Field(gt=0, le=1)]
     flag_p: Share
     confirm_score: Share
     max_flagged_share: Share

@@ -1,10 +1,11 @@
 """The near-copy screen: one score per tile, the same for released, holdout and planted tiles.
 
-Candidates come from four retrievals that fail differently: the second eye, shape spectra (blind to shifts), pooled
-haematoxylin (blind to detail) under the eight symmetries, and votes of keypoints (blind to turns, zooms and pastes).
-Candidates are compared in two ways. Correlation: in every symmetry at coarse size with a shift search, and the best
-few pairs again at full thumbnail size, see `geometry.correlate`. Keypoints: matched, and one similarity transform
-fitted to the matches, see `keypoints.agreement`. The score is the better of the two, on one scale from 0 to 1.
+Candidates come from four retrievals that fail differently: the second eye, shape spectra (blind to shifts), fine
+detail under the eight symmetries (blind to stain and to what lies over it), and votes of keypoints (blind to turns,
+zooms and pastes). Candidates are compared in two ways. Correlation: in every symmetry at coarse size with a shift
+search, and the best few pairs again at full thumbnail size, see `geometry.correlate`. Keypoints: matched, and one
+similarity transform fitted to the matches, see `keypoints.agreement`. Fine detail needs no candidates: every query is
+compared with every tile, see `detail`. The score is the best of the three, on one scale from 0 to 1.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pixcell_core.cli.progress import progress
+from privacy_audit.detail import DetailIndex, DetailMatches, DetailShift
 from privacy_audit.features import TileFeatures
 from privacy_audit.geometry import (
     COARSE_SIDE,
@@ -26,7 +28,6 @@ from privacy_audit.geometry import (
     Shifts,
     correlate,
     orient,
-    pooled,
     spectra,
 )
 from privacy_audit.keypoints import NOTHING, Agreement, agreement
@@ -43,14 +44,17 @@ class ScreenScores:
     """Best match of each query among the reference tiles.
 
     `aligned` holds the symmetry to apply to the query and the shift (dy, dx), in thumbnail pixels, that then
-    brings the reference onto it; it belongs to the correlation, which may have chosen another reference tile
-    than the keypoints did.
+    brings the reference onto it; it belongs to the correlation or the fine detail, which may have chosen another
+    reference tile than the keypoints did.
     """
 
     score: npt.NDArray[np.float64]  # (q,) in [0, 1]
     match: npt.NDArray[np.int64]  # (q,) row of the reference
     aligned: npt.NDArray[np.int64]  # (q, 3): symmetry, dy, dx
     correlation: npt.NDArray[np.float64]  # (q,) in [0, 1], before keypoints
+    detail: npt.NDArray[
+        np.float64
+    ]  # (q,) largest correlation of fine detail: with any tile, or shifted with a candidate
     inliers: npt.NDArray[np.int64]  # (q,) most matches with any reference tile that obey one transform
     by_keypoints: npt.NDArray[np.bool_]  # (q,) whether the keypoints alone chose the match
 
@@ -60,6 +64,7 @@ class ScreenScores:
             self.match[rows],
             self.aligned[rows],
             self.correlation[rows],
+            self.detail[rows],
             self.inliers[rows],
             self.by_keypoints[rows],
         )
@@ -80,6 +85,12 @@ def keypoint_score(inliers: npt.NDArray[np.int64], policy: CopyPolicy) -> npt.ND
     return np.asarray(beyond / (beyond + policy.half_inliers))
 
 
+def detail_score(correlation: npt.NDArray[np.float64], policy: CopyPolicy) -> npt.NDArray[np.float64]:
+    """Put a correlation of fine detail on the common scale: 0 at `chance_detail`, half at `half_detail` more."""
+    beyond = np.maximum(correlation - policy.chance_detail, 0.0)
+    return np.asarray(beyond / (beyond + policy.half_detail))
+
+
 class CopyScreen:
     """Scores any tiles against one fixed reference set (the training tiles)."""
 
@@ -91,7 +102,7 @@ class CopyScreen:
         self._spectra = shapes(reference.thumbs)
         self._fine = reference.thumbs
         self._coarse = _shrink(reference.thumbs)
-        self._pooled = torch.cat([pooled(part.float()) for part in reference.thumbs.split(512)])
+        self._detail = DetailIndex(reference.thumbs)
         self._keypoints = reference.keypoints
         self._votes = VoteIndex(reference.keypoints)
         self._fine_plan = Shifts.of(FINE_SIDE, policy.min_overlap)
@@ -102,16 +113,18 @@ class CopyScreen:
         k = self._policy.candidates_per_source
         by_eye = nearest(self._standardise(queries.embeddings), self._embeddings, k)[1]
         candidates = torch.cat([by_eye, self._candidates_by_spectrum(queries.thumbs, k)], dim=1)
-        shape_rows, shape_turns = self._candidates_by_shape(queries.thumbs)
+        fine = self._detail.best(queries.thumbs, self._policy.verified_orientations)
         found: list[tuple[Tensor, Tensor, Tensor]] = []
+        moved: list[DetailShift] = []
         with progress(label, total=len(queries), unit="tiles") as bar:
             for start in range(0, len(queries), _QUERIES_AT_ONCE):
                 rows = slice(start, min(start + _QUERIES_AT_ONCE, len(queries)))
                 thumbs = queries.thumbs[rows].float()
                 eye_rows, eye_turns = self._best_turns(thumbs, candidates[rows])
-                who = torch.cat([eye_rows, shape_rows[rows]], dim=1)
-                how = torch.cat([eye_turns, shape_turns[rows]], dim=1)
+                who = torch.cat([eye_rows, fine.row[rows]], dim=1)
+                how = torch.cat([eye_turns, fine.turn[rows]], dim=1)
                 found.append(self._verify(thumbs, who, how))
+                moved.append(self._detail.best_shift(thumbs, candidates[rows]))
                 bar.advance(len(thumbs))
         best, match, aligned = (torch.cat(parts) for parts in zip(*found, strict=True))
         correlation, by_shape = best.double().numpy(), match.numpy()
@@ -121,13 +134,20 @@ class CopyScreen:
         same = keypoint_score(np.array([found.same.inliers for found in agreed]), self._policy)
         # Two kinds of evidence for one pair: what speaks against it must speak against both.
         shape = 1.0 - (1.0 - correlation) * (1.0 - same)
+        beneath = _strongest(fine, DetailShift.join(moved))
+        detail = beneath.correlation.double().numpy()
+        under = detail_score(detail, self._policy)
+        by_detail = under > shape
+        seen = np.maximum(shape, under)
+        row = np.where(by_detail, beneath.row.numpy(), by_shape)
         return ScreenScores(
-            np.maximum(shape, points),
-            np.where(points > shape, [found.row for found in agreed], by_shape).astype(np.int64),
-            aligned.numpy(),
+            np.maximum(seen, points),
+            np.where(points > seen, [found.row for found in agreed], row).astype(np.int64),
+            np.where(by_detail[:, None], beneath.aligned.numpy(), aligned.numpy()),
             correlation,
+            detail,
             inliers,
-            points > shape,
+            points > seen,
         )
 
     def _agree(
@@ -172,22 +192,6 @@ class CopyScreen:
         best = torch.cat(similar, dim=1).topk(rows[0].shape[1], dim=1).indices
         return torch.cat(rows, dim=1).gather(1, best)
 
-    def _candidates_by_shape(self, thumbs: Tensor) -> tuple[Tensor, Tensor]:
-        """Reference rows and symmetries, both (q, m), whose pooled shape fits best without a shift."""
-        keep = self._policy.verified_orientations
-        rows, turns = [], []
-        for block in thumbs.split(512):
-            similar, found = [], []
-            for which in range(ORIENTATIONS):
-                turned = pooled(orient(block.float(), which))
-                near, at = most_similar(turned, self._pooled, keep)
-                similar.append(near)
-                found.append(at)
-            order = torch.cat(similar, dim=1).topk(found[0].shape[1], dim=1).indices
-            rows.append(torch.cat(found, dim=1).gather(1, order))
-            turns.append(order // found[0].shape[1])
-        return torch.cat(rows), torch.cat(turns)
-
     def _best_turns(self, thumbs: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
         """Compare (q, k) candidates in every symmetry at coarse size; the best (q, m) rows and symmetries."""
         count, k = candidates.shape
@@ -217,3 +221,14 @@ class CopyScreen:
 
 def _shrink(thumbs: Tensor) -> Tensor:
     return F.avg_pool2d(thumbs[:, None].float(), FINE_SIDE // COARSE_SIDE)[:, 0]
+
+
+def _strongest(unmoved: DetailMatches, moved: DetailShift) -> DetailShift:
+    """The better of the best match without a shift, among all tiles, and at any shift, among the candidates."""
+    first = unmoved.correlation[:, 0] >= moved.correlation
+    aligned = F.pad(unmoved.turn[:, :1], (0, 2))
+    return DetailShift(
+        torch.where(first, unmoved.correlation[:, 0], moved.correlation),
+        torch.where(first, unmoved.row[:, 0], moved.row),
+        torch.where(first[:, None], aligned, moved.aligned),
+    )

@@ -2,6 +2,8 @@
 
     python bench/copies --data DIR --out results.jsonl      real tiles and drawn ones, K = 60 a kind
     python bench/copies --quick                             drawn tiles only, a minute
+    python bench/copies --data DIR --real-only --part untouched     the half of the real groups on which nothing was chosen
+    python bench/copies --data DIR --real-only --kinds blend --seed 3   another split of the groups
 
 Every kind of copy of the audit's ladder is planted from training tiles and searched by the audit's own screen; the
 threshold is the score that one holdout tile in a thousand exceeds. One record per data set and kind is appended to
@@ -24,7 +26,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from tiles import TileSet, procedural_tiles, real_tiles
+from beyond import BEYOND
+from tiles import TileSet, part_of, procedural_tiles, real_tiles
 
 from privacy_audit.copies import Conformal
 from privacy_audit.eye import SecondEye
@@ -97,6 +100,7 @@ class Bench:
             "lower": clopper_pearson_lower(found, self.per_kind),
             "right_source": int((scores.match[flagged] == rows[flagged]).sum()),
             "median_correlation": float(np.median(scores.correlation)),
+            "median_detail": float(np.median(scores.detail)),
             "median_inliers": int(np.median(scores.inliers)),
         }
 
@@ -169,7 +173,11 @@ def main() -> None:
             "holdout_groups": len(set(bench.holdout.groups)),
         }
         jobs: dict[str, Any] = {CLEAN: bench.clean, RECOLOURED: bench.recoloured}
-        jobs |= {kind.key: partial(bench.kind, kind) for kind in KINDS}
+        jobs |= {
+            kind.key: partial(bench.kind, kind)
+            for kind in (*KINDS, *BEYOND)
+            if options.kinds is None or kind.key in options.kinds
+        }
         missing = {key: act for key, act in jobs.items() if _key(head, key) not in done}
         if missing:
             bench.prepare()
@@ -191,7 +199,7 @@ def table(records: list[dict[str, Any]]) -> str:
         "| planted | found | share | 95 % interval | goal | met | right source | inliers (median) |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    words = {kind.key: kind.words for kind in KINDS}
+    words = {kind.key: kind.words for kind in (*KINDS, *BEYOND)}
     for record in records:
         found, planted = record["found"], record["planted"]
         low, high = two_sided(found, planted)
@@ -236,7 +244,17 @@ def _data(options: argparse.Namespace) -> list[tuple[str, Any]]:
     rng = np.random.default_rng(options.seed)
     sets: list[tuple[str, Any]] = []
     if options.data is not None:
-        sets.append(("real tiles", lambda: real_tiles(options.data).split(0.35, rng)))
+
+        def real() -> tuple[TileSet, TileSet]:
+            if options.part == "all":
+                return real_tiles(options.data).split(0.35, rng)
+            # The numbers were chosen under one split: another would mix the two parts again.
+            train, holdout = real_tiles(options.data).split(0.35, np.random.default_rng(0))
+            return part_of(train, holdout, options.part)
+
+        sets.append(("real tiles" if options.part == "all" else f"real tiles, {options.part} part", real))
+    if options.real_only:
+        return sets
     train, holdout = (320, 400) if options.quick else (1600, 3200)
 
     def drawn() -> tuple[TileSet, TileSet]:
@@ -255,10 +273,23 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--per-kind", type=int, default=None, help="planted copies of each kind (60)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--policy", default="core", help="audit policy whose screen is measured")
+    parser.add_argument("--real-only", action="store_true", help="leave the drawn tiles out")
+    parser.add_argument(
+        "--part",
+        choices=("all", "tuned", "untouched"),
+        default="all",
+        help="real groups: all, or the half on which the numbers of fine detail were chosen, or the other half",
+    )
+    parser.add_argument("--kinds", nargs="+", metavar="KIND", help="only these kinds of copy")
     parser.add_argument("--quick", action="store_true", help="few drawn tiles, 20 copies a kind")
     options = parser.parse_args()
     if options.per_kind is None:
         options.per_kind = 20 if options.quick else 60
+    if options.real_only and options.data is None:
+        parser.error("--real-only needs --data")
+    unknown = set(options.kinds or ()) - {kind.key for kind in (*KINDS, *BEYOND)}
+    if unknown:
+        parser.error(f"no such kind of copy: {', '.join(sorted(unknown))}")
     if options.data is not None and not (options.data / "tiles").is_dir():
         parser.error(f"{options.data} has no folder `tiles`")
     return options
@@ -278,8 +309,19 @@ def _key(record: dict[str, Any], kind: str) -> str:
 
 def _code() -> str:
     """Digest of the modules that decide a score: a record of other code is not this code's record."""
-    names = ("geometry", "keypoints", "votes", "screen", "spectrum", "neighbours", "plants", "features")
-    raw = b"".join((_ROOT / "privacy_audit" / f"{name}.py").read_bytes() for name in names)
+    names = (
+        "geometry",
+        "detail",
+        "keypoints",
+        "votes",
+        "screen",
+        "spectrum",
+        "neighbours",
+        "plants",
+        "features",
+    )
+    files = [_ROOT / "privacy_audit" / f"{name}.py" for name in names]
+    raw = b"".join(path.read_bytes() for path in (*files, Path(__file__).with_name("beyond.py")))
     return hashlib.sha256(raw).hexdigest()[:12]
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 SIDE = 224
 FIELD = 4  # tiles along one side of a procedural field
+_PART_SEED = 2026
 _GLASS = 0.5  # a tile with more than this share of near-white pixels is left out
 
 
@@ -39,6 +40,31 @@ class TileSet:
     def take(self, rows: npt.NDArray[np.int64]) -> TileSet:
         """Some of the tiles."""
         return TileSet(self.tiles[rows], tuple(self.groups[int(row)] for row in rows))
+
+
+def part_of(train: TileSet, holdout: TileSet, part: str) -> tuple[TileSet, TileSet]:
+    """The part of the groups on which the numbers of fine detail were chosen ("tuned"), or the others ("untouched").
+
+    Training groups are dealt out source by source in a fixed order; of the few holdout groups the largest was for tuning.
+    """
+    rng = np.random.default_rng(_PART_SEED)
+    size = {str(name): train.groups.count(str(name)) for name in np.unique(train.groups)}
+    tuned: set[str] = set()
+    all_tuned = all_other = 0
+    for source in sorted({name.split("/")[0] for name in size}):
+        here = there = 0
+        for name in rng.permutation([name for name in size if name.split("/")[0] == source]):
+            if (here, all_tuned) <= (there, all_other):
+                tuned.add(str(name))
+                here, all_tuned = here + size[str(name)], all_tuned + size[str(name)]
+            else:
+                there, all_other = there + size[str(name)], all_other + size[str(name)]
+    largest = max(sorted(set(holdout.groups)), key=holdout.groups.count)
+    inside = np.array([name in tuned for name in train.groups])
+    outside = np.array([name == largest for name in holdout.groups])
+    if part == "untouched":
+        inside, outside = ~inside, ~outside
+    return train.take(np.flatnonzero(inside)), holdout.take(np.flatnonzero(outside))
 
 
 def real_tiles(folder: Path, limit: int | None = None) -> TileSet:
