@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pixcell_core.contracts.release import ReleaseManifest
+from pixcell_core.trust.keys import VerifyKey
 from privacy_audit import (
     cliques,
     conditioning,
@@ -45,6 +47,8 @@ class Extras:
     conditions: Path | None = None
     weights: WeightsRequest | None = None
     ledger_export: Path | None = None
+    ledger_key: VerifyKey | None = None
+    manifest: ReleaseManifest | None = None
     canary_report: Path | None = None
     embeddings: Path | None = None
 
@@ -72,7 +76,9 @@ def prepare(extras: Extras, sources: Sources) -> Prepared:
         if extras.conditions
         else None,
         given=given_embeddings.read(extras.embeddings, sources) if extras.embeddings else None,
-        privacy=dp_evidence.read(extras.ledger_export, extras.canary_report),
+        privacy=dp_evidence.read(
+            extras.ledger_export, extras.canary_report, key=extras.ledger_key, manifest=extras.manifest
+        ),
         weights=extras.weights,
         models=load_models(extras.weights) if extras.weights else None,
     )

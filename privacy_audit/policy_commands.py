@@ -134,22 +134,27 @@ def sign(
 @command
 def verify(
     policy: PolicyArgument,
-    trust: Annotated[Path, typer.Option("--trust", help="Public key that must have signed.")],
+    trust: Annotated[
+        list[Path], typer.Option("--trust", help="Public key that must have signed (repeatable).")
+    ],
+    threshold: Annotated[
+        int | None, typer.Option("--threshold", help="How many of them must have; all when absent.")
+    ] = None,
     signature: Annotated[
         Path | None, typer.Option("--signature", help="Envelope; POLICY.dsse when absent.")
     ] = None,
     format: FormatOption = OutputFormat.TEXT,
 ) -> PolicySigned:
-    """Refuse (exit 1) a policy that the key did not sign as it is now."""
+    """Refuse (exit 1) a policy that the keys, or --threshold of them, did not sign as it is now."""
     from pixcell_core.trust.keys import VerifyKey
     from privacy_audit.policy import load_policy
     from privacy_audit.policy_signature import require_signed, signature_path
 
-    loaded, key = load_policy(policy), VerifyKey.load(trust)
-    require_signed(loaded, policy, key, signature)
+    loaded, keys = load_policy(policy), [VerifyKey.load(path) for path in trust]
+    signers = require_signed(loaded, policy, *keys, needed=threshold, signature=signature)
     return PolicySigned(
         name=loaded.name,
         digest=loaded.digest,
-        signers=[key.key_id],
+        signers=[key.key_id for key in signers],
         envelope=signature or signature_path(policy),
     )

@@ -106,7 +106,7 @@ class BundleVerifier:
         self._step("verdict", lambda: self._permits(verdict, manifest))
         rule, stands = self._step("signers", lambda: self._quorum(verdict, manifest, signers, listing))
         self._step("still valid", lambda: self._current(verdict, listing))
-        self._step("withdrawals", lambda: self._withdrawals(manifest, (*signers, site_key)))
+        self._step("withdrawals", lambda: self._withdrawals(manifest, (*signers, site_key), stands))
         vouched = self._step(
             "certificates", lambda: self._certificates(names, keys, rule, stands, verdict, listing)
         )
@@ -267,8 +267,10 @@ class BundleVerifier:
             )
         return None, f"until {verdict.predicate.expires_at:%Y-%m-%d}"
 
-    def _withdrawals(self, manifest: ReleaseManifest, keys: tuple[VerifyKey, ...]) -> tuple[None, str]:
-        lists = check_withdrawals(self._known, manifest, keys)
+    def _withdrawals(
+        self, manifest: ReleaseManifest, keys: tuple[VerifyKey, ...], stands: Standing
+    ) -> tuple[None, str]:
+        lists = check_withdrawals(self._known, manifest, keys, stands.given, self._now)
         if not lists:
             return None, "no list was given: whether it was taken back since was not checked"
         seen = ", ".join(f"number {found.number} of {found.issued_at:%Y-%m-%d}" for found in lists)

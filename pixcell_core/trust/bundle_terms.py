@@ -5,6 +5,7 @@ Pure, like all of verification: what the recipient knows from elsewhere comes in
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -26,6 +27,7 @@ from pixcell_core.trust.bundle_files import REQUEST, SIGNERS
 from pixcell_core.trust.certificates import fingerprint
 from pixcell_core.trust.dsse import Envelope, valid_signers, verify_envelope
 from pixcell_core.trust.keys import VerifyKey
+from pixcell_core.trust.kits import CLOCK_SLACK
 from pixcell_core.trust.quorum import NamedSignature
 from pixcell_core.trust.signer_certificates import (
     SignerCertificate,
@@ -168,12 +170,26 @@ def check_certificates(
 
 
 def check_withdrawals(
-    known: Known, manifest: ReleaseManifest, keys: Sequence[VerifyKey]
+    known: Known,
+    manifest: ReleaseManifest,
+    keys: Sequence[VerifyKey],
+    signatures: Sequence[NamedSignature],
+    now: datetime,
 ) -> tuple[Withdrawals, ...]:
-    """The lists of withdrawals given, none of which names this release. Each is signed by a signer of this bundle."""
-    lists: list[Withdrawals] = []
+    """The lists of withdrawals given, none of which names this release. Each is signed by a signer of this bundle.
+
+    Args:
+        keys: the site's and those of all signers. signatures: for whom each of them speaks.
+
+    Raises:
+        TermsError: `release-withdrawn`, with who took it back; `withdrawals-of-another`: a stranger's list or another
+            site's; `withdrawals-rolled-back`: two lists of one signer of which the newer forgot something;
+            `clock-wrong`: a list of a day to come.
+    """
+    lists: dict[str, list[Withdrawals]] = {}
     for envelope in known.withdrawals:
-        if envelope.payloadType == WITHDRAWALS_PAYLOAD_TYPE and not valid_signers(envelope, keys):
+        signers = valid_signers(envelope, keys) if envelope.payloadType == WITHDRAWALS_PAYLOAD_TYPE else ()
+        if envelope.payloadType == WITHDRAWALS_PAYLOAD_TYPE and not signers:
             raise TermsError(
                 "The list of withdrawals is signed by nobody who signed this bundle.",
                 hint="Ask the releasing site for its own list, or leave it out.",
@@ -187,15 +203,46 @@ def check_withdrawals(
                 hint="Ask the releasing site for its own list.",
                 code="withdrawals-of-another",
             )
+        who = _speaker(signers[0].key_id, signatures)
         entry = found.of(manifest.digest)
         if entry is not None:
             raise TermsError(
-                f"This release was withdrawn on {entry.withdrawn_at:%Y-%m-%d}: {entry.reason}",
+                f"This release was withdrawn on {entry.withdrawn_at:%Y-%m-%d} by {who}: {entry.reason}",
                 hint="Do not use its tiles any more, and delete your copies as your agreement says.",
                 code="release-withdrawn",
             )
-        lists.append(found)
-    return tuple(lists)
+        if found.issued_at > now + CLOCK_SLACK:
+            raise TermsError(
+                f"The list of withdrawals of {who} is of {found.issued_at:%Y-%m-%d %H:%M} UTC, and here it is "
+                f"{now:%Y-%m-%d %H:%M} UTC.",
+                hint="Set this machine's clock, or ask the author of the list to look at theirs.",
+                code="clock-wrong",
+            )
+        lists.setdefault(signers[0].key_id, []).append(found)
+    for key_id, several in lists.items():
+        _require_growth(several, _speaker(key_id, signatures))
+    return tuple(found for several in lists.values() for found in several)
+
+
+def _speaker(key_id: str, signatures: Sequence[NamedSignature]) -> str:
+    """`the auditor Dr Auditor (sha256:0123456789ab)`: who holds a key, as the bundle names them."""
+    named = next((one for one in signatures if one.key_id == key_id), None)
+    words = "the site" if named is None else f"the {named.role} {named.name}".strip()
+    return f"{words} ({key_id[:19]})"
+
+
+def _require_growth(lists: Sequence[Withdrawals], who: str) -> None:
+    """Of several lists of one signer each newer one holds all that the older one held."""
+    ordered = sorted(lists, key=lambda found: found.number)
+    for older, newer in itertools.pairwise(ordered):
+        gone = [entry for entry in older.withdrawn if newer.of(entry.manifest_digest) != entry]
+        if gone or (older.number == newer.number and older != newer):
+            raise TermsError(
+                f"Two lists of withdrawals of {who} do not go together: number {newer.number} lacks what number "
+                f"{older.number} held.",
+                hint="A withdrawal is never taken back. Rely on neither; ask the signer what happened.",
+                code="withdrawals-rolled-back",
+            )
 
 
 def _another_request(why: str) -> TermsError:

@@ -17,10 +17,10 @@ from pydantic import BaseModel, ConfigDict
 
 from pixcell_core.contracts.canonical import canonical_bytes, parse_document, read_bounded
 from pixcell_core.errors import BadInputError
+from pixcell_core.private.ledger_chain import verify_chain
+from pixcell_core.private.ledger_record import LedgerHead, head_of
 from pixcell_core.trust.keys import KeyFileError, VerifyKey
-from site_client.ledger.chain import verify_chain
 from site_client.ledger.journal import MAX_LEDGER_BYTES, read_lines
-from site_client.ledger.record import LedgerHead, head_of
 from site_client.ledger.statement import BudgetStatement, statement_of
 from site_client.ledger.view import LedgerCheck, LedgerView
 
