@@ -18,6 +18,8 @@ from pixcell_core.contracts.release import BundleListing, ReleaseManifest
 from pixcell_core.contracts.verdict import Verdict
 from pixcell_core.errors import BadInputError, PixcellError
 from pixcell_core.trust.bundle_files import (
+    DATASHEET,
+    DATASHEET_PAGE,
     FIXED_NAMES,
     LISTING,
     MANIFEST,
@@ -35,6 +37,7 @@ from pixcell_core.trust.bundle_files import (
 from pixcell_core.trust.bundle_report import BundleRefusedError, BundleReport, Check, Signer
 from pixcell_core.trust.bundle_rules import (
     key_file_name,
+    papers_of_old,
     refused,
     require_current,
     require_permission,
@@ -108,7 +111,7 @@ class BundleVerifier:
         self._step("still valid", lambda: self._current(verdict, listing))
         self._step("withdrawals", lambda: self._withdrawals(manifest, (*signers, site_key), stands))
         vouched = self._step(
-            "certificates", lambda: self._certificates(names, keys, rule, stands, verdict, listing)
+            "certificates", lambda: self._certificates(names, keys, rule, stands, verdict, listing, site_key)
         )
         self._step("tiles", lambda: self._tiles(manifest, names, on_tile))
         self._step("audit report", lambda: self._report(verdict, manifest))
@@ -284,6 +287,7 @@ class BundleVerifier:
         stands: Standing,
         verdict: Verdict,
         listing: BundleListing,
+        site_key: VerifyKey,
     ) -> tuple[dict[str, str], str]:
         found = {
             f"sha256:{name[13:-5]}": Envelope.from_bytes(self._files.read(name), name=name)
@@ -291,10 +295,11 @@ class BundleVerifier:
             if name.startswith("certificates/")
         }
         moments = (verdict.predicate.issued_at, listing.exported_at)
-        opened = check_certificates(found, stands.given, keys, rule, self._known, moments)
+        site = (listing.site, site_key.key_id)
+        opened = check_certificates(found, stands.given, keys, rule, self._known, moments, site)
         words = {certificate.key.key_id: str(certificate) for certificate in opened}
         if not words:
-            return words, "none: the auditor's key stands for itself"
+            return words, "none: the keys stand for themselves"
         unproven = "" if self._known.ca else "; whose consortium that is was not checked (--ca)"
         fresh = "" if self._known.revocations else "; revocations not checked (--revocations)"
         return words, f"{', '.join(sorted(words.values()))}{unproven}{fresh}"
@@ -312,8 +317,13 @@ class BundleVerifier:
         names: list[str],
     ) -> tuple[None, str]:
         """The papers for people and machines, written again from what was signed."""
-        papers = written_papers(manifest, verdict, stands.given, names, listing.exported_at)
+        told = (manifest, verdict, stands.given, names, listing.exported_at)
+        papers = papers_of_old(*told)
+        if DATASHEET_PAGE in names or self._files.read(DATASHEET) != papers[DATASHEET]:
+            papers = written_papers(*told, self._files.read(REPORT))
         for name, wanted in papers.items():
+            if name not in names:
+                raise refused(f"The bundle lacks {name}.", "file-missing")
             if self._files.read(name) != wanted:
                 raise refused(f"{name} does not say what was signed.", "bundle-changed")
         return None, "datasheet and research-object metadata say what was signed"
@@ -381,7 +391,7 @@ class BundleVerifier:
         if self._known.signers_digest is not None:
             proofs.append(f"{stands.words}, of those the document you trust names")
         if self._known.ca is not None:
-            proofs.append("every auditor certified by the authority you trust")
+            proofs.append("every auditor and the site certified by the authority you trust")
         if not proofs:
             return (
                 False,

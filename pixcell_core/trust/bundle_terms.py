@@ -35,6 +35,7 @@ from pixcell_core.trust.signer_certificates import (
     own_authority,
     revocations_of,
 )
+from pixcell_core.trust.vouched_keys import authority_of_vouched, open_vouched_key
 
 
 class TermsError(RefusedError):
@@ -123,50 +124,72 @@ def check_certificates(
     signers: Signers | None,
     known: Known,
     moments: Sequence[datetime],
+    site: tuple[str, str],
 ) -> tuple[SignerCertificate, ...]:
-    """The certificates that stand behind auditors' signatures, by key id of the signer.
+    """The certificates that stand behind the signatures of auditors and of the site, by key id of the signer.
 
-    Each is of role auditor, of that very key, good at every moment given (signing and export), and unrevoked by the
-    newest list the caller has. Every auditor needs one where the caller or the signers' document names a consortium.
+    Each is of the right role and of that very key, good at every moment given, and unrevoked by the newest list the
+    caller has. Every auditor and the site need one where the caller or the signers' document names a consortium.
+
+    Args:
+        moments: signing (for auditors) and export (for both), the last of them.
+        site: the releasing site's name, and the id of the key it exports with.
     """
     auditors = [signature.key_id for signature in signatures if signature.role == "auditor"]
-    stray = sorted(set(certificates) - set(auditors))
+    name, exporter = site
+    sites = sorted({exporter, *(signature.key_id for signature in signatures if signature.role == "site")})
+    stray = sorted(set(certificates) - set(auditors) - set(sites))
     if stray:
         raise TermsError(
-            f"A certificate lies here for {stray[0]}, who did not sign as an auditor.",
+            f"A certificate lies here for {stray[0]}, who signed neither as an auditor nor for the site.",
             hint="Do not use this bundle. Fetch it again from the site that released it.",
             code="foreign-file",
         )
-    opened: list[SignerCertificate] = []
     named = signers.consortium if signers is not None else None
-    for key_id in auditors:
-        envelope = certificates.get(key_id)
+    opened: list[SignerCertificate] = []
+    for key_id in (*auditors, *sites):
+        envelope, is_auditor = certificates.get(key_id), key_id in auditors
         if envelope is None:
             if known.ca is not None or named is not None:
-                raise TermsError(
-                    f"The auditor {key_id} signed without a certificate of the consortium.",
-                    hint="The auditor signs with: pixcell release sign --certificate KIT.json",
-                    code="signer-certificate-missing",
-                )
+                raise _without_certificate(key_id, is_auditor)
             continue
-        ca = known.ca or own_authority(envelope)
+        ca = known.ca or (own_authority(envelope) if is_auditor else authority_of_vouched(envelope))
         if named is not None and named != fingerprint(ca):
             raise TermsError(
-                "The auditor's certificate is of another consortium than the signers' document names.",
-                hint="Have an auditor of that consortium sign.",
+                f"The {'auditor' if is_auditor else 'site'}'s certificate is of another consortium than the signers' "
+                "document names.",
+                hint="Have it signed by one who belongs to that consortium.",
                 code="signer-certificate-refused",
             )
         revoked = revocations_of(known.revocations, ca)
+        key = keys[key_id]
         opened.append(
-            open_signer_certificate(envelope, keys[key_id], ca=ca, moments=moments, revocations=revoked)
+            open_signer_certificate(envelope, key, ca=ca, moments=moments, revocations=revoked)
+            if is_auditor
+            # A site's signature has no time of its own before the export.
+            else open_vouched_key(envelope, key, name, ca=ca, moments=moments[-1:], revocations=revoked)
         )
-    if known.revocations and not opened:
+    if known.revocations and not any(key_id in certificates for key_id in auditors):
         raise BadInputError(
-            "A revocation list was given, and no signature here rests on a certificate.",
+            "A revocation list was given, and no auditor's signature here rests on a certificate.",
             hint="Leave the list out, or ask the site for a bundle whose auditor signed with a certificate.",
             code="nothing-to-revoke",
         )
     return tuple(opened)
+
+
+def _without_certificate(key_id: str, is_auditor: bool) -> TermsError:
+    if is_auditor:
+        return TermsError(
+            f"The auditor {key_id} signed without a certificate of the consortium.",
+            hint="The auditor signs with: pixcell release sign --certificate KIT.json",
+            code="signer-certificate-missing",
+        )
+    return TermsError(
+        f"No certificate of the consortium stands behind the site's key {key_id}.",
+        hint="The site enrols and installs its kit, then exports again: the export puts the certificate in.",
+        code="site-certificate-missing",
+    )
 
 
 def check_withdrawals(

@@ -138,6 +138,7 @@ def seal_draft(
             readme_digest=digest(words),
             licence=terms.licence,
             usage=terms.usage,
+            contact=terms.contact,
         )
         write_whole(folder / SHEET, sheet)
         write_whole(folder / README, words)
