@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,7 @@ from privacy_audit.review.commands import register as register_review
 
 if TYPE_CHECKING:
     from pixcell_core.trust.log import EventLog
+    from privacy_audit.ledger_export import LedgerTrust
 
 
 class AuditSummary(BaseModel):
@@ -141,6 +143,16 @@ def run(
         File,
         typer.Option("--ledger-key", help="The site's public ledger key, which that must be signed with."),
     ] = None,
+    ledger_ca: Annotated[
+        File,
+        typer.Option(
+            "--ledger-ca", help="Or the consortium's authority: the site's kit must vouch for that key."
+        ),
+    ] = None,
+    revocations: Annotated[
+        list[Path] | None,
+        typer.Option("--revocations", help="The consortium's list of revoked certificates (repeatable)."),
+    ] = None,
     canary_report: Annotated[
         File, typer.Option("--canary-report", help="JSON of `pixcell private audit` or `private canaries`.")
     ] = None,
@@ -180,7 +192,7 @@ def run(
         conditions=conditions,
         weights=_weights(generator, base, adapter, encoder, autoencoder, device),
         ledger_export=ledger_export,
-        ledger_key=None if ledger_key is None else VerifyKey.load(ledger_key),
+        ledger_trust=_ledger_trust(ledger_key, ledger_ca, revocations or ()),
         manifest=None if ledger_export is None else sealed_manifest(synthetic),
         canary_report=canary_report,
         embeddings=embeddings,
@@ -247,6 +259,30 @@ def decide(
     write_decided(out, decided)
     _note(logs, out, decided.report, digest(envelope.to_bytes()))
     return _summary(out, decided.report)
+
+
+def _ledger_trust(key: Path | None, ca: Path | None, revocations: Sequence[Path]) -> LedgerTrust:
+    from datetime import UTC, datetime
+
+    from pixcell_core.contracts import read_bounded
+    from pixcell_core.errors import BadInputError
+    from pixcell_core.trust.certificates import read_authority
+    from pixcell_core.trust.dsse import Envelope
+    from pixcell_core.trust.keys import VerifyKey
+    from privacy_audit.ledger_export import LedgerTrust
+
+    if revocations and ca is None:
+        raise BadInputError(
+            "A revocation list was given, and no authority whose certificates it takes back.",
+            hint="Give --ledger-ca CA.crt too.",
+            code="nothing-to-revoke",
+        )
+    return LedgerTrust(
+        key=None if key is None else VerifyKey.load(key),
+        ca=None if ca is None else read_authority(read_bounded(ca, 65_536), ca.name),
+        revocations=tuple(Envelope.load(path) for path in revocations),
+        now=datetime.now(UTC),
+    )
 
 
 def _logs(key: Path | None, log: Path | None, paths: tuple[Path, ...]) -> tuple[EventLog | None, ...]:

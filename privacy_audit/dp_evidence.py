@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from pixcell_core.contracts.release import ReleaseManifest
-from pixcell_core.trust.keys import VerifyKey
 from privacy_audit.evidence_parts import PrivacyClaimEvidence
-from privacy_audit.ledger_export import data_of, number, read_ledger_export, unusable
+from privacy_audit.ledger_export import LedgerTrust, data_of, number, read_ledger_export, unusable
 from privacy_audit.policy import Policy
 from privacy_audit.result import Status, TestResult, not_tested
 
@@ -28,13 +27,13 @@ def read(
     ledger: Path | None,
     canaries: Path | None,
     *,
-    key: VerifyKey | None = None,
+    trust: LedgerTrust | None = None,
     manifest: ReleaseManifest | None = None,
 ) -> PrivacyClaimEvidence | None:
     """Read an export of `pixcell site budget export` and a report of `pixcell private audit` or `private canaries`.
 
     Args:
-        key, manifest: what the ledger is held against, see `read_ledger_export`.
+        trust, manifest: what the ledger is held against, see `read_ledger_export`.
 
     Raises:
         PrivacyEvidenceError: no such document, or numbers that cannot be.
@@ -42,7 +41,7 @@ def read(
     """
     if ledger is None and canaries is None:
         return None
-    found = None if ledger is None else read_ledger_export(ledger, key, manifest)
+    found = None if ledger is None else read_ledger_export(ledger, trust or LedgerTrust(), manifest)
     report: dict[str, Any] = {} if canaries is None else _canaries(canaries)
     return PrivacyClaimEvidence(
         unit=None if found is None else found.unit,

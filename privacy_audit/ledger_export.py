@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from cryptography import x509
 
 from pixcell_core.contracts import canonical_bytes, load_document, parse_json, read_bounded
 from pixcell_core.contracts.release import ReleaseManifest
@@ -18,7 +21,10 @@ from pixcell_core.errors import BadInputError, RefusedError
 from pixcell_core.private.events import GaussianEvent
 from pixcell_core.private.ledger_chain import Chain, verify_chain
 from pixcell_core.private.ledger_record import EVERY_PATIENT, OpenedRecord, ReserveRecord, head_of
+from pixcell_core.trust.dsse import Envelope
 from pixcell_core.trust.keys import VerifyKey
+from pixcell_core.trust.signer_certificates import revocations_of
+from pixcell_core.trust.vouched_keys import open_vouched_key
 
 MAX_EXPORT_BYTES = 256 * 1024 * 1024
 
@@ -62,13 +68,26 @@ class VerifiedLedger:
         return max(epsilon(events, self.delta).value for events in lists.values())
 
 
+@dataclass(frozen=True)
+class LedgerTrust:
+    """What shows whose ledger an export is: the site's ledger key, or the authority that stands behind the site's kit.
+
+    `revocations` are lists of kits that were taken back; `now` is when the kit must be good.
+    """
+
+    key: VerifyKey | None = None
+    ca: x509.Certificate | None = None
+    revocations: tuple[Envelope, ...] = ()
+    now: datetime | None = None
+
+
 def read_ledger_export(
-    path: Path, key: VerifyKey | None, manifest: ReleaseManifest | None = None
+    path: Path, trust: LedgerTrust, manifest: ReleaseManifest | None = None
 ) -> VerifiedLedger:
     """Read an export of `pixcell site budget export`, plain or in its envelope, and verify all of it.
 
     Args:
-        key: the site's public ledger key, from elsewhere than the export.
+        trust: whose ledger it must be, from elsewhere than the export.
         manifest: of the release that is audited, where it was sealed: its site and the head of the ledger it names.
 
     Raises:
@@ -76,6 +95,7 @@ def read_ledger_export(
         LedgerRefusedError: `ledger-export-unproven` (no key was given), `ledger-export-of-another` (another key or
             site), `ledger-export-broken` (an edited, unsigned, missing or reordered record, or a statement that does not
             follow), `ledger-export-cut` (records at its end are missing).
+        RefusedError: the kit behind the ledger's key is not good (`kit-expired`, `signer-revoked`, …).
     """
     value = data_of(path)
     lines, statement = value.get("lines"), value.get("statement")
@@ -85,15 +105,17 @@ def read_ledger_export(
         raise unusable(path, "an export of a ledger")
     claimed = number(path, statement.get("epsilon_spent"))
     delta = number(path, statement.get("delta"))
-    if key is None:
+    if trust.key is None and trust.ca is None:
         raise LedgerRefusedError(
             f"Nothing shows whose ledger {path.name} is: no key was given to check it with.",
             hint="Get the site's public ledger key (SITE/keys/ledger.key.pub), compare it aloud (pixcell key show), and "
-            "give it with --ledger-key.",
+            "give it with --ledger-key; or the consortium's authority with --ledger-ca.",
             code="ledger-export-unproven",
         )
-    chain = verify_chain([canonical_bytes(line) for line in lines], key)
-    _require_whole(path, chain, key, lines)
+    chain = verify_chain([canonical_bytes(line) for line in lines], trust.key)
+    _require_whole(path, chain, trust.key, lines)
+    if trust.ca is not None:
+        _require_certificate(path, chain, value.get("certificate"), trust)
     _require_statement(path, chain, statement, delta)
     if manifest is not None:
         _require_release(path, chain, manifest)
@@ -124,19 +146,40 @@ def unusable(path: Path, what: str) -> PrivacyEvidenceError:
     )
 
 
-def _require_whole(path: Path, chain: Chain, key: VerifyKey, lines: list[dict[str, Any]]) -> None:
+def _require_whole(path: Path, chain: Chain, key: VerifyKey | None, lines: list[dict[str, Any]]) -> None:
     if not lines:
         raise _broken(path, "it holds no record")
     if chain.problem is None:
         return
     number, why = chain.problem
-    if number == 0 and lines[0].get("key_id") != key.key_id:
+    if number == 0 and key is not None and lines[0].get("key_id") != key.key_id:
         raise LedgerRefusedError(
             f"The ledger in {path.name} is signed by another key than the site's {key.key_id}.",
             hint="It is another site's, or was written anew. Ask the site for its own export, and compare keys aloud.",
             code="ledger-export-of-another",
         )
     raise _broken(path, f"record {number}: {why}")
+
+
+def _require_certificate(path: Path, chain: Chain, given: Any, trust: LedgerTrust) -> None:
+    """The site's kit stands behind the very key that signed this chain: of this authority, good now, not taken back."""
+    if given is None:
+        raise LedgerRefusedError(
+            f"{path.name} carries no certificate of the consortium for the ledger's key.",
+            hint="The site installs its kit and exports again; or give the ledger's key itself: --ledger-key.",
+            code="ledger-export-unproven",
+        )
+    assert chain.key is not None and trust.ca is not None
+    envelope = Envelope.from_bytes(canonical_bytes(given), name=f"the certificate in {path.name}")
+    open_vouched_key(
+        envelope,
+        chain.key,
+        chain.records[0].site,
+        ca=trust.ca,
+        moments=[trust.now or datetime.now(UTC)],
+        revocations=revocations_of(trust.revocations, trust.ca),
+        purpose="ledger",
+    )
 
 
 def _require_statement(path: Path, chain: Chain, statement: dict[str, Any], delta: float) -> None:

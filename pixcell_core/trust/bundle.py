@@ -18,8 +18,6 @@ from pixcell_core.contracts.release import BundleListing, ReleaseManifest
 from pixcell_core.contracts.verdict import Verdict
 from pixcell_core.errors import BadInputError, PixcellError
 from pixcell_core.trust.bundle_files import (
-    DATASHEET,
-    DATASHEET_PAGE,
     FIXED_NAMES,
     LISTING,
     MANIFEST,
@@ -37,11 +35,10 @@ from pixcell_core.trust.bundle_files import (
 from pixcell_core.trust.bundle_report import BundleRefusedError, BundleReport, Check, Signer
 from pixcell_core.trust.bundle_rules import (
     key_file_name,
-    papers_of_old,
     refused,
     require_current,
+    require_papers,
     require_permission,
-    written_papers,
 )
 from pixcell_core.trust.bundle_terms import (
     Known,
@@ -317,15 +314,7 @@ class BundleVerifier:
         names: list[str],
     ) -> tuple[None, str]:
         """The papers for people and machines, written again from what was signed."""
-        told = (manifest, verdict, stands.given, names, listing.exported_at)
-        papers = papers_of_old(*told)
-        if DATASHEET_PAGE in names or self._files.read(DATASHEET) != papers[DATASHEET]:
-            papers = written_papers(*told, self._files.read(REPORT))
-        for name, wanted in papers.items():
-            if name not in names:
-                raise refused(f"The bundle lacks {name}.", "file-missing")
-            if self._files.read(name) != wanted:
-                raise refused(f"{name} does not say what was signed.", "bundle-changed")
+        require_papers(self._files, manifest, verdict, stands.given, names, listing.exported_at)
         return None, "datasheet and research-object metadata say what was signed"
 
     def _optional(self, name: str) -> bytes | None:

@@ -9,7 +9,7 @@ from pixcell_core.contracts.audit_facts import AuditFacts
 from pixcell_core.contracts.canonical import parse_document
 from pixcell_core.contracts.release import ReleaseManifest
 from pixcell_core.contracts.verdict import Verdict
-from pixcell_core.trust.bundle_files import DATASHEET, DATASHEET_PAGE, REPORT
+from pixcell_core.trust.bundle_files import DATASHEET, DATASHEET_PAGE, REPORT, BundleFiles
 from pixcell_core.trust.bundle_report import BundleRefusedError
 from pixcell_core.trust.datasheet import datasheet
 from pixcell_core.trust.full_datasheet import full_datasheet
@@ -54,6 +54,26 @@ def papers_of_old(
         DATASHEET: datasheet(manifest, verdict, signatures, exported_at),
         METADATA: ro_crate(manifest, verdict, {*names, DATASHEET}, exported_at),
     }
+
+
+def require_papers(
+    files: BundleFiles,
+    manifest: ReleaseManifest,
+    verdict: Verdict,
+    signatures: Sequence[NamedSignature],
+    names: Sequence[str],
+    exported_at: datetime,
+) -> None:
+    """Refuse papers that are not, byte for byte, what follows from what was signed: of this wording or of the first."""
+    told = (manifest, verdict, signatures, names, exported_at)
+    papers = papers_of_old(*told)
+    if DATASHEET_PAGE in names or files.read(DATASHEET) != papers[DATASHEET]:
+        papers = written_papers(*told, files.read(REPORT))
+    for name, wanted in papers.items():
+        if name not in names:
+            raise refused(f"The bundle lacks {name}.", "file-missing")
+        if files.read(name) != wanted:
+            raise refused(f"{name} does not say what was signed.", "bundle-changed")
 
 
 def certificate_file_name(key_id: str) -> str:

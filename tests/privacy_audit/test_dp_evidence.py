@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,13 @@ from pixcell_core.private.ledger_record import (
 )
 from pixcell_core.trust.keys import SigningKey
 from privacy_audit import dp_evidence
-from privacy_audit.ledger_export import read_ledger_export, sealed_manifest
+from privacy_audit.ledger_export import LedgerTrust, read_ledger_export, sealed_manifest
 from privacy_audit.policy import load_policy
 from privacy_audit.result import Status
 
 POLICY = load_policy("core")
 KEY, OTHER = SigningKey.generate(), SigningKey.generate()
+TRUST = LedgerTrust(KEY.verify_key)
 STATED = (
     '{"schema_version": "budget-export/v1", "lines": [], '
     '"statement": {"unit": "patient", "delta": 1e-5, "epsilon_spent": %s}}'
@@ -94,7 +96,7 @@ def status(tmp_path: Path, in_ledger: dict[str, Any] | None, in_report: dict[str
     evidence = dp_evidence.read(
         None if in_ledger is None else ledger(tmp_path / "l.json", **in_ledger),
         None if in_report is None else canaries(tmp_path / "c.json", **in_report),
-        key=KEY.verify_key,
+        trust=TRUST,
     )
     return dp_evidence.result(evidence, POLICY).status
 
@@ -139,14 +141,14 @@ def test_absent_is_not_tested_and_gates_only_where_demanded() -> None:
 def test_what_is_no_ledger_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "l.json").write_text(text)
     with pytest.raises(PixcellError) as caught:
-        dp_evidence.read(tmp_path / "l.json", None, key=KEY.verify_key)
+        dp_evidence.read(tmp_path / "l.json", None, trust=TRUST)
     assert caught.value.exit_code == 4
 
 
 def code_of(tmp_path: Path, body: dict[str, Any], **more: Any) -> str:
     (tmp_path / "l.json").write_text(json.dumps(body))
     with pytest.raises(PixcellError) as caught:
-        read_ledger_export(tmp_path / "l.json", **{"key": KEY.verify_key, **more})
+        read_ledger_export(tmp_path / "l.json", **{"trust": TRUST, **more})
     assert caught.value.exit_code == 1 and caught.value.hint and "l.json" in caught.value.message
     return caught.value.code
 
@@ -199,11 +201,11 @@ def test_an_export_that_is_not_what_the_site_signed_counts_for_nothing(
 
 def test_a_true_export_is_read_and_needs_the_sites_key(tmp_path: Path) -> None:
     (tmp_path / "l.json").write_text(json.dumps(export()))
-    found = read_ledger_export(tmp_path / "l.json", KEY.verify_key)
+    found = read_ledger_export(tmp_path / "l.json", TRUST)
     assert (found.site, found.unit, len(found.charges)) == ("north", "patient", 2)
     assert found.recomputed == pytest.approx(TRUE)
-    assert code_of(tmp_path, export(), key=None) == "ledger-export-unproven"
-    assert code_of(tmp_path, export(), key=OTHER.verify_key) == "ledger-export-of-another"
+    assert code_of(tmp_path, export(), trust=LedgerTrust()) == "ledger-export-unproven"
+    assert code_of(tmp_path, export(), trust=LedgerTrust(OTHER.verify_key)) == "ledger-export-of-another"
     # Its own key proves nothing: an export that a stranger wrote whole is a stranger's.
     assert code_of(tmp_path, export(key=OTHER)) == "ledger-export-of-another"
 
@@ -221,17 +223,17 @@ def test_the_ledger_is_the_one_the_release_was_sealed_at(tmp_path: Path) -> None
     body = export()
     manifest = found.model_copy(update={"ledger_head": digest_of(body["lines"])})
     (tmp_path / "l.json").write_text(json.dumps(body))
-    read_ledger_export(tmp_path / "l.json", KEY.verify_key, manifest)
+    read_ledger_export(tmp_path / "l.json", TRUST, manifest)
     # Cut honestly, with a statement to fit: the chain is whole, and only the release knows that it went on.
     shorter = export(lambda body: cut(body, honest=True))
     (tmp_path / "l.json").write_text(json.dumps(shorter))
-    assert len(read_ledger_export(tmp_path / "l.json", KEY.verify_key).charges) == 1
+    assert len(read_ledger_export(tmp_path / "l.json", TRUST).charges) == 1
     assert code_of(tmp_path, shorter, manifest=manifest) == "ledger-export-cut"
     south = manifest.model_copy(update={"site": "south"})
     assert code_of(tmp_path, body, manifest=south) == "ledger-export-of-another"
     # A ledger that went on after the seal is the same ledger.
     (tmp_path / "l.json").write_text(json.dumps(export(rounds=3)))
-    read_ledger_export(tmp_path / "l.json", KEY.verify_key, manifest)
+    read_ledger_export(tmp_path / "l.json", TRUST, manifest)
 
 
 def test_a_real_ledgers_export_is_evidence(tmp_path: Path) -> None:
@@ -248,7 +250,7 @@ def test_a_real_ledgers_export_is_evidence(tmp_path: Path) -> None:
     key = ledger_public_key(tmp_path)
     body = export_of(ledger_folder(tmp_path), read_ledger(ledger_folder(tmp_path), key)).model_dump_json()
     (tmp_path / "l.json").write_text(body)
-    found = read_ledger_export(tmp_path / "l.json", key)
+    found = read_ledger_export(tmp_path / "l.json", LedgerTrust(key))
     assert found.recomputed == pytest.approx(found.claimed, rel=1e-6) and found.claimed > 0
 
 
@@ -261,3 +263,77 @@ def test_what_is_no_canary_report_is_refused(tmp_path: Path, change: dict[str, A
     assert caught.value.exit_code == 4
     with pytest.raises(PixcellError):
         dp_evidence.read(None, tmp_path / "absent.json")
+
+
+def test_an_enrolled_sites_kit_vouches_for_its_ledger(tmp_path: Path) -> None:
+    """From the authority to the charges, without any key compared aloud; over, revoked, missing and foreign are refused."""
+    from datetime import timedelta
+
+    from pixcell_core.trust.certificates import read_authority
+    from pixcell_core.trust.dsse import Envelope
+    from pixcell_core.trust.vouched_keys import vouch
+    from server.enrolment.revocations import revocations_file
+    from tests.server.enrolled import make_enrolment
+
+    made = make_enrolment(tmp_path)
+    site, ca = made.party("north"), read_authority(made.ca.read_bytes())
+    kit, approval = Envelope.load(site.kit), SigningKey.load(site.approval_key)
+    now = datetime.now(UTC) + timedelta(hours=1)
+
+    def with_certificate(envelope: Envelope) -> dict[str, Any]:
+        return export(lambda body: body.update(certificate=envelope.model_dump()))
+
+    true = vouch(kit, "north", KEY.verify_key, approval, now=now, purpose="ledger")
+    body, trust = with_certificate(true), LedgerTrust(ca=ca, now=now)
+    (tmp_path / "l.json").write_text(json.dumps(body))
+    assert len(read_ledger_export(tmp_path / "l.json", trust).charges) == 2
+    assert code_of(tmp_path, export(), trust=trust) == "ledger-export-unproven"
+    late = LedgerTrust(ca=ca, now=now + timedelta(days=400))
+    assert code_of_any(tmp_path, body, late) == "kit-expired"
+    south = make_enrolment(tmp_path / "other", "theirs")
+    theirs = LedgerTrust(ca=read_authority(south.ca.read_bytes()), now=now)
+    assert code_of_any(tmp_path, body, theirs) == "kit-of-another-consortium"
+    for envelope, code in (
+        (vouch(kit, "north", KEY.verify_key, approval, now=now), "signer-certificate-refused"),
+        (
+            vouch(kit, "north", OTHER.verify_key, approval, now=now, purpose="ledger"),
+            "signer-certificate-key",
+        ),
+        (vouch(kit, "north", KEY.verify_key, OTHER, now=now, purpose="ledger"), "signature-refused"),
+    ):
+        assert code_of_any(tmp_path, with_certificate(envelope), trust) == code
+    resealed(body)
+    assert code_of(tmp_path, body, trust=trust) == "ledger-export-broken"
+    made.book.revoke("north", made.authority, reason="broken into")
+    lists = (Envelope.load(revocations_file(made.layout)),)
+    taken = LedgerTrust(ca=ca, now=now, revocations=lists)
+    assert code_of_any(tmp_path, with_certificate(true), taken) == "signer-revoked"
+
+
+def code_of_any(tmp_path: Path, body: dict[str, Any], trust: LedgerTrust) -> str:
+    (tmp_path / "l.json").write_text(json.dumps(body))
+    with pytest.raises(PixcellError) as caught:
+        read_ledger_export(tmp_path / "l.json", trust)
+    assert caught.value.exit_code == 1 and caught.value.hint
+    return caught.value.code
+
+
+def test_the_command_of_an_enrolled_site_puts_its_certificate_in(tmp_path: Path) -> None:
+    from pixcell_core.trust.certificates import read_authority
+    from site_client.ledger.ledger import RoundCharge
+    from site_client.ledger.site import open_site_ledger
+    from site_client.ledger.view import BudgetCap
+    from tests.server.enrolled import make_enrolment
+    from tests.server.processes import pixcell
+
+    made = make_enrolment(tmp_path)
+    site = made.party("north")
+    with open_site_ledger(site.root, site="north", cap=BudgetCap(8.0, 1e-5)) as held:
+        charge = RoundCharge("lung", 1, 1.0, 6.0, 3, 0.1, "sha256:" + "c" * 64, "training", "all")
+        with held.reserve(charge, at_a_time=3) as steps:
+            steps(0)
+    pixcell("site", "budget", "export", "--site-dir", site.root, "--out", tmp_path / "l.json")
+    trust = LedgerTrust(ca=read_authority(made.ca.read_bytes()), now=datetime.now(UTC))
+    assert len(read_ledger_export(tmp_path / "l.json", trust).charges) == 1
+    checked = pixcell("site", "budget", "verify", "--export", tmp_path / "l.json")
+    assert checked

@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from pixcell_core.contracts import canonical_bytes
+from pixcell_core.contracts import canonical_bytes, digest
 from pixcell_core.errors import PixcellError
 from pixcell_core.trust.dsse import Envelope, sign_envelope
 from pixcell_core.trust.keys import SigningKey
+from pixcell_core.trust.log import read_entries
 from privacy_audit import commands
 from privacy_audit.policy import SHIPPED, Policy, PolicyError, load_policy, parse_policy
 from privacy_audit.policy_signature import (
@@ -225,7 +226,13 @@ def test_the_commands_sign_verify_and_compare(cli: typer.Typer, tmp_path: Path) 
     signed = call(cli, "sign", own, "--key", tmp_path / "key", "--format", "json")
     assert signed.exit_code == 0, signed.output
     assert json.loads(signed.stdout)["data"]["signers"] == [KEY.key_id]
-    Envelope.load(tmp_path / "own.yaml.dsse")
+    signed_envelope = Envelope.load(tmp_path / "own.yaml.dsse")
+    (event,) = read_entries(tmp_path / "key.log")
+    assert event.kind == "policy.signed" and event.data == {
+        "policy": load_policy(own).digest,
+        "key": KEY.key_id,
+        "envelope": digest(signed_envelope.to_bytes()),
+    }
     assert call(cli, "verify", own, "--trust", tmp_path / "key.pub").exit_code == 0
     SigningKey.generate().verify_key.save(tmp_path / "other.pub")
     both = ("--trust", tmp_path / "key.pub", "--trust", tmp_path / "other.pub")

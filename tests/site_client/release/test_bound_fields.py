@@ -6,6 +6,7 @@ signers, expiry, verdict and exception. A field of the statement that is in no r
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -157,3 +158,18 @@ def test_an_exception_is_only_for_review() -> None:
             VerdictPredicate.model_validate(
                 {**dict(verdict(manifest()).predicate), "verdict": status, "exception": reason}
             )
+
+
+def test_the_export_is_the_only_code_that_writes_a_bundle() -> None:
+    """A bundle is a listing under the site's signature: one place in the whole source signs one."""
+    root = Path(__file__).resolve().parents[3]
+    packages = ("pixcell_core", "privacy_audit", "site_client", "server", "deploy")
+    sources = [path for package in packages for path in (root / package).rglob("*.py")]
+    signing = re.compile(r"sign_envelope\(\s*LISTING_PAYLOAD_TYPE")
+    writers = {
+        path.relative_to(root).as_posix() for path in sources if signing.search(path.read_text("utf-8"))
+    }
+    assert writers == {"site_client/release/export.py"}
+    kind = "application/vnd.pixcell.bundle.v1+json"
+    named = {path.relative_to(root).as_posix() for path in sources if kind in path.read_text("utf-8")}
+    assert named == {"pixcell_core/trust/bundle.py"}, "nobody signs one under the plain words either"

@@ -90,6 +90,7 @@ def test_an_auditor_takes_back_at_the_site(room: Room, bundle: Path, tmp_path: P
             lambda key=key, log=log: withdraw_release(room.workspace, "x", now=NOW, key=key, own_log=log),
         )
     verify_log(own.folder)
+    assert "taken back by the auditor and site" in room.progress(room.workspace.find(None)).blocked_by
 
 
 def test_an_auditor_takes_back_far_from_the_site(room: Room, bundle: Path, tmp_path: Path) -> None:
