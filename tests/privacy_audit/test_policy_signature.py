@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +198,16 @@ def test_limits_out_of_order_are_refused(section: str, key: str, value: float, w
     body[section][key] = value
     with pytest.raises(PolicyError, match=words):
         parse_policy(body)
+
+
+@pytest.mark.parametrize("opening", ["[", "{a: ", "- ", "? "])
+def test_depth_is_refused_before_it_costs_time(tmp_path: Path, opening: str) -> None:
+    """Found by fuzzing: the YAML reader's time grows with the square of the depth, up to a second at its own limit."""
+    (tmp_path / "p.yaml").write_text(opening * 60_000)
+    before = time.process_time()
+    with pytest.raises(PolicyError, match=r"nested more than 16 deep|not YAML"):
+        load_policy(tmp_path / "p.yaml")
+    assert time.process_time() - before < 0.5
 
 
 def test_a_large_release_is_held_to_one_in_a_thousand() -> None:
