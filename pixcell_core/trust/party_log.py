@@ -43,7 +43,7 @@ def own_log(key_file: Path, folder: Path | None = None) -> EventLog:
 
 
 def log_of_site_around(paths: Iterable[Path]) -> EventLog | None:
-    """The log of the site in whose folder any of `paths` lies; None where none does.
+    """The log of the party (a site, an enrolled auditor) in whose folder any of `paths` lies; None where none does.
 
     Raises:
         BadInputError: `site-log-closed`: there is such a log, and this user may not write into it.
@@ -51,9 +51,9 @@ def log_of_site_around(paths: Iterable[Path]) -> EventLog | None:
     for path in paths:
         for parent in path.resolve().parents:
             public = parent / LOG_FOLDER / KEY_FILE
-            if not public.is_file():
-                continue
             key_file = parent / "keys" / RELEASE_KEY
+            if not public.is_file() or not key_file.parent.is_dir():
+                continue
             if not os.access(key_file, os.R_OK) or not os.access(public.parent, os.W_OK):
                 raise BadInputError(
                     f"These files lie in the folder of a site, and {public.parent} cannot be written by this user.",

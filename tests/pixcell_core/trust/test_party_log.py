@@ -73,6 +73,8 @@ def test_files_in_a_site_folder_belong_to_its_log(tmp_path: Path) -> None:
         assert found is not None and found.folder == tmp_path / "site" / "log"
         found.append("test.event", {})
     assert verify_log(tmp_path / "site" / "log", trusted_keys=[release.verify_key]).entries == 3
+    EventLog(tmp_path / "coordinator" / "log", SigningKey.generate()).append("test.event", {})
+    assert log_of_site_around([tmp_path / "coordinator" / "x"]) is None, "its log is not written by audits"
     (tmp_path / "site" / "keys" / "release").unlink()
     assert code_of(log_of_site_around, [inside]) == "site-log-closed"
 
