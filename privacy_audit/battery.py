@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pixcell_core.contracts.release import ReleaseManifest
 from privacy_audit import (
     cliques,
     conditioning,
@@ -25,6 +26,7 @@ from privacy_audit.conditioning import Conditions, read_conditions
 from privacy_audit.evidence_parts import EvidencePart, PrivacyClaimEvidence
 from privacy_audit.gallery import data_uri
 from privacy_audit.given_embeddings import GivenEmbeddings
+from privacy_audit.ledger_export import LedgerTrust
 from privacy_audit.membership_inputs import WeightsRequest, check_fit, encode, load_models
 from privacy_audit.neighbours import Standardiser
 from privacy_audit.policy import Policy
@@ -45,6 +47,8 @@ class Extras:
     conditions: Path | None = None
     weights: WeightsRequest | None = None
     ledger_export: Path | None = None
+    ledger_trust: LedgerTrust | None = None
+    manifest: ReleaseManifest | None = None
     canary_report: Path | None = None
     embeddings: Path | None = None
 
@@ -72,7 +76,9 @@ def prepare(extras: Extras, sources: Sources) -> Prepared:
         if extras.conditions
         else None,
         given=given_embeddings.read(extras.embeddings, sources) if extras.embeddings else None,
-        privacy=dp_evidence.read(extras.ledger_export, extras.canary_report),
+        privacy=dp_evidence.read(
+            extras.ledger_export, extras.canary_report, trust=extras.ledger_trust, manifest=extras.manifest
+        ),
         weights=extras.weights,
         models=load_models(extras.weights) if extras.weights else None,
     )

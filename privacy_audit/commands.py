@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import BaseModel
 
-from pixcell_core.cli.contract import FormatOption, OutputFormat, command
+from pixcell_core.cli.contract import FormatOption, OutputFormat, command, emit_note
 from pixcell_core.cli.main import group
 from privacy_audit.policy_commands import PolicyOption
 from privacy_audit.policy_commands import register as register_policy
 from privacy_audit.review.commands import register as register_review
+
+if TYPE_CHECKING:
+    from pixcell_core.trust.log import EventLog
+    from privacy_audit.ledger_export import LedgerTrust
 
 
 class AuditSummary(BaseModel):
@@ -75,6 +80,14 @@ def register(root: typer.Typer) -> None:
 
 
 File = Path | None
+KeyOption = Annotated[
+    Path | None,
+    typer.Option("--key", help="Your signing key: the outcome also becomes an event of your own log."),
+]
+LogOption = Annotated[
+    Path | None,
+    typer.Option("--log", help="That log; without it the one of your folder, else KEY.log beside the key."),
+]
 
 
 @command
@@ -126,42 +139,70 @@ def run(
     ledger_export: Annotated[
         File, typer.Option("--ledger-export", help="What `pixcell site budget export` wrote.")
     ] = None,
+    ledger_key: Annotated[
+        File,
+        typer.Option("--ledger-key", help="The site's public ledger key, which that must be signed with."),
+    ] = None,
+    ledger_ca: Annotated[
+        File,
+        typer.Option(
+            "--ledger-ca", help="Or the consortium's authority: the site's kit must vouch for that key."
+        ),
+    ] = None,
+    revocations: Annotated[
+        list[Path] | None,
+        typer.Option("--revocations", help="The consortium's list of revoked certificates (repeatable)."),
+    ] = None,
     canary_report: Annotated[
         File, typer.Option("--canary-report", help="JSON of `pixcell private audit` or `private canaries`.")
     ] = None,
     require_signed: Annotated[
-        File, typer.Option("--require-signed", help="Public key that must have signed the policy.")
+        list[Path] | None,
+        typer.Option("--require-signed", help="Public key that must have signed the policy (repeatable)."),
+    ] = None,
+    require_signatures: Annotated[
+        int | None,
+        typer.Option("--require-signatures", help="How many of those keys must have; all when absent."),
     ] = None,
     policy_signature: Annotated[
         File, typer.Option("--policy-signature", help="The policy's envelope; POLICY.dsse when absent.")
     ] = None,
+    key: KeyOption = None,
+    log: LogOption = None,
     format: FormatOption = OutputFormat.TEXT,
 ) -> AuditSummary:
     """May these tiles leave? Exit 0 for PASS and REVIEW, 1 for FAIL and INVALID.
 
     Writes OUT/report.json and OUT/report.html (numbers and hashes, made to be shared) and OUT/site/ (real tiles and
-    distances, never to be exported).
+    distances, never to be exported). Within a site's folder the run is an event of the site's log.
     """
     from pixcell_core.trust.keys import VerifyKey
     from privacy_audit.battery import Extras
+    from privacy_audit.ledger_export import sealed_manifest
     from privacy_audit.policy import load_policy
     from privacy_audit.policy_signature import require_signed as demand_signature
     from privacy_audit.run import AuditRequest, run_audit
 
     loaded = load_policy(policy)
-    if require_signed is not None:
-        demand_signature(loaded, policy, VerifyKey.load(require_signed), policy_signature)
+    if require_signed or require_signatures is not None or policy_signature is not None:
+        keys = [VerifyKey.load(path) for path in require_signed or ()]
+        demand_signature(loaded, policy, *keys, needed=require_signatures, signature=policy_signature)
+    logs = _logs(key, log, (synthetic, train, holdout, out))
     extras = Extras(
         conditions=conditions,
         weights=_weights(generator, base, adapter, encoder, autoencoder, device),
         ledger_export=ledger_export,
+        ledger_trust=_ledger_trust(ledger_key, ledger_ca, revocations or ()),
+        manifest=None if ledger_export is None else sealed_manifest(synthetic),
         canary_report=canary_report,
         embeddings=embeddings,
     )
     request = AuditRequest(
         train, holdout, synthetic, out, loaded, seed, filtered_from, extras=extras, patients=patients
     )
-    return _summary(out, run_audit(request))
+    found = run_audit(request)
+    _note(logs, out, found)
+    return _summary(out, found)
 
 
 @command
@@ -200,19 +241,78 @@ def decide(
         Path, typer.Option("--decisions", help="Signed decisions about site/review-queue.json.")
     ],
     trust: Annotated[Path, typer.Option("--trust", help="Public key of the reviewer.")],
+    key: KeyOption = None,
+    log: LogOption = None,
     format: FormatOption = OutputFormat.TEXT,
 ) -> AuditSummary:
     """Count a reviewer's decisions into the verdict. A confirmed copy is FAIL; exit as `audit run`."""
     from datetime import UTC, datetime
 
+    from pixcell_core.contracts import digest
     from pixcell_core.trust.dsse import Envelope
     from pixcell_core.trust.keys import VerifyKey
     from privacy_audit.deciding import decide as judge_again
     from privacy_audit.run import write_decided
 
-    decided = judge_again(out, Envelope.load(decisions), VerifyKey.load(trust), datetime.now(UTC))
+    logs, envelope = _logs(key, log, (out,)), Envelope.load(decisions)
+    decided = judge_again(out, envelope, VerifyKey.load(trust), datetime.now(UTC))
     write_decided(out, decided)
+    _note(logs, out, decided.report, digest(envelope.to_bytes()))
     return _summary(out, decided.report)
+
+
+def _ledger_trust(key: Path | None, ca: Path | None, revocations: Sequence[Path]) -> LedgerTrust:
+    from datetime import UTC, datetime
+
+    from pixcell_core.contracts import read_bounded
+    from pixcell_core.errors import BadInputError
+    from pixcell_core.trust.certificates import read_authority
+    from pixcell_core.trust.dsse import Envelope
+    from pixcell_core.trust.keys import VerifyKey
+    from privacy_audit.ledger_export import LedgerTrust
+
+    if revocations and ca is None:
+        raise BadInputError(
+            "A revocation list was given, and no authority whose certificates it takes back.",
+            hint="Give --ledger-ca CA.crt too.",
+            code="nothing-to-revoke",
+        )
+    return LedgerTrust(
+        key=None if key is None else VerifyKey.load(key),
+        ca=None if ca is None else read_authority(read_bounded(ca, 65_536), ca.name),
+        revocations=tuple(Envelope.load(path) for path in revocations),
+        now=datetime.now(UTC),
+    )
+
+
+def _logs(key: Path | None, log: Path | None, paths: tuple[Path, ...]) -> tuple[EventLog | None, ...]:
+    """The logs an audit becomes an event of; opened before it runs, so that none is run that cannot be recorded."""
+    from pixcell_core.errors import BadInputError
+    from pixcell_core.trust.party_log import log_of_site_around, own_log
+
+    if key is None and log is not None:
+        raise BadInputError(
+            "A log is written with its owner's key, and none was given.",
+            hint="Give --key KEY beside --log DIR.",
+            code="log-without-key",
+        )
+    own = None if key is None else own_log(key, log)
+    try:
+        site = log_of_site_around(paths)
+    except BadInputError as error:
+        if own is None:
+            raise
+        emit_note(f"note: the site's log is not written: {error.message}")
+        site = None
+    return site, own
+
+
+def _note(logs: tuple[EventLog | None, ...], out: Path, found: Any, decisions: str | None = None) -> None:
+    from pixcell_core.contracts.canonical import file_digest
+    from privacy_audit.log_event import AuditEvent
+    from privacy_audit.report import REPORT
+
+    AuditEvent.of(found, file_digest(out / REPORT), decisions).append_to(*logs)
 
 
 def _weights(

@@ -1,50 +1,53 @@
 """Evidence for a claim of differential privacy: what the ledger says, what its charges add up to, what canaries proved.
 
 The audit proves no epsilon. It compares three numbers that must not contradict each other: the claim, the sum of the
-charges by our own accountant, and the lower bound that guesses about canary patients gave (Steinke, Nasr & Jagielski
-2023). A bound above its claim is proof that the mechanism leaks more than was promised.
+charges by our own accountant (each charge verified against the site's key first, see `ledger_export`), and the lower
+bound that guesses about canary patients gave (Steinke, Nasr & Jagielski 2023). A bound above its claim is proof that
+the mechanism leaks more than was promised.
 """
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
-from pixcell_core.contracts import parse_json, read_bounded
-from pixcell_core.errors import BadInputError
+from pixcell_core.contracts.release import ReleaseManifest
 from privacy_audit.evidence_parts import PrivacyClaimEvidence
+from privacy_audit.ledger_export import LedgerTrust, data_of, number, read_ledger_export, unusable
 from privacy_audit.policy import Policy
 from privacy_audit.result import Status, TestResult, not_tested
 
 NAME = "differential privacy: ledger and canaries"
 _CLAIM = "What was promised per patient is not contradicted by the ledger's charges or by canaries."
 _STATISTIC = "lower bound of epsilon that canaries proved"
-_MAX_BYTES = 256 * 1024 * 1024
 _ROUNDING = 0.01  # statements give epsilon to two places, rounded up
 
 
-class PrivacyEvidenceError(BadInputError):
-    """A ledger's export or a canary report cannot be used as evidence."""
-
-    default_code = "bad-privacy-evidence"
-
-
-def read(ledger: Path | None, canaries: Path | None) -> PrivacyClaimEvidence | None:
+def read(
+    ledger: Path | None,
+    canaries: Path | None,
+    *,
+    trust: LedgerTrust | None = None,
+    manifest: ReleaseManifest | None = None,
+) -> PrivacyClaimEvidence | None:
     """Read an export of `pixcell site budget export` and a report of `pixcell private audit` or `private canaries`.
+
+    Args:
+        trust, manifest: what the ledger is held against, see `read_ledger_export`.
 
     Raises:
         PrivacyEvidenceError: no such document, or numbers that cannot be.
+        LedgerRefusedError: the ledger is not shown to be the site's own, whole and as it was signed.
     """
     if ledger is None and canaries is None:
         return None
-    unit, claimed, recomputed, delta = (None,) * 4 if ledger is None else _ledger(ledger)
+    found = None if ledger is None else read_ledger_export(ledger, trust or LedgerTrust(), manifest)
     report: dict[str, Any] = {} if canaries is None else _canaries(canaries)
     return PrivacyClaimEvidence(
-        unit=unit,
-        claimed=claimed,
-        recomputed=recomputed,
-        delta=delta,
+        unit=None if found is None else found.unit,
+        claimed=None if found is None else found.claimed,
+        recomputed=None if found is None else found.recomputed,
+        delta=None if found is None else found.delta,
         canary_unit=report.get("unit"),
         canary_bound=report.get("bound"),
         canary_claimed=report.get("claimed"),
@@ -135,28 +138,8 @@ def _decide(evidence: PrivacyClaimEvidence) -> tuple[Status, str]:
     return status, " ".join(words for _, words in found)
 
 
-def _ledger(path: Path) -> tuple[str, float, float, float]:
-    from pixcell_core.private.accounting import epsilon
-    from pixcell_core.private.spent_before import spent_before
-
-    value = _data(path)
-    events = spent_before(path)
-    try:
-        statement = value["statement"]
-        unit, claimed, delta = str(statement["unit"]), statement["epsilon_spent"], statement["delta"]
-        cohorts = [str(one["cohort"]) for one in statement.get("cohorts", [])]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise _unusable(path, "an export of a ledger") from error
-    _number(path, claimed)
-    _number(path, delta)
-    # What a patient of the dearest cohort paid; where no cohort is named, every charge counts.
-    lists = [spent_before(path, cohort) for cohort in cohorts] or [events]
-    recomputed = max(epsilon(charges, float(delta)).value for charges in lists)
-    return unit, float(claimed), float(recomputed), float(delta)
-
-
 def _canaries(path: Path) -> dict[str, Any]:
-    value = _data(path)
+    value = data_of(path)
     try:
         bound = value["epsilon_lower_bound"]
         claimed, delta, unit, count = (
@@ -166,14 +149,14 @@ def _canaries(path: Path) -> dict[str, Any]:
             value["canaries"],
         )
     except (KeyError, TypeError) as error:
-        raise _unusable(path, "a report of canaries") from error
-    _number(path, claimed)
-    _number(path, delta)
+        raise unusable(path, "a report of canaries") from error
+    number(path, claimed)
+    number(path, delta)
     if bound is None:  # beyond every number: the mechanism was caught without noise
         bound = 1e9
-    _number(path, bound)
+    number(path, bound)
     if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= 10_000_000:
-        raise _unusable(path, "a report of canaries")
+        raise unusable(path, "a report of canaries")
     return {
         "unit": unit[:40],
         "bound": float(bound),
@@ -181,24 +164,3 @@ def _canaries(path: Path) -> dict[str, Any]:
         "delta": float(delta),
         "canaries": count,
     }
-
-
-def _data(path: Path) -> dict[str, Any]:
-    value = parse_json(read_bounded(path, _MAX_BYTES), name=path.name, max_bytes=_MAX_BYTES)
-    if isinstance(value, dict) and value.get("status") == "ok" and "data" in value:
-        value = value["data"]
-    if not isinstance(value, dict):
-        raise _unusable(path, "a document of this platform")
-    return value
-
-
-def _number(path: Path, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-        raise _unusable(path, "numbers that can be")
-
-
-def _unusable(path: Path, what: str) -> PrivacyEvidenceError:
-    return PrivacyEvidenceError(
-        f"{path.name} does not hold {what}.",
-        hint="Give the files that `pixcell site budget export --out` and `pixcell private audit --format json` wrote.",
-    )

@@ -15,6 +15,7 @@ from pixcell_core.errors import BadInputError
 SHIPPED = Path(__file__).parent / "policies"
 DEFAULT_POLICY = "core"
 _MAX_BYTES = 256 * 1024
+_MAX_DEPTH = 16
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Kind = Literal[
@@ -213,6 +214,21 @@ class Policy(_Part):
         return digest(self.model_dump(mode="json"))
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML's safe reader, of no deeper nesting than a policy has: depth costs the reader time by its square."""
+
+    _depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        self._depth += 1
+        if self._depth > _MAX_DEPTH:
+            raise yaml.YAMLError(f"it is nested more than {_MAX_DEPTH} deep")
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._depth -= 1
+
+
 def load_policy(source: str | Path | None = None) -> Policy:
     """Load a policy file, or one that ships here by its name (`core`, `rehearsal`); the default is `core`.
 
@@ -234,7 +250,7 @@ def load_policy(source: str | Path | None = None) -> Policy:
             hint="Start from the output of `pixcell audit policy show`.",
         )
     try:
-        value = yaml.safe_load(raw.decode("utf-8"))
+        value = yaml.load(raw.decode("utf-8"), _Loader)
     except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError) as error:
         # Besides its own errors the reader lets through what impossible dates, numbers and nestings raise.
         raise PolicyError(

@@ -111,13 +111,21 @@ def sign(
     policy: PolicyArgument,
     key: Annotated[Path, typer.Option("--key", help="Private key of whoever answers for these numbers.")],
     out: Annotated[Path | None, typer.Option("--out", help="Envelope; POLICY.dsse when absent.")] = None,
+    log: Annotated[
+        Path | None,
+        typer.Option(
+            "--log", help="Your own log; without it the one of your folder, else KEY.log beside the key."
+        ),
+    ] = None,
     format: FormatOption = OutputFormat.TEXT,
 ) -> PolicySigned:
-    """Sign a policy, or add a signature to those that are there."""
+    """Sign a policy, or add a signature to those that are there; an event of your own log."""
+    from pixcell_core.contracts import digest
     from pixcell_core.errors import BadInputError
     from pixcell_core.trust.dsse import Envelope
     from pixcell_core.trust.durable import write_whole
     from pixcell_core.trust.keys import SigningKey
+    from pixcell_core.trust.party_log import own_log
     from privacy_audit.policy import load_policy, shipped_policies
     from privacy_audit.policy_signature import sign_policy, signature_path
 
@@ -126,7 +134,11 @@ def sign(
             "A shipped policy is signed into a file of your own.", hint="Give --out FILE.", code="no-out"
         )
     loaded, path = load_policy(policy), out or signature_path(policy)
-    envelope = sign_policy(loaded, SigningKey.load(key), Envelope.load(path) if path.is_file() else None)
+    signer = SigningKey.load(key)
+    envelope = sign_policy(loaded, signer, Envelope.load(path) if path.is_file() else None)
+    facts = {"policy": loaded.digest, "key": signer.key_id, "envelope": digest(envelope.to_bytes())}
+    # The event first: a signature that stands nowhere in the signer's log must not exist.
+    own_log(key, log).append("policy.signed", facts)
     write_whole(path, envelope.to_bytes())
     return PolicySigned(name=loaded.name, digest=loaded.digest, signers=list(envelope.key_ids), envelope=path)
 
@@ -134,22 +146,27 @@ def sign(
 @command
 def verify(
     policy: PolicyArgument,
-    trust: Annotated[Path, typer.Option("--trust", help="Public key that must have signed.")],
+    trust: Annotated[
+        list[Path], typer.Option("--trust", help="Public key that must have signed (repeatable).")
+    ],
+    threshold: Annotated[
+        int | None, typer.Option("--threshold", help="How many of them must have; all when absent.")
+    ] = None,
     signature: Annotated[
         Path | None, typer.Option("--signature", help="Envelope; POLICY.dsse when absent.")
     ] = None,
     format: FormatOption = OutputFormat.TEXT,
 ) -> PolicySigned:
-    """Refuse (exit 1) a policy that the key did not sign as it is now."""
+    """Refuse (exit 1) a policy that the keys, or --threshold of them, did not sign as it is now."""
     from pixcell_core.trust.keys import VerifyKey
     from privacy_audit.policy import load_policy
     from privacy_audit.policy_signature import require_signed, signature_path
 
-    loaded, key = load_policy(policy), VerifyKey.load(trust)
-    require_signed(loaded, policy, key, signature)
+    loaded, keys = load_policy(policy), [VerifyKey.load(path) for path in trust]
+    signers = require_signed(loaded, policy, *keys, needed=threshold, signature=signature)
     return PolicySigned(
         name=loaded.name,
         digest=loaded.digest,
-        signers=[key.key_id],
+        signers=[key.key_id for key in signers],
         envelope=signature or signature_path(policy),
     )

@@ -1,4 +1,4 @@
-"""Signed policies: the hospital puts its key under the thresholds, and an audit may demand that it did.
+"""Signed policies: hospital and auditor put their keys under the thresholds, and an audit may demand k of n of them.
 
 The signature is over the canonical JSON of the effective policy, so that comments may be mended and no number can.
 """
@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from pixcell_core.contracts import canonical_bytes, parse_json, read_bounded
-from pixcell_core.errors import RefusedError
-from pixcell_core.trust.dsse import Envelope, add_signature, sign_envelope, verify_envelope
+from pixcell_core.errors import BadInputError, RefusedError
+from pixcell_core.trust.dsse import Envelope, add_signature, sign_envelope, valid_signers, verify_envelope
 from pixcell_core.trust.keys import SigningKey, VerifyKey
 from privacy_audit.policy import Policy, PolicyError, parse_policy, policy_path
 
@@ -41,13 +41,13 @@ def sign_policy(policy: Policy, key: SigningKey, earlier: Envelope | None = None
     return add_signature(earlier, key)
 
 
-def signed_policy(envelope: Envelope, key: VerifyKey) -> Policy:
-    """The policy inside an envelope that the key signed.
+def signed_policy(envelope: Envelope, *keys: VerifyKey, needed: int = 1) -> Policy:
+    """The policy inside an envelope that at least `needed` distinct ones of `keys` signed.
 
     Raises:
-        SignatureRefusedError: the key did not sign it. PolicyError: what was signed is no policy.
+        SignatureRefusedError: too few of them did. PolicyError: what was signed is no policy.
     """
-    data = verify_envelope(envelope, [key], payload_type=POLICY_TYPE)
+    data = verify_envelope(envelope, keys, needed, payload_type=POLICY_TYPE)
     value = parse_json(data, name="signed policy", max_bytes=_MAX_BYTES)
     if not isinstance(value, dict):
         raise PolicyError(
@@ -57,33 +57,57 @@ def signed_policy(envelope: Envelope, key: VerifyKey) -> Policy:
 
 
 def require_signed(
-    policy: Policy, source: str | Path | None, key: VerifyKey, signature: Path | None = None
-) -> None:
-    """Refuse a policy that the key did not sign.
+    policy: Policy,
+    source: str | Path | None,
+    *keys: VerifyKey,
+    needed: int | None = None,
+    signature: Path | None = None,
+) -> tuple[VerifyKey, ...]:
+    """Refuse a policy that too few of the keys signed; return those that did.
 
     Args:
         policy: the policy that will judge. source: its file or shipped name.
+        keys: whose signatures count, each once. needed: how many of them; all when absent.
         signature: the envelope; beside the policy's file with `.dsse` after its name when absent.
 
     Raises:
-        PolicySignatureError: no envelope, or one that holds other numbers.
-        SignatureRefusedError: the envelope is not signed by the key.
+        PolicySignatureError: no envelope (`policy-unsigned`), too few of the keys (`policy-signers-missing`), or other
+            numbers than were signed (`policy-differs`).
+        BadInputError: `policy-threshold`: more signatures are needed than distinct keys were named.
     """
+    known = {key.key_id: key for key in keys}
+    least = len(known) if needed is None else needed
+    if not 1 <= least <= len(known):
+        raise BadInputError(
+            f"{least} signatures are asked for, and {len(known)} different keys are named.",
+            hint="Name one key for each signature at least; a key given twice counts once.",
+            code="policy-threshold",
+        )
     path = signature or signature_path(source)
     if not path.is_file():
         raise PolicySignatureError(
             f"The policy {policy.name} has no signature: {path.name} is not there.",
             hint="pixcell audit policy sign POLICY --key KEY; then give it with --policy-signature.",
         )
-    if (
-        signed_policy(Envelope.from_bytes(read_bounded(path, _MAX_BYTES), name=path.name), key).digest
-        != policy.digest
-    ):
+    envelope = Envelope.from_bytes(read_bounded(path, _MAX_BYTES), name=path.name)
+    signers = valid_signers(envelope, known.values()) if envelope.payloadType == POLICY_TYPE else ()
+    if envelope.payloadType == POLICY_TYPE and len(signers) < least:
+        lacking = sorted(known.keys() - {key.key_id for key in signers})
+        claimed = set(envelope.key_ids)
+        why = ", ".join(f"{one} ({'a false one' if one in claimed else 'none'})" for one in lacking)
+        raise PolicySignatureError(
+            f"{path.name} carries {len(signers)} of the {least} signatures that are needed of {len(known)} keys; "
+            f"no true one of {why}.",
+            hint="Have them sign it: pixcell audit policy sign POLICY --key KEY adds a signature to those that are there.",
+            code="policy-signers-missing",
+        )
+    if signed_policy(envelope, *known.values(), needed=least).digest != policy.digest:
         raise PolicySignatureError(
             f"{path.name} was signed over other numbers than the policy {policy.name} now has.",
             hint="See what changed with `pixcell audit policy diff`, and have it signed again.",
             code="policy-differs",
         )
+    return signers
 
 
 def signature_path(source: str | Path | None) -> Path:

@@ -17,7 +17,7 @@ from pixcell_core.contracts.canonical import load_document
 from pixcell_core.contracts.round import RoundRecord, RunState
 from pixcell_core.contracts.spool import Arrays, TrainResult, flatten, read_arrays
 from pixcell_core.contracts.study import Study
-from site_client.ledger.record import ReserveRecord
+from pixcell_core.private.ledger_record import ReserveRecord
 from site_client.ledger.site import ledger_folder, ledger_public_key
 from site_client.ledger.view import read_ledger
 

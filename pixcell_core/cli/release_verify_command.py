@@ -40,7 +40,7 @@ def verify_release(
     ] = None,
     withdrawals: Annotated[
         list[Path] | None,
-        typer.Option("--withdrawals", help="The site's list of releases it took back (repeatable)."),
+        typer.Option("--withdrawals", help="A signer's list of releases that were taken back (repeatable)."),
     ] = None,
     format: FormatOption = OutputFormat.TEXT,
 ) -> object:

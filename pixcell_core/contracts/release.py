@@ -28,16 +28,14 @@ DEFAULT_USAGE = (
     "identify persons. The verdict's expiry date binds: ask for a new audit after it."
 )
 
-_UNSEEN = "\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff"
+UNSEEN = "\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff"
 """Control, zero-width and direction characters, which can make a signed text look like another."""
 
-Line = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=f"^[^\t\n{_UNSEEN}]*$")]
-Prose = Annotated[str, StringConstraints(min_length=1, max_length=4000, pattern=f"^[^{_UNSEEN}]*$")]
+Line = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=f"^[^\t\n{UNSEEN}]*$")]
+Prose = Annotated[str, StringConstraints(min_length=1, max_length=4000, pattern=f"^[^{UNSEEN}]*$")]
 TileFormat = Literal["png", "jpg"]
 TileName = Annotated[str, StringConstraints(pattern=r"^\d{5}\.(png|jpg)$")]
-TileLabel = Annotated[
-    str, StringConstraints(min_length=1, max_length=80, pattern=f"^[^\t\n/\\\\{_UNSEEN}]+$")
-]
+TileLabel = Annotated[str, StringConstraints(min_length=1, max_length=80, pattern=f"^[^\t\n/\\\\{UNSEEN}]+$")]
 
 
 class PrivacyStatement(Document):
@@ -153,6 +151,8 @@ class ReleaseManifest(Document):
     readme_digest: Digest
     licence: Prose
     usage: Prose
+    # Written only where one was given, so that manifests sealed before there was one keep their digest.
+    contact: Annotated[Line | None, Field(exclude_if=lambda given: given is None)] = None
 
     @model_validator(mode="after")
     def _adds_up(self) -> Self:

@@ -37,8 +37,8 @@ from pixcell_core.trust.bundle_rules import (
     key_file_name,
     refused,
     require_current,
+    require_papers,
     require_permission,
-    written_papers,
 )
 from pixcell_core.trust.bundle_terms import (
     Known,
@@ -106,9 +106,9 @@ class BundleVerifier:
         self._step("verdict", lambda: self._permits(verdict, manifest))
         rule, stands = self._step("signers", lambda: self._quorum(verdict, manifest, signers, listing))
         self._step("still valid", lambda: self._current(verdict, listing))
-        self._step("withdrawals", lambda: self._withdrawals(manifest, (*signers, site_key)))
+        self._step("withdrawals", lambda: self._withdrawals(manifest, (*signers, site_key), stands))
         vouched = self._step(
-            "certificates", lambda: self._certificates(names, keys, rule, stands, verdict, listing)
+            "certificates", lambda: self._certificates(names, keys, rule, stands, verdict, listing, site_key)
         )
         self._step("tiles", lambda: self._tiles(manifest, names, on_tile))
         self._step("audit report", lambda: self._report(verdict, manifest))
@@ -267,8 +267,10 @@ class BundleVerifier:
             )
         return None, f"until {verdict.predicate.expires_at:%Y-%m-%d}"
 
-    def _withdrawals(self, manifest: ReleaseManifest, keys: tuple[VerifyKey, ...]) -> tuple[None, str]:
-        lists = check_withdrawals(self._known, manifest, keys)
+    def _withdrawals(
+        self, manifest: ReleaseManifest, keys: tuple[VerifyKey, ...], stands: Standing
+    ) -> tuple[None, str]:
+        lists = check_withdrawals(self._known, manifest, keys, stands.given, self._now)
         if not lists:
             return None, "no list was given: whether it was taken back since was not checked"
         seen = ", ".join(f"number {found.number} of {found.issued_at:%Y-%m-%d}" for found in lists)
@@ -282,6 +284,7 @@ class BundleVerifier:
         stands: Standing,
         verdict: Verdict,
         listing: BundleListing,
+        site_key: VerifyKey,
     ) -> tuple[dict[str, str], str]:
         found = {
             f"sha256:{name[13:-5]}": Envelope.from_bytes(self._files.read(name), name=name)
@@ -289,10 +292,11 @@ class BundleVerifier:
             if name.startswith("certificates/")
         }
         moments = (verdict.predicate.issued_at, listing.exported_at)
-        opened = check_certificates(found, stands.given, keys, rule, self._known, moments)
+        site = (listing.site, site_key.key_id)
+        opened = check_certificates(found, stands.given, keys, rule, self._known, moments, site)
         words = {certificate.key.key_id: str(certificate) for certificate in opened}
         if not words:
-            return words, "none: the auditor's key stands for itself"
+            return words, "none: the keys stand for themselves"
         unproven = "" if self._known.ca else "; whose consortium that is was not checked (--ca)"
         fresh = "" if self._known.revocations else "; revocations not checked (--revocations)"
         return words, f"{', '.join(sorted(words.values()))}{unproven}{fresh}"
@@ -310,10 +314,7 @@ class BundleVerifier:
         names: list[str],
     ) -> tuple[None, str]:
         """The papers for people and machines, written again from what was signed."""
-        papers = written_papers(manifest, verdict, stands.given, names, listing.exported_at)
-        for name, wanted in papers.items():
-            if self._files.read(name) != wanted:
-                raise refused(f"{name} does not say what was signed.", "bundle-changed")
+        require_papers(self._files, manifest, verdict, stands.given, names, listing.exported_at)
         return None, "datasheet and research-object metadata say what was signed"
 
     def _optional(self, name: str) -> bytes | None:
@@ -379,7 +380,7 @@ class BundleVerifier:
         if self._known.signers_digest is not None:
             proofs.append(f"{stands.words}, of those the document you trust names")
         if self._known.ca is not None:
-            proofs.append("every auditor certified by the authority you trust")
+            proofs.append("every auditor and the site certified by the authority you trust")
         if not proofs:
             return (
                 False,

@@ -27,9 +27,10 @@ MAX_ARCHIVE_BYTES = 4 * 1024**3 - 1
 
 README, MANIFEST, VERDICT, LISTING = "README.txt", "manifest.json", "verdict.dsse.json", "bundle.dsse.json"
 REPORT, PAGE, SHEET = "audit/report.json", "audit/report.html", "sample-sheet.png"
-SIGNERS, REQUEST, DATASHEET = "signers.json", "request.dsse.json", "datasheet.md"
+SIGNERS, REQUEST = "signers.json", "request.dsse.json"
+DATASHEET, DATASHEET_PAGE = "datasheet.md", "datasheet.html"
 FIXED_NAMES = (README, MANIFEST, VERDICT, LISTING, REPORT, PAGE, SHEET, DATASHEET, METADATA)
-OPTIONAL_NAMES = (SIGNERS, REQUEST)
+OPTIONAL_NAMES = (SIGNERS, REQUEST, DATASHEET_PAGE)
 
 _NAME = re.compile(
     r"tiles/\d{5}\.(png|jpg)|dicom/\d{5}\.dcm|c2pa/\d{5}\.png|keys/[0-9a-f]{64}\.pub|certificates/[0-9a-f]{64}\.json"

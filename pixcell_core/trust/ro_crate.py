@@ -30,6 +30,7 @@ _FORMATS = {
 _ABOUT = {
     "README.txt": "What lies in the bundle and how to check it",
     "datasheet.md": "Datasheet: what, how made, privacy statement, verdict, limits, licence",
+    "datasheet.html": "The same datasheet as a page that stands alone",
     "manifest.json": "Every tile by digest, sealed before the audit",
     "verdict.dsse.json": "Signed verdict: an in-toto statement in a DSSE envelope",
     "request.dsse.json": "What the site asked the signers for, signed",

@@ -23,6 +23,7 @@ from pixcell_core.private.condition_search import (
     public_seed,
     search_conditions,
 )
+from pixcell_core.private.ledger_record import EVERY_PATIENT
 from pixcell_core.private.noise import NoiseSource
 from pixcell_core.private.votes import NoisyVotes, PatientTiles
 from pixcell_core.training.feature_store import FeatureStore, shard_name
@@ -33,7 +34,6 @@ from site_client.generate.policy_names import VOTE_PURPOSE
 from site_client.generate.vote_record import VoteRecord
 from site_client.ledger.cohorts import CohortBook
 from site_client.ledger.ledger import Ledger, RoundCharge
-from site_client.ledger.record import EVERY_PATIENT
 from site_client.ledger.site import open_site_ledger
 from site_client.ledger.study_room import require_study_room
 from site_client.ledger.view import BudgetCap

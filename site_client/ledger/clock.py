@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 from pixcell_core.errors import RefusedError
-from site_client.ledger.record import BaseRecord, time_of
+from pixcell_core.private.ledger_record import BaseRecord, time_of
 
 CLOCK_TOLERANCE = timedelta(seconds=60)
 """How far a clock may run back before it is a fault: less is how network time sets clocks right."""

@@ -26,8 +26,8 @@ from pydantic import Field, StringConstraints
 
 from pixcell_core.contracts.canonical import Document, DocumentError, parse_document, read_bounded
 from pixcell_core.errors import BadInputError, PixcellError, RefusedError
+from pixcell_core.private.ledger_record import EVERY_PATIENT, Name
 from pixcell_core.trust.durable import WriteFailedError, write_whole
-from site_client.ledger.record import EVERY_PATIENT, Name
 
 SMALLEST_COHORT = 2
 """A promise to a cohort of one is a promise about one person's presence alone; it is refused."""

@@ -12,6 +12,7 @@ from pixcell_core.cli.contract import FormatOption, OutputFormat, command
 from pixcell_core.cli.main import group
 
 if TYPE_CHECKING:
+    from pixcell_core.trust.dsse import Envelope
     from pixcell_core.trust.keys import VerifyKey
     from site_client.ledger.export import BudgetExport
     from site_client.ledger.statement import BudgetStatement
@@ -189,13 +190,32 @@ def export(
     from site_client.ledger.export import export_of
     from site_client.ledger.site import ledger_folder
 
-    exported = export_of(ledger_folder(site_dir), _read(site_dir).require_whole())
+    view = _read(site_dir).require_whole()
+    exported = export_of(ledger_folder(site_dir), view, _certificate(site_dir, view))
     text = exported.model_dump_json(indent=2)
     if out is not None:
         _write_new(out, text + "\n")
     if format is OutputFormat.JSON:
         return exported
     return text if out is None else f"Exported {len(exported.lines)} records to {out}."
+
+
+def _certificate(site_dir: Path, view: LedgerView) -> Envelope | None:
+    """That the site's kit stands behind the ledger's key; None at a site without one, or before the first charge."""
+    from datetime import UTC, datetime
+
+    from pixcell_core.trust.dsse import Envelope
+    from pixcell_core.trust.keys import SigningKey
+    from pixcell_core.trust.vouched_keys import vouch
+    from site_client.approvals.site_folder import SiteFolder
+
+    folder = SiteFolder(site_dir)
+    if view.key is None or view.site is None or not folder.kit.is_file():
+        return None
+    approval_key = SigningKey.load(folder.approval_key)
+    return vouch(
+        Envelope.load(folder.kit), view.site, view.key, approval_key, now=datetime.now(UTC), purpose="ledger"
+    )
 
 
 @command

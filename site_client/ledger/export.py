@@ -11,16 +11,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from pixcell_core.contracts.canonical import canonical_bytes, parse_document, read_bounded
 from pixcell_core.errors import BadInputError
+from pixcell_core.private.ledger_chain import verify_chain
+from pixcell_core.private.ledger_record import LedgerHead, head_of
+from pixcell_core.trust.dsse import Envelope
 from pixcell_core.trust.keys import KeyFileError, VerifyKey
-from site_client.ledger.chain import verify_chain
 from site_client.ledger.journal import MAX_LEDGER_BYTES, read_lines
-from site_client.ledger.record import LedgerHead, head_of
 from site_client.ledger.statement import BudgetStatement, statement_of
 from site_client.ledger.view import LedgerCheck, LedgerView
 
@@ -40,6 +41,8 @@ class BudgetExport(BaseModel):
     statement: BudgetStatement
     public_key: str | None
     lines: list[dict[str, Any]]
+    certificate: Annotated[Envelope | None, Field(exclude_if=lambda given: given is None)] = None
+    """Where the site has a kit: that the consortium's authority stands behind the ledger's key."""
 
     @classmethod
     def load(cls, path: Path) -> BudgetExport:
@@ -58,12 +61,13 @@ class BudgetExport(BaseModel):
         return parse_document(cls, canonical_bytes(value), name=path.name)
 
 
-def export_of(folder: Path, view: LedgerView) -> BudgetExport:
+def export_of(folder: Path, view: LedgerView, certificate: Envelope | None = None) -> BudgetExport:
     """Return the export of a whole, verified ledger.
 
     Args:
         folder: the ledger's folder.
         view: what `read_ledger` found in it.
+        certificate: what the site's kit says of the ledger's key, if it has one.
     """
     import json
 
@@ -72,6 +76,7 @@ def export_of(folder: Path, view: LedgerView) -> BudgetExport:
         statement=statement_of(view),
         public_key=view.key.to_pem().decode("ascii") if view.key else None,
         lines=[json.loads(line) for line in [*lines, tail][: len(view.records)]],
+        certificate=certificate,
     )
 
 

@@ -104,7 +104,7 @@ def _charge(
 ) -> ForecastCharge:
     from pixcell_core.private.accounting import epsilon
     from pixcell_core.private.filters import BudgetFilter
-    from site_client.ledger.record import EVERY_PATIENT
+    from pixcell_core.private.ledger_record import EVERY_PATIENT
     from site_client.ledger.spending import Spending
 
     whole = view.spending.sequences_after(events, EVERY_PATIENT)

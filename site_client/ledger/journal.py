@@ -29,7 +29,7 @@ from pathlib import Path
 
 from pixcell_core.contracts.canonical import DocumentError, canonical_bytes, digest, parse_json
 from pixcell_core.errors import BadInputError, PixcellError, RefusedError
-from site_client.ledger.record import LedgerHead
+from pixcell_core.private.ledger_record import LedgerHead
 
 LEDGER_FILE = "ledger.jsonl"
 HEAD_FILE = "head.json"

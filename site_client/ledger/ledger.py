@@ -26,10 +26,7 @@ from typing import TypedDict
 from pixcell_core.errors import BadInputError, RefusedError
 from pixcell_core.private.accounting import Epsilon, GaussianEvent, check_delta
 from pixcell_core.private.filters import BudgetExceededError, BudgetFilter
-from site_client.ledger.clock import LedgerClock
-from site_client.ledger.journal import Journal
-from site_client.ledger.mending import mend
-from site_client.ledger.record import (
+from pixcell_core.private.ledger_record import (
     EVERY_PATIENT,
     FIRST_HASH,
     PURPOSES,
@@ -43,6 +40,9 @@ from site_client.ledger.record import (
     encode_public_key,
     head_of,
 )
+from site_client.ledger.clock import LedgerClock
+from site_client.ledger.journal import Journal
+from site_client.ledger.mending import mend
 from site_client.ledger.reserved_steps import ReservedSteps
 from site_client.ledger.spending import Spending
 from site_client.ledger.view import BudgetCap, LedgerCheck, LedgerView, read_ledger

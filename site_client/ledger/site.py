@@ -7,10 +7,10 @@ from pathlib import Path
 from pixcell_core.contracts.canonical import load_document
 from pixcell_core.contracts.round import KnownHead
 from pixcell_core.errors import BadInputError
+from pixcell_core.private.ledger_record import LedgerHead
 from pixcell_core.trust.keys import SigningKey, VerifyKey
 from site_client.ledger.journal import LEDGER_FILE
 from site_client.ledger.ledger import Ledger
-from site_client.ledger.record import LedgerHead
 from site_client.ledger.view import BudgetCap
 from site_client.ledger.witness import WitnessedHeads
 

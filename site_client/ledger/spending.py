@@ -18,7 +18,7 @@ from pixcell_core.private.accounting import (
     epsilon,
     group_events,
 )
-from site_client.ledger.record import EVERY_PATIENT, BaseRecord, ReserveRecord
+from pixcell_core.private.ledger_record import EVERY_PATIENT, BaseRecord, ReserveRecord
 
 DOES_NOT_COVER_BESIDE_VOTES = DOES_NOT_COVER.replace(
     "tiles conditioned on private embeddings",

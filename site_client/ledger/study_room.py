@@ -8,7 +8,7 @@ from pixcell_core.contracts.study import Study
 from pixcell_core.errors import RefusedError
 from pixcell_core.private.accounting import GaussianEvent
 from pixcell_core.private.filters import BudgetExceededError, BudgetFilter
-from site_client.ledger.record import EVERY_PATIENT, BaseRecord
+from pixcell_core.private.ledger_record import EVERY_PATIENT, BaseRecord
 from site_client.ledger.spending import Spending
 
 

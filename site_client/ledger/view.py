@@ -8,10 +8,10 @@ from pathlib import Path
 
 from pixcell_core.errors import RefusedError
 from pixcell_core.private.accounting import Epsilon, GaussianEvent
+from pixcell_core.private.ledger_chain import verify_chain
+from pixcell_core.private.ledger_record import AnyRecord, LedgerHead, OpenedRecord, head_of
 from pixcell_core.trust.keys import VerifyKey
-from site_client.ledger.chain import verify_chain
 from site_client.ledger.journal import read_head, read_lines
-from site_client.ledger.record import AnyRecord, LedgerHead, OpenedRecord, head_of
 from site_client.ledger.spending import Spending
 
 

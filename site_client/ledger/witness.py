@@ -15,8 +15,8 @@ from pathlib import Path
 
 from pixcell_core.contracts.canonical import read_bounded
 from pixcell_core.errors import BadInputError, PixcellError, RefusedError
+from pixcell_core.private.ledger_record import LedgerHead
 from pixcell_core.trust.durable import sync_folder
-from site_client.ledger.record import LedgerHead
 from site_client.ledger.view import LedgerView
 
 MAX_WITNESS_BYTES = 64 * 1024 * 1024

@@ -58,6 +58,12 @@ def draft(
     ] = None,
     licence: Annotated[str | None, typer.Option("--licence", help="Licence of the released tiles.")] = None,
     usage: Annotated[str | None, typer.Option("--usage", help="What the tiles may be used for.")] = None,
+    contact: Annotated[
+        str | None,
+        typer.Option(
+            "--contact", help="Whom to ask, and where the list of withdrawals is; in the datasheet."
+        ),
+    ] = None,
     generation: Annotated[
         Path | None, typer.Option("--generation", help="The generation record, if it lies elsewhere.")
     ] = None,
@@ -75,7 +81,9 @@ def draft(
     from site_client.release.workspace import ReleaseWorkspace
 
     defaults = Terms()
-    terms = written(Terms, licence=licence or defaults.licence, usage=usage or defaults.usage)
+    terms = written(
+        Terms, licence=licence or defaults.licence, usage=usage or defaults.usage, contact=contact or None
+    )
     with progress("sealing tiles", unit="tiles") as bar:
         release = seal_draft(
             ReleaseWorkspace(site_dir),

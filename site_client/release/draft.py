@@ -138,6 +138,7 @@ def seal_draft(
             readme_digest=digest(words),
             licence=terms.licence,
             usage=terms.usage,
+            contact=terms.contact,
         )
         write_whole(folder / SHEET, sheet)
         write_whole(folder / README, words)
@@ -175,7 +176,7 @@ def ledger_facts(site_dir: Path, record: GenerationRecord) -> LedgerFacts:
     Raises:
         RefusedError: the tiles say `private`, and the ledger never charged this study for conditions.
     """
-    from site_client.ledger.record import ReserveRecord
+    from pixcell_core.private.ledger_record import ReserveRecord
     from site_client.ledger.site import ledger_folder, ledger_public_key
     from site_client.ledger.view import read_ledger
 

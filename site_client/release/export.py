@@ -52,7 +52,7 @@ from pixcell_core.trust.quorum import Standing, standing
 from site_client.release.evidence import refuse_site_only
 from site_client.release.other_forms import OtherForms
 from site_client.release.seal import Seal, require_open, require_seal
-from site_client.release.signers import Credentials, authority_for, known_keys
+from site_client.release.signers import Credentials, known_keys, site_certificate
 from site_client.release.signing import require_terms
 from site_client.release.workspace import ReleaseFolder, ReleaseWorkspace
 
@@ -112,17 +112,22 @@ def export_release(
             envelope = add_signature(envelope, workspace.site_key())
             signers = list(valid_signers(envelope, [*signers, workspace.site_key().verify_key]))
         stands = standing(envelope.key_ids, seal.signers, manifest.site_key_id, at=now).require()
-        known = _outside_knowledge(workspace, release, credentials)
+        site_key = workspace.site_key().verify_key
+        certificates = release.certificates() | site_certificate(workspace, manifest.site, now)
+        known = _outside_knowledge(workspace, certificates, release, credentials)
         check_certificates(
-            release.certificates(),
+            certificates,
             stands.given,
-            {key.key_id: key for key in signers},
+            {key.key_id: key for key in (*signers, site_key)},
             seal.signers,
             known,
             [now],
+            (manifest.site, site_key.key_id),
         )
         others = _other_forms(forms, release, manifest, scratch / "forms")
-        papers = _Papers(workspace, release, seal, envelope, verdict, signers, stands, now, others)
+        papers = _Papers(
+            workspace, release, seal, envelope, verdict, signers, stands, now, others, certificates
+        )
         members = papers.members()
         made = scratch / "made" / out.name
         made.parent.mkdir()
@@ -149,17 +154,19 @@ def export_release(
 
 
 def _outside_knowledge(
-    workspace: ReleaseWorkspace, release: ReleaseFolder, credentials: Credentials | None
+    workspace: ReleaseWorkspace,
+    certificates: dict[str, Envelope],
+    release: ReleaseFolder,
+    credentials: Credentials | None,
 ) -> Known:
     """The authority and the revocation lists against which certificates are looked at once more."""
-    given, certificates = credentials or Credentials(), release.certificates()
+    given = credentials or Credentials()
     if not certificates:
         return Known(ca=given.ca, revocations=given.revocations)
     kept = release.revocations()
     lists = (*given.revocations, *(() if kept is None else (kept,)))
-    ca = authority_for(workspace, next(iter(certificates.values())), given.ca)
-    # Whether an auditor must have a certificate is the signers' document's word, or the caller's by --ca.
-    return Known(ca=ca if given.ca is not None else None, revocations=lists)
+    # Whether there must be a certificate is the signers' document's word, or the caller's by --ca.
+    return Known(ca=given.ca, revocations=lists)
 
 
 def _open_verdict(
@@ -207,6 +214,7 @@ class _Papers:
     stands: Standing
     now: datetime
     others: dict[str, Path]
+    certificates: dict[str, Envelope]
 
     def members(self) -> dict[str, bytes]:
         """Every file of the bundle but the tiles, the signed listing last."""
@@ -216,7 +224,9 @@ class _Papers:
         listed = {f"tiles/{tile.name}": tile.file_digest for tile in manifest.tiles}
         listed |= {name: file_digest(path) for name, path in self.others.items()}
         names = {*members, *listed, LISTING}
-        members |= written_papers(manifest, self.verdict, self.stands.given, names, exported_at)
+        members |= written_papers(
+            manifest, self.verdict, self.stands.given, names, exported_at, members[REPORT]
+        )
         listed |= {name: digest(data) for name, data in members.items()}
         log = self.workspace.log_state()
         listing = BundleListing(
@@ -243,7 +253,7 @@ class _Papers:
             members[REQUEST] = asked.to_bytes()
         if seal.signers is not None:
             members[SIGNERS] = seal.signers.to_bytes()
-        for key_id, certificate in release.certificates().items():
+        for key_id, certificate in self.certificates.items():
             members[certificate_file_name(key_id)] = certificate.to_bytes()
         for key in (*self.signers, self.workspace.site_key().verify_key):
             members[key_file_name(key)] = key.to_pem()

@@ -42,6 +42,12 @@ class Audience(StrEnum):
     PUBLIC = "public"
 
 
+LogOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--log", help="Your own log; without it the one of your folder, else KEY.log beside the key."
+    ),
+]
 RoleOption = Annotated[Role, typer.Option("--role", help="For whom you sign.")]
 
 
@@ -84,6 +90,7 @@ def sign(
     ] = None,
     ca: CaOption = None,
     revocations: RevocationsOption = None,
+    log: LogOption = None,
     release: ReleaseOption = None,
     format: FormatOption = OutputFormat.TEXT,
 ) -> object:
@@ -92,6 +99,7 @@ def sign(
     from pixcell_core.contracts.verdict import VerdictException
     from pixcell_core.errors import BadInputError
     from pixcell_core.trust.keys import SigningKey
+    from pixcell_core.trust.party_log import own_log
     from site_client.release.results import Signed
     from site_client.release.signers import Credentials
     from site_client.release.signing import sign_release
@@ -124,6 +132,7 @@ def sign(
         audience=None if audience is None else audience.value,
         accepted_policy=accept_policy,
         credentials=Credentials.load(certificate, ca, revocations or ()),
+        own_log=own_log(key, log),
     )
     return Signed.of(signed)
 
@@ -134,11 +143,13 @@ def refuse(
     key: Annotated[Path, typer.Option("--key", help="The private key file of who refuses.")],
     reason: Annotated[str, typer.Option("--reason", help="Why these tiles do not leave; signed.")],
     role: RoleOption = Role.AUDITOR,
+    log: LogOption = None,
     release: ReleaseOption = None,
     format: FormatOption = OutputFormat.TEXT,
 ) -> object:
     """Sign a refusal: one no keeps these tiles at the site, whoever signed before."""
     from pixcell_core.trust.keys import SigningKey
+    from pixcell_core.trust.party_log import own_log
     from site_client.release.refuse import refuse_release
     from site_client.release.results import Refused
     from site_client.release.workspace import ReleaseWorkspace
@@ -150,6 +161,7 @@ def refuse(
         now=datetime.now(UTC),
         role=role.value,
         release_id=release,
+        own_log=own_log(key, log),
     )
     return Refused.of(refused)
 
@@ -202,38 +214,80 @@ def export(
 
 @command
 def withdraw(
-    site_dir: SiteDirOption,
+    site_dir: Annotated[
+        Path | None, typer.Option("--site-dir", help="The site's folder; not needed with --bundle.")
+    ] = None,
     reason: Annotated[
-        str, typer.Option("--reason", help="Why the bundle must not be used any more; signed.")
-    ],
+        str | None, typer.Option("--reason", help="Why the bundle must not be used any more; signed.")
+    ] = None,
+    key: Annotated[
+        Path | None,
+        typer.Option("--key", help="Your key, if you are another signer than the site: a list of your own."),
+    ] = None,
+    bundle: Annotated[
+        Path | None, typer.Option("--bundle", help="Take back this bundle that you signed, without the site.")
+    ] = None,
+    take_up: Annotated[
+        Path | None,
+        typer.Option("--take-up", help="At the site: put a list on record that a signer sent."),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", help="Also write the list of withdrawals here, to give to recipients."),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    log: LogOption = None,
     release: ReleaseOption = None,
     format: FormatOption = OutputFormat.TEXT,
 ) -> object:
-    """Take an exported release back: sign it onto the site's list of withdrawals. This cannot be undone."""
-    from pixcell_core.errors import BadInputError, RefusedError
-    from site_client.release.results import Withdrawn
-    from site_client.release.withdraw import withdraw_release
+    """Take back what was exported: as the site, or as any signer, on a signed list. This cannot be undone."""
+    from pixcell_core.errors import BadInputError
+    from pixcell_core.trust.dsse import Envelope
+    from pixcell_core.trust.keys import SigningKey
+    from pixcell_core.trust.party_log import own_log
+    from site_client.release.results import TakenUp, Withdrawn
+    from site_client.release.withdraw import take_up_withdrawals, withdraw_bundle, withdraw_release
     from site_client.release.workspace import ReleaseWorkspace
 
+    now = datetime.now(UTC)
+    if take_up is not None and site_dir is not None and not (reason or key or bundle or out):
+        return TakenUp(
+            releases=take_up_withdrawals(ReleaseWorkspace(site_dir), Envelope.load(take_up), now=now)
+        )
+    if take_up is not None or not reason or (site_dir is None) == (bundle is None) or (bundle and not key):
+        raise BadInputError(
+            "This does not say what to take back, with whose key, and why.",
+            hint="Give --site-dir DIR --reason TEXT (as another signer also --key KEY), --bundle BUNDLE --key KEY "
+            "--reason TEXT, or --site-dir DIR --take-up LIST.",
+            code="withdrawal-incomplete",
+        )
+    signer = None if key is None else SigningKey.load(key)
+    own = None if key is None else own_log(key, log)
+    if bundle is not None and signer is not None and own is not None:
+        _ask(f"Withdraw {bundle.name} for good?", yes)
+        return Withdrawn.of(withdraw_bundle(bundle, signer, reason, now=now, own_log=own, out=out))
+    assert site_dir is not None
     workspace = ReleaseWorkspace(site_dir)
     asked = workspace.require().find(release)
-    if not yes:
-        if not sys.stdin.isatty():
-            raise BadInputError(
-                "Nobody is at the terminal to answer.", hint="Add --yes if you mean it.", code="needs-yes"
-            )
-        if not typer.confirm(f"Withdraw release {asked.release_id} for good?", err=True):
-            raise RefusedError(
-                "Not confirmed; nothing was withdrawn.",
-                hint="Run it again when you are sure.",
-                code="not-confirmed",
-            )
+    _ask(f"Withdraw release {asked.release_id} for good?", yes)
     withdrawn = withdraw_release(
-        workspace, reason, now=datetime.now(UTC), release_id=asked.release_id, out=out
+        workspace, reason, now=now, release_id=asked.release_id, out=out, key=signer, own_log=own
     )
-    return Withdrawn.of(withdrawn, workspace)
+    return Withdrawn.of(withdrawn)
+
+
+def _ask(question: str, yes: bool) -> None:
+    from pixcell_core.errors import BadInputError, RefusedError
+
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise BadInputError(
+            "Nobody is at the terminal to answer.", hint="Add --yes if you mean it.", code="needs-yes"
+        )
+    if not typer.confirm(question, err=True):
+        raise RefusedError(
+            "Not confirmed; nothing was withdrawn.",
+            hint="Run it again when you are sure.",
+            code="not-confirmed",
+        )

@@ -12,6 +12,7 @@ from pixcell_core.errors import PixcellError
 from pixcell_core.trust.bundle_files import MAX_FILE_BYTES, REPORT, VERDICT
 from pixcell_core.trust.quorum import standing
 from site_client.release.seal import Seal, require_seal
+from site_client.release.withdrawal_list import WITHDRAWN
 from site_client.release.workspace import ReleaseFolder, ReleaseState, ReleaseWorkspace
 
 
@@ -29,7 +30,9 @@ def progress_of(workspace: ReleaseWorkspace, release: ReleaseFolder, now: dateti
     """Look at everything under the seal, not only at which files are there."""
     state = workspace.state(release)
     if state == "withdrawn":
-        return Progress(state, "", "it was taken back", "")
+        taken = [entry.data for entry in workspace.events_of(release) if entry.kind == WITHDRAWN]
+        roles = " and ".join(dict.fromkeys(str(data.get("role", "site")) for data in taken))
+        return Progress(state, "", f"it was taken back by the {roles}", "")
     if state == "exported":
         return Progress(state, "", "", "withdraw, if it must be taken back")
     try:

@@ -11,6 +11,7 @@ from pixcell_core.trust.bundle_files import MAX_FILE_BYTES
 from pixcell_core.trust.dsse import Envelope, sign_envelope
 from pixcell_core.trust.durable import write_whole
 from pixcell_core.trust.keys import SigningKey
+from pixcell_core.trust.log import EventLog
 from site_client.release.seal import ClosedError, require_open, require_seal
 from site_client.release.signers import require_signer
 from site_client.release.workspace import REFUSAL, ReleaseFolder, ReleaseWorkspace
@@ -33,14 +34,17 @@ def refuse_release(
     now: datetime,
     role: SignerRole = "auditor",
     release_id: str | None = None,
+    own_log: EventLog | None = None,
 ) -> RefusedRelease:
     """Sign a refusal of a release that was not exported yet. Only who may sign may refuse.
+    It is an event of the site's log, and of `own_log`, the signer's.
 
     One no is enough, whatever the others signed. Raises `already-exported` (then: withdraw), or the refusals of the
     seal and of `require_signer`.
     """
     release = workspace.require().find(release_id)
-    with workspace.recording_refusals("refuse", {"release": release.release_id, "key": key.key_id}, now=now):
+    facts = {"release": release.release_id, "key": key.key_id}
+    with workspace.recording_refusals("refuse", facts, now=now, own=own_log):
         require_open(workspace, release)
         if workspace.state(release) == "exported":
             raise ClosedError(
@@ -62,16 +66,18 @@ def refuse_release(
             refused_at=now.astimezone(UTC).replace(microsecond=0),
         )
         envelope = sign_envelope(REFUSAL_PAYLOAD_TYPE, refusal.to_bytes(), [key])
-        workspace.log().append(
+        workspace.note(
             "release.declined",
             {
-                "release": release.release_id,
-                "key": key.key_id,
+                **facts,
+                "site": seal.manifest.site,
                 "role": role,
                 "manifest": seal.manifest.digest,
+                "tiles_root": seal.manifest.tiles_root,
                 "refusal": digest(envelope.to_bytes()),
             },
             now=now,
+            own=own_log,
         )
         workspace.record_signer(release, key.verify_key)
         write_whole(release.path / REFUSAL, envelope.to_bytes())

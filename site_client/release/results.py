@@ -270,27 +270,39 @@ class Withdrawn(_Result):
 
     release: str
     manifest_digest: str
+    role: str
     number: int
     withdrawn: int
     list_file: Path
 
     @classmethod
-    def of(cls, withdrawn: WithdrawnBundle, workspace: ReleaseWorkspace) -> Withdrawn:
+    def of(cls, withdrawn: WithdrawnBundle) -> Withdrawn:
         """From what withdrawing returned."""
         return cls(
-            release=withdrawn.release.release_id,
-            manifest_digest=withdrawn.release.manifest().digest,
+            release=withdrawn.release_id,
+            manifest_digest=withdrawn.manifest_digest,
+            role=withdrawn.role,
             number=withdrawn.withdrawals.number,
             withdrawn=len(withdrawn.withdrawals.withdrawn),
-            list_file=workspace.withdrawals_file,
+            list_file=withdrawn.list_file,
         )
 
     def __str__(self) -> str:
         return (
-            f"✓ release {self.release} withdrawn; the list has number {self.number} and names {self.withdrawn}\n"
+            f"✓ release {self.release} withdrawn as {self.role}; the list has number {self.number}, "
+            f"and names {self.withdrawn}\n"
             f"  give everyone who holds a bundle: {self.list_file}\n"
             "  they check with  pixcell release verify BUNDLE --withdrawals FILE"
         )
+
+
+class TakenUp(_Result):
+    """Releases that a signer's list took back, now on record at the site."""
+
+    releases: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"✓ withdrawn by this list, and on record here: {', '.join(self.releases)}"
 
 
 class ReleaseRow(_Result):

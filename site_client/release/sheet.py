@@ -16,6 +16,7 @@ from pixcell_core.contracts.release import (
     DEFAULT_USAGE,
     FilteredFrom,
     Generator,
+    Line,
     PrivacyStatement,
     Prose,
 )
@@ -31,6 +32,7 @@ class Terms(Document):
 
     licence: Prose = DEFAULT_LICENCE
     usage: Prose = DEFAULT_USAGE
+    contact: Line | None = None
 
 
 _README = """{title}
@@ -50,7 +52,8 @@ not for diagnosis.
 {covers}What lies here
   tiles/                the tiles, numbered; the numbers follow no order of patients or slides
   sample-sheet.png      some of them on one page
-  datasheet.md          what this is, how it was made, what is promised and what is not
+  datasheet.md          what this is, from whom and how it was made, what is promised, tested and forbidden
+  datasheet.html        the same for a browser; it loads nothing
   manifest.json         every tile by digest, and how it was made (sealed before the audit)
   audit/report.html     the audit, for people: open it in any browser, it loads nothing
   audit/report.json     the audit's evidence, for programs

@@ -15,7 +15,7 @@ from pixcell_core.errors import BadInputError, RefusedError
 from pixcell_core.trust.certificates import fingerprint, read_authority
 from pixcell_core.trust.dsse import Envelope
 from pixcell_core.trust.durable import write_whole
-from pixcell_core.trust.keys import VerifyKey
+from pixcell_core.trust.keys import SigningKey, VerifyKey
 from pixcell_core.trust.kits import open_revocations
 from pixcell_core.trust.quorum import role_of
 from pixcell_core.trust.signer_certificates import (
@@ -24,6 +24,7 @@ from pixcell_core.trust.signer_certificates import (
     own_authority,
     revocations_of,
 )
+from pixcell_core.trust.vouched_keys import authority_of_vouched, open_vouched_key, vouch
 from site_client.approvals.site_folder import SiteFolder
 from site_client.release.seal import Seal
 from site_client.release.workspace import CERTIFICATES, REVOCATIONS, ReleaseFolder, ReleaseWorkspace
@@ -115,7 +116,9 @@ def check_credentials(
                 hint="Give the auditor's kit: --certificate KIT.json",
                 code="signer-certificate-missing",
             )
-        if given.revocations:
+        if role == "site":
+            check_site_certificate(workspace, seal, key, credentials, now)
+        elif given.revocations:
             raise BadInputError(
                 "A revocation list was given without a certificate.",
                 hint="Give --certificate KIT.json too.",
@@ -140,6 +143,35 @@ def check_credentials(
     return open_signer_certificate(
         given.certificate, key, ca=ca, moments=[now], revocations=revocations_of(lists, ca)
     )
+
+
+def site_certificate(workspace: ReleaseWorkspace, site: str, now: datetime) -> dict[str, Envelope]:
+    """What stands behind the site's release key, by its key id: its installed kit; empty at a site without one.
+
+    Only made here; whether it is good at its moment and unrevoked is looked at where it is used.
+    """
+    folder = SiteFolder(workspace.site_dir)
+    if not folder.kit.is_file():
+        return {}
+    key, approval_key = workspace.site_key().verify_key, SigningKey.load(folder.approval_key)
+    return {key.key_id: vouch(Envelope.load(folder.kit), site, key, approval_key, now=now)}
+
+
+def check_site_certificate(
+    workspace: ReleaseWorkspace,
+    seal: Seal,
+    key: VerifyKey,
+    credentials: Credentials | None,
+    now: datetime,
+) -> None:
+    """Refuse the site's own signature where its kit is over or revoked, as an auditor's is refused."""
+    given = credentials or Credentials()
+    for key_id, envelope in site_certificate(workspace, seal.manifest.site, now).items():
+        if key_id == key.key_id:
+            ca = given.ca or authority_of_vouched(envelope)
+            revoked = revocations_of(given.revocations, ca)
+            site = seal.manifest.site
+            open_vouched_key(envelope, key, site, ca=ca, moments=[now], revocations=revoked)
 
 
 def authority_for(

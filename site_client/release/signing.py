@@ -32,6 +32,7 @@ from pixcell_core.trust.dsse import (
 )
 from pixcell_core.trust.durable import write_whole
 from pixcell_core.trust.keys import SigningKey
+from pixcell_core.trust.log import EventLog
 from pixcell_core.trust.quorum import Standing, standing
 from site_client.release.evidence import (
     AuditCheck,
@@ -82,12 +83,13 @@ def sign_release(
     accepted_policy: str | None = None,
     credentials: Credentials | None = None,
     check_audit: AuditCheck = recompute_from_evidence,
+    own_log: EventLog | None = None,
 ) -> SignedVerdict:
     """Sign as auditor what the audit says of a sealed release, or add a signature to what an auditor signed.
 
     PASS is signed as it is; REVIEW only with a named approver's reason, which is signed with it; FAIL
     and INVALID never. Without `audience` the request's holds. Raises a :class:`RefusedError` that says
-    why; the refusal is an event of the site's log.
+    why. Signature and refusal are events of the site's log, and of `own_log`, the signer's.
     """
     if not 1 <= days <= MAX_DAYS:
         raise BadInputError(
@@ -101,7 +103,7 @@ def sign_release(
         )
     release = workspace.require().find(release_id)
     facts = {"release": release.release_id, "key": key.key_id}
-    with workspace.recording_refusals("sign", facts, now=now):
+    with workspace.recording_refusals("sign", facts, now=now, own=own_log):
         require_open(workspace, release)
         seal = require_seal(workspace, release)
         require_signer(workspace, seal, key.verify_key, role, now)
@@ -119,19 +121,23 @@ def sign_release(
             keep_credentials(release, key.verify_key, credentials)
         signed = envelope.to_bytes()
         # The event first: a signature that stands nowhere in the log must not exist.
-        workspace.log().append(
+        workspace.note(
             "release.signed",
             {
                 **facts,
+                "site": seal.manifest.site,
                 "role": role,
                 "verdict": verdict.predicate.verdict,
                 "exception": verdict.predicate.exception is not None,
                 "manifest": seal.manifest.digest,
+                "tiles_root": seal.manifest.tiles_root,
+                "policy": verdict.predicate.auditor.policy_digest,
                 "report": verdict.predicate.audit_report_digest,
                 "envelope": digest(signed),
                 "signatures": len(envelope.signatures),
             },
             now=now,
+            own=own_log,
         )
         write_whole(release.path / VERDICT, signed)
     stands = standing(envelope.key_ids, seal.signers, seal.manifest.site_key_id, at=now)

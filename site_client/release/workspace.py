@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pixcell_core.contracts.canonical import load_document, parse_json, read_bounded
 from pixcell_core.contracts.gate import Signers
@@ -25,6 +25,7 @@ from pixcell_core.trust.bundle_files import MANIFEST, PAGE, REPORT, REQUEST, SIG
 from pixcell_core.trust.dsse import Envelope
 from pixcell_core.trust.keys import KeyFileError, SigningKey, VerifyKey
 from pixcell_core.trust.log import EventLog, LogEntry, LogReport, read_entries, verify_log
+from pixcell_core.trust.party_log import same_log
 from site_client.approvals.site_folder import SiteFolder
 
 ReleaseState = Literal["damaged", "draft", "sealed", "audited", "signed", "refused", "exported", "withdrawn"]
@@ -209,13 +210,27 @@ class ReleaseWorkspace:
         folder = self.log().folder
         return verify_log(folder, trusted_keys=[self.site_key().verify_key])
 
+    def note(self, kind: str, data: dict[str, Any], *, now: datetime, own: EventLog | None = None) -> None:
+        """Make an act an event: first of the log of who acts, where that is not the site's, then of the site's."""
+        log = self.log()
+        if own is not None and not same_log(own, log):
+            own.append(kind, data, now=now)
+        log.append(kind, data, now=now)
+
     @contextmanager
-    def recording_refusals(self, act: str, facts: Mapping[str, str], *, now: datetime) -> Iterator[None]:
-        """Make every refusal inside an event of the log, then let it through."""
+    def recording_refusals(
+        self, act: str, facts: Mapping[str, str], *, now: datetime, own: EventLog | None = None
+    ) -> Iterator[None]:
+        """Make every refusal inside an event of the site's log and of who acted, then let it through."""
         try:
             yield
         except RefusedError as error:
-            self.log().append("release.refused", {**facts, "act": act, "code": error.code}, now=now)
+            data, log = {**facts, "act": act, "code": error.code}, self.log()
+            log.append("release.refused", data, now=now)
+            if own is not None and not same_log(own, log):
+                # A log of theirs that is itself what was refused cannot take it; the site's holds it.
+                with suppress(PixcellError):
+                    own.append("release.refused", data, now=now)
             raise
 
     def all_releases(self) -> list[ReleaseFolder]:

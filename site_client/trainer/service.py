@@ -23,13 +23,13 @@ from pixcell_core.contracts.round import KnownHead
 from pixcell_core.contracts.spool import Arrays, TrainerBeat, TrainJob, TrainResult, arrays_digest
 from pixcell_core.contracts.study import Study
 from pixcell_core.errors import BadInputError, PixcellError, RefusedError
+from pixcell_core.private.ledger_record import EVERY_PATIENT, head_of
 from pixcell_core.private.parameters import LocalStepTrace
 from pixcell_core.training.feature_store import FeatureStore
 from site_client.approvals.book import ApprovalBook
 from site_client.approvals.site_folder import SiteFolder
 from site_client.ledger.cohorts import CohortBook
 from site_client.ledger.ledger import Ledger, RoundCharge
-from site_client.ledger.record import EVERY_PATIENT, head_of
 from site_client.ledger.site import ledger_folder, ledger_public_key, open_site_ledger
 from site_client.ledger.study_room import require_study_room
 from site_client.ledger.view import BudgetCap, read_ledger

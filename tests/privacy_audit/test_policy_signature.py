@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from pixcell_core.contracts import canonical_bytes, digest
 from pixcell_core.errors import PixcellError
 from pixcell_core.trust.dsse import Envelope, sign_envelope
 from pixcell_core.trust.keys import SigningKey
+from pixcell_core.trust.log import read_entries
 from privacy_audit import commands
 from privacy_audit.policy import SHIPPED, Policy, PolicyError, load_policy, parse_policy
 from privacy_audit.policy_signature import (
@@ -55,7 +58,7 @@ def test_every_missing_or_false_signature_is_refused(tmp_path: Path) -> None:
     assert refused(load_policy(path), path) == "policy-unsigned"
     beside = tmp_path / "own.yaml.dsse"
     beside.write_bytes(sign_policy(load_policy(path), KEY).to_bytes())
-    assert refused(load_policy(path), path, SigningKey.generate()) == "signature-refused"
+    assert refused(load_policy(path), path, SigningKey.generate()) == "policy-signers-missing"
     path.write_text(CORE.replace("flag_p: 0.001", "flag_p: 0.002"))
     assert refused(load_policy(path), path) == "policy-differs"
     path.write_text(CORE)
@@ -74,6 +77,42 @@ def test_two_parties_sign_one_policy_and_no_other(tmp_path: Path) -> None:
     assert caught.value.code == "policy-differs"
     with pytest.raises(PixcellError):
         signed_policy(sign_envelope(POLICY_TYPE, b"[]", [KEY]), KEY.verify_key)
+
+
+def test_k_of_n_keys_each_counted_once_and_each_refusal_named(tmp_path: Path) -> None:
+    hospital, auditor, officer = (SigningKey.generate() for _ in range(3))
+    three = [key.verify_key for key in (hospital, auditor, officer)]
+    path, beside = tmp_path / "own.yaml", tmp_path / "own.yaml.dsse"
+    path.write_text(CORE)
+    policy = load_policy(path)
+    one = sign_policy(policy, hospital)
+    two = sign_policy(policy, auditor, one)
+    beside.write_bytes(one.to_bytes())
+    assert require_signed(policy, path, *three, needed=1) == (hospital.verify_key,)
+    cases: list[tuple[list[Any], int | None, str]] = [
+        (three, 2, "policy-signers-missing"),
+        (three, None, "policy-signers-missing"),  # without a number all must have signed
+        ([three[0]] * 3, 2, "policy-threshold"),  # one key three times is one key
+        (three, 4, "policy-threshold"),
+        (three, 0, "policy-threshold"),
+        ([], None, "policy-threshold"),
+    ]
+    for keys, needed, code in cases:
+        with pytest.raises(PixcellError) as caught:
+            require_signed(policy, path, *keys, needed=needed)
+        assert caught.value.code == code and caught.value.hint, (needed, code)
+    beside.write_bytes(two.to_bytes())
+    assert len(require_signed(policy, path, *three, needed=2)) == 2
+    # The right key id over a signature of someone else counts for nothing, and is called false.
+    forged = json.loads(sign_policy(policy, SigningKey.generate(), one).to_bytes())
+    for signature in forged["signatures"]:
+        if signature["keyid"] != hospital.key_id:
+            signature["keyid"] = auditor.key_id
+    forged["signatures"].sort(key=lambda signature: signature["keyid"])
+    beside.write_bytes(canonical_bytes(forged))
+    with pytest.raises(PixcellError, match="a false one") as caught:
+        require_signed(policy, path, *three[:2])
+    assert caught.value.code == "policy-signers-missing" and auditor.key_id in caught.value.message
 
 
 def test_differences_name_every_changed_number_and_no_other() -> None:
@@ -161,6 +200,16 @@ def test_limits_out_of_order_are_refused(section: str, key: str, value: float, w
         parse_policy(body)
 
 
+@pytest.mark.parametrize("opening", ["[", "{a: ", "- ", "? "])
+def test_depth_is_refused_before_it_costs_time(tmp_path: Path, opening: str) -> None:
+    """Found by fuzzing: the YAML reader's time grows with the square of the depth, up to a second at its own limit."""
+    (tmp_path / "p.yaml").write_text(opening * 60_000)
+    before = time.process_time()
+    with pytest.raises(PolicyError, match=r"nested more than 16 deep|not YAML"):
+        load_policy(tmp_path / "p.yaml")
+    assert time.process_time() - before < 0.5
+
+
 def test_a_large_release_is_held_to_one_in_a_thousand() -> None:
     copies = load_policy("core").copies
     assert copies.for_sizes(2999, 10_000).max_flagged_share == copies.max_flagged_share == 0.02
@@ -188,8 +237,19 @@ def test_the_commands_sign_verify_and_compare(cli: typer.Typer, tmp_path: Path) 
     signed = call(cli, "sign", own, "--key", tmp_path / "key", "--format", "json")
     assert signed.exit_code == 0, signed.output
     assert json.loads(signed.stdout)["data"]["signers"] == [KEY.key_id]
-    Envelope.load(tmp_path / "own.yaml.dsse")
+    signed_envelope = Envelope.load(tmp_path / "own.yaml.dsse")
+    (event,) = read_entries(tmp_path / "key.log")
+    assert event.kind == "policy.signed" and event.data == {
+        "policy": load_policy(own).digest,
+        "key": KEY.key_id,
+        "envelope": digest(signed_envelope.to_bytes()),
+    }
     assert call(cli, "verify", own, "--trust", tmp_path / "key.pub").exit_code == 0
+    SigningKey.generate().verify_key.save(tmp_path / "other.pub")
+    both = ("--trust", tmp_path / "key.pub", "--trust", tmp_path / "other.pub")
+    assert call(cli, "verify", own, *both).exit_code == 1
+    assert call(cli, "verify", own, *both, "--threshold", "1").exit_code == 0
+    assert call(cli, "verify", own, *both, "--threshold", "3").exit_code == 4
     assert call(cli, "verify", "core", "--trust", tmp_path / "key.pub").exit_code == 1
     assert call(cli, "diff", "core", "core").exit_code == 0
     differ = call(cli, "diff", "core", own)

@@ -15,12 +15,12 @@ import pytest
 from pixcell_core.contracts.round import RunState
 from pixcell_core.contracts.spool import l2_norm, read_arrays
 from pixcell_core.contracts.study import Study
+from pixcell_core.private.ledger_record import ReserveRecord
 from server.registry.opening import open_registry
 from server.rounds.board import RunBoard
 from server.rounds.store import RoundStore
 from server.studies.book import StudyBook
 from site_client.ledger.journal import LEDGER_FILE
-from site_client.ledger.record import ReserveRecord
 from site_client.ledger.view import read_ledger
 from tests.server.enrolled import enrol_site, init_consortium
 from tests.server.processes import Processes, pixcell, site_process, wait_until

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime
+from html.parser import HTMLParser
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pixcell_core.contracts.audit_facts import AuditFacts
 from pixcell_core.contracts.release import Conditioning, ReleaseManifest
 from pixcell_core.contracts.verdict import Verdict, VerdictException
 from pixcell_core.trust.datasheet import datasheet
+from pixcell_core.trust.full_datasheet import full_datasheet
+from pixcell_core.trust.plain_page import plain_page
 from pixcell_core.trust.quorum import NamedSignature
 from pixcell_core.trust.ro_crate import ro_crate
 from tests.pixcell_core.contracts.test_release_documents import GENERATOR, PRIVACY, manifest, sha, verdict
@@ -78,6 +84,149 @@ def test_words_of_others_are_no_mark_up(text: str) -> None:
     rest = line.removeprefix("- conditions: policy own. ")
     for mark in "#*_[]<>`|&":
         assert rest.count(mark) == rest.count(f"\\{mark}")
+
+
+def facts(**changes: Any) -> AuditFacts:
+    """What the papers repeat of a report, as the audit writes it."""
+    test = {
+        "name": "exact copies",
+        "claim": "No tile is a copy.",
+        "status": "PASS",
+        "cannot_show": "Other kinds.",
+    }
+    power = {"words": "turned copies", "planted": 60, "found": 58, "lower": 0.906}
+    tests = [
+        test,
+        {**test, "name": "self-test", "claim": "Planted copies are found.", "detections": [power]},
+        {**test, "name": "context only", "gating": False},
+        {**test, "name": "membership by weights", "tested": False},
+    ]
+    body: dict[str, Any] = {
+        "summary": "These tiles may be put before the signer.",
+        "subjects": {
+            "train": {"tiles": "200 to 499", "patients": "50 to 99", "root": "sha256:0"},
+            "holdout": {"tiles": "100 to 199", "patients": "20 to 49"},
+        },
+        "tests": tests,
+        "not_tested": ["membership by weights: no weights were given."],
+        "seed": 7,
+    }
+    return AuditFacts.model_validate(body | changes)
+
+
+def full(made: ReleaseManifest, judged: Verdict | None = None, **changes: Any) -> str:
+    return full_datasheet(made, judged or verdict(made), SIGNATURES, WHEN, facts(**changes)).decode()
+
+
+ASKED = {
+    "what it is": ("Every image here is synthetic", "Merkle root"),
+    "from how many patients, in bands": ("50 to 99 patients", "20 to 49 further patients", "bands"),
+    "how it was made": (GENERATOR.base_digest, "conditions: policy", "sampling steps"),
+    "what is promised": ("Epsilon", "per patient", "It does **not** cover:"),
+    "what was tested": ("exact copies: **PASS**. No tile is a copy.", "verdict **PASS**"),
+    "with what power": ("turned copies: 58 of 60 found, sensitivity at least 0.91",),
+    "what was not tested": ("membership by weights: no weights were given.", "Other kinds."),
+    "until when": ("holds from", "until"),
+    "how it is taken back, and by whom": (
+        "withdraw it at any time",
+        "--withdrawals LIST",
+        "privacy@north.example",
+    ),
+    "licence": ("## Licence",),
+    "intended use": ("## Intended use", "written agreement"),
+    "forbidden use": (
+        "## Forbidden use",
+        "Diagnosis, treatment",
+        "link tiles to a person",
+        "after a withdrawal",
+    ),
+    "who answers": ("first auditor", "Signed by:"),
+    "limits": ("rare findings",),
+    "how to check": ("pixcell release verify BUNDLE --trust",),
+}
+
+
+@pytest.mark.parametrize("question", ASKED)
+def test_the_full_datasheet_answers_what_is_asked(question: str) -> None:
+    words = full(manifest(contact="privacy@north.example"))
+    for said in ASKED[question]:
+        assert said in words, said
+
+
+def test_what_counts_for_nothing_is_not_told_as_tested() -> None:
+    words = full(manifest())
+    tested = words[words.index("## What was tested") : words.index("## What was not tested")]
+    assert "context only" not in tested and "membership by weights" not in tested
+    bare = full(manifest(), tests=[], not_tested=[])
+    assert (
+        "the report gives no numbers of planted copies" in bare and "names nothing that was left out" in bare
+    )
+    assert "the releasing site, north" in full(manifest()).replace("\\", "")
+    exception = VerdictException(reason="twelve patients only", approver="release board")
+    made = manifest()
+    judged = verdict(made, verdict="REVIEW", exception=exception)
+    assert "release board answers for it" in full(made, judged) and "twelve patients only" in full(
+        made, judged
+    )
+
+
+def test_a_contact_is_part_of_the_seal_and_its_absence_changes_no_digest() -> None:
+    with_one, without = manifest(contact="privacy@north.example"), manifest()
+    assert b"contact" not in without.to_bytes() and b"privacy@north.example" in with_one.to_bytes()
+    assert with_one.digest != without.digest
+    assert ReleaseManifest.model_validate_json(without.to_bytes()) == without
+
+
+HOSTILE = st.text(alphabet="#*_[]()<>`|&\\\n\t\u202e\u200b\x07 -ab", min_size=1, max_size=80)
+
+
+@given(HOSTILE)
+@settings(max_examples=200, deadline=None)
+def test_a_reports_words_are_no_mark_up_in_sheet_and_page(text: str) -> None:
+    """Neither a heading, nor a line, nor a tag, nor a character that cannot be seen comes out of a report."""
+    made = manifest()
+    sheet = full(made, summary=text, not_tested=[text])
+    plain = full(made, summary="a", not_tested=["a"])
+    assert len(sheet.splitlines()) == len(plain.splitlines())
+    assert not any(mark in sheet for mark in "\u202e\u200b\x07")
+    page = Tags()
+    page.feed(plain_page(sheet))
+    ours = Tags()
+    ours.feed(plain_page(plain))
+    assert page.tags == ours.tags and page.loads == []
+    wanted = " ".join(re.sub("[\u202e\u200b\x07]", "", " ".join(text.split())).split())
+    assert wanted in " ".join(page.text.split())
+
+
+class Tags(HTMLParser):
+    """Tags, text, and whatever would load or run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.loads: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.loads += [
+            name for name, _ in attrs if name in ("src", "href", "action") or name.startswith("on")
+        ]
+        self.loads += [tag] * (tag in ("script", "link", "iframe", "object", "img"))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_says_what_the_markdown_says() -> None:
+    sheet = full(manifest(contact="a_b*c@north.example"))
+    page = Tags()
+    page.feed(plain_page(sheet))
+    text = " ".join(page.text.split())
+    assert "a_b*c@north.example" in text and "**" not in text and "\\" not in text and "`" not in text
+    assert page.tags.count("h2") == sheet.count("\n## ") and page.tags.count("h1") == 1
+    assert page.tags.count("li") == len([line for line in sheet.splitlines() if line.startswith("- ")])
+    assert "default-src 'none'" in plain_page(sheet)
 
 
 def graph(**changes: Any) -> dict[str, dict[str, Any]]:

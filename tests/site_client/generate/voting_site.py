@@ -13,13 +13,13 @@ import torch
 from pixcell_core.contracts.artifacts import base_digest, installed_code_digest
 from pixcell_core.contracts.study import ConditioningPolicy, PatientVotes, Study
 from pixcell_core.private.condition_search import Interpolation, VotedConditions
+from pixcell_core.private.ledger_record import ReserveRecord
 from pixcell_core.private.noise import NoiseSource, SystemNoiseSource
 from site_client.approvals.book import ApprovalBook
 from site_client.approvals.enrolment import enrol
 from site_client.approvals.site_folder import SiteFolder
 from site_client.generate.candidates import PublicCandidates
 from site_client.generate.private_votes import PatientVote
-from site_client.ledger.record import ReserveRecord
 from site_client.ledger.site import ledger_folder, ledger_public_key
 from site_client.ledger.view import read_ledger
 from tests.site_client.trainer.site_fixture import make_ca

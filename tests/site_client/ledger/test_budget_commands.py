@@ -10,10 +10,10 @@ import typer
 from typer.testing import CliRunner
 
 from pixcell_core.contracts.canonical import canonical_bytes
+from pixcell_core.private.ledger_record import decode_chained
 from pixcell_core.trust.keys import VerifyKey
 from site_client.ledger.commands import register
 from site_client.ledger.ledger import RoundCharge
-from site_client.ledger.record import decode_chained
 from site_client.ledger.site import ledger_folder, ledger_key_path, open_site_ledger
 from site_client.ledger.view import BudgetCap
 from tests.site_client.ledger.studies import make_study

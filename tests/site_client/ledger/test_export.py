@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from pixcell_core.errors import BadInputError
+from pixcell_core.private.ledger_record import LedgerHead
 from pixcell_core.trust.keys import SigningKey
 from site_client.ledger.cohorts import CohortBook
 from site_client.ledger.export import BudgetExport, export_of, first_forgotten, first_rewritten, verify_export
 from site_client.ledger.ledger import Ledger, RoundCharge
-from site_client.ledger.record import LedgerHead
 from site_client.ledger.site import ledger_folder, ledger_key_path, ledger_public_key, open_site_ledger
 from site_client.ledger.view import BudgetCap, LedgerView, read_ledger
 

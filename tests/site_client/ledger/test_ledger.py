@@ -12,6 +12,7 @@ import pytest
 
 from pixcell_core.errors import BadInputError
 from pixcell_core.private.accounting import GaussianEvent, epsilon
+from pixcell_core.private.ledger_record import LedgerHead, OpenedRecord, ReserveRecord, SpentRecord
 from pixcell_core.trust.keys import SigningKey
 from site_client.ledger.journal import LedgerBusyError, LedgerWriteError
 from site_client.ledger.ledger import (
@@ -19,7 +20,6 @@ from site_client.ledger.ledger import (
     Ledger,
     RoundCharge,
 )
-from site_client.ledger.record import LedgerHead, OpenedRecord, ReserveRecord, SpentRecord
 from site_client.ledger.reserved_steps import StepNotReservedError
 from site_client.ledger.view import BudgetCap, LedgerBrokenError, read_ledger
 from tests.site_client.ledger.disk_calls import REAL, watched_disk

@@ -8,11 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pixcell_core.trust.keys import SigningKey
-from site_client.ledger.clock import CLOCK_TOLERANCE, ClockBackwardsError
-from site_client.ledger.journal import Journal
-from site_client.ledger.ledger import Ledger, RoundCharge
-from site_client.ledger.record import (
+from pixcell_core.private.ledger_record import (
     FIRST_HASH,
     OpenedRecord,
     encode_line,
@@ -20,6 +16,10 @@ from site_client.ledger.record import (
     head_of,
     time_of,
 )
+from pixcell_core.trust.keys import SigningKey
+from site_client.ledger.clock import CLOCK_TOLERANCE, ClockBackwardsError
+from site_client.ledger.journal import Journal
+from site_client.ledger.ledger import Ledger, RoundCharge
 from site_client.ledger.view import BudgetCap, read_ledger
 
 NOON = datetime(2026, 3, 4, 12, 0, 0, tzinfo=UTC)

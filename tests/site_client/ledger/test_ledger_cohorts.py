@@ -12,9 +12,9 @@ import pytest
 from pixcell_core.errors import BadInputError
 from pixcell_core.private.accounting import GaussianEvent, epsilon, group_events
 from pixcell_core.private.filters import BudgetExceededError, BudgetFilter
+from pixcell_core.private.ledger_record import ReserveRecord
 from site_client.ledger.cohorts import CohortBook
 from site_client.ledger.ledger import Ledger, RoundCharge
-from site_client.ledger.record import ReserveRecord
 from site_client.ledger.spending import Spending
 from site_client.ledger.view import BudgetCap, read_ledger
 

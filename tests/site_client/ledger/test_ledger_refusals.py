@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from pixcell_core.errors import BadInputError, PixcellError
+from pixcell_core.private.ledger_record import ReserveRecord, encode_line, head_of
 from pixcell_core.trust.keys import SigningKey
 from site_client.ledger.journal import Journal, LedgerWriteError
 from site_client.ledger.ledger import ForeignLedgerError, Ledger, RoundCharge
-from site_client.ledger.record import ReserveRecord, encode_line, head_of
 from site_client.ledger.site import ledger_folder, ledger_key_path, open_site_ledger
 from site_client.ledger.view import BudgetCap, LedgerBrokenError, read_ledger
 from tests.site_client.ledger.disk_calls import RefusingCall, watched_disk

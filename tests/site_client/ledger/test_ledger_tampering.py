@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from pixcell_core.private.ledger_record import ReserveRecord, encode_line, head_of
 from pixcell_core.trust.keys import SigningKey
 from site_client.ledger.journal import HEAD_SLOT_BYTES, read_head
 from site_client.ledger.ledger import Ledger
-from site_client.ledger.record import ReserveRecord, encode_line, head_of
 from site_client.ledger.view import BudgetCap, LedgerBrokenError, LedgerCheck, read_ledger
 
 Lines = list[bytes]

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from pixcell_core.errors import BadInputError, PixcellError
+from pixcell_core.private.ledger_record import LedgerHead
 from pixcell_core.trust.keys import SigningKey
 from site_client.ledger.ledger import Ledger, RoundCharge
-from site_client.ledger.record import LedgerHead
 from site_client.ledger.site import ledger_folder, ledger_witness, open_site_ledger, remembered_heads
 from site_client.ledger.view import BudgetCap, read_ledger
 from site_client.ledger.witness import LedgerRewoundError, WitnessedHeads

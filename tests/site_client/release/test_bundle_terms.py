@@ -19,13 +19,15 @@ from pixcell_core.contracts.gate import (
     Withdrawals,
     WithdrawnRelease,
 )
-from pixcell_core.contracts.release import BundleListing
+from pixcell_core.contracts.release import BundleListing, ReleaseManifest
 from pixcell_core.contracts.verdict import Verdict
 from pixcell_core.errors import PixcellError
 from pixcell_core.trust.bundle import LISTING_PAYLOAD_TYPE, BundleReport, Known, verify_bundle
-from pixcell_core.trust.bundle_files import LISTING, MANIFEST, REQUEST, SIGNERS, VERDICT
+from pixcell_core.trust.bundle_files import DATASHEET_PAGE, LISTING, MANIFEST, REQUEST, SIGNERS, VERDICT
+from pixcell_core.trust.bundle_rules import papers_of_old
 from pixcell_core.trust.dsse import IN_TOTO_PAYLOAD_TYPE, Envelope, sign_envelope
 from pixcell_core.trust.keys import SigningKey
+from pixcell_core.trust.quorum import NamedSignature
 from site_client.release.export import export_release
 from site_client.release.other_forms import OtherForms
 from site_client.release.request import request_release
@@ -117,6 +119,9 @@ def identified_dicom(files: dict[str, bytes]) -> None:
         (edit("datasheet.md", b"**PASS**", b"**PASS!**"), "bundle-changed"),
         (edit("ro-crate-metadata.json", b"Terms of these tiles", b"Public domain"), "bundle-changed"),
         (remove("datasheet.md"), "file-missing"),
+        (remove("datasheet.html"), "file-missing"),
+        (edit("datasheet.html", b"</body>", b"<script>alert(1)</script></body>"), "bundle-changed"),
+        (edit("datasheet.html", b"50 to 99", b"5"), "bundle-changed"),
         (remove("ro-crate-metadata.json"), "file-missing"),
         (remove(SIGNERS), "wrong-signers"),
         (remove(REQUEST), "wrong-request"),
@@ -303,3 +308,23 @@ def test_the_verdict_binds_what_it_judged(room: Room, tmp_path: Path) -> None:
     assert predicate.auditor.code_digest is not None
     assert predicate.request_digest is not None and predicate.signers_digest is not None
     assert predicate.expires_at - predicate.issued_at == timedelta(days=365)
+
+
+def test_bundles_of_the_first_datasheet_stay_good_and_mixtures_are_refused(full: Sample) -> None:
+    """Bundles live longer than programs: what was exported with the older papers verifies, whole or not at all."""
+    report = verify(full.files)
+    envelope = Envelope.from_bytes(full.files[VERDICT])
+    judged = parse_document(Verdict, envelope.unsafe_unverified_payload())
+    made = parse_document(ReleaseManifest, full.files[MANIFEST])
+    signatures = [
+        NamedSignature(one.key_id, one.role, one.name)  # type: ignore[arg-type]
+        for one in report.signers
+    ]
+    names = [name for name in full.files if name != DATASHEET_PAGE]
+    old = papers_of_old(made, judged, signatures, names, report.exported_at)
+    files = {name: full.files[name] for name in names} | old
+    assert verify(resigned(full, files, full.site_key)).signed == report.signed
+    mixed = files | {DATASHEET_PAGE: full.files[DATASHEET_PAGE]}
+    assert code_of(resigned(full, mixed, full.site_key)) == "bundle-changed"
+    without = {name: full.files[name] for name in names}
+    assert code_of(resigned(full, without, full.site_key)) == "file-missing"

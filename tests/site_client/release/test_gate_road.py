@@ -17,7 +17,8 @@ from pixcell_core.trust.dsse import verify_envelope
 from site_client.release.export import export_release
 from site_client.release.refuse import refuse_release
 from site_client.release.review import review_release
-from site_client.release.withdraw import published_withdrawals, withdraw_release
+from site_client.release.withdraw import withdraw_release
+from site_client.release.withdrawal_list import WithdrawalList
 from tests.site_client.release.conftest import OFFICER, set_verdict
 
 if TYPE_CHECKING:
@@ -145,7 +146,9 @@ def test_the_list_of_withdrawals_only_grows(room: Room, tmp_path: Path) -> None:
         export_release(room.workspace, tmp_path / f"b{number}", now=room.now, release_id=release)
         withdraw_release(room.workspace, f"reason {number}", now=room.now, release_id=release)
         (next(room.source.glob("*.png"))).unlink()
-        listed = published_withdrawals(room.workspace)
+        workspace = room.workspace
+        file = workspace.withdrawals_file
+        listed = WithdrawalList(file, "north", workspace.site_key(), workspace.log()).published()
         assert listed is not None and (listed.number, len(listed.withdrawn)) == (number, number)
 
 

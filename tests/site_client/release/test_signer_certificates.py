@@ -16,6 +16,8 @@ from pixcell_core.trust.certificates import fingerprint, read_authority
 from pixcell_core.trust.dsse import Envelope
 from pixcell_core.trust.keys import SigningKey
 from server.enrolment.revocations import revocations_file
+from site_client.approvals.enrolment import enrol
+from site_client.approvals.kit import install_kit
 from site_client.approvals.site_folder import SiteFolder
 from site_client.release.export import export_release
 from site_client.release.signers import Credentials
@@ -34,6 +36,10 @@ class Consortium:
     def __init__(self, room: Room, root: Path, which: str = "ours") -> None:
         self.room, self.made = room, make_enrolment(root, which)
         room.now = NOW
+        site = SiteFolder(room.workspace.site_dir)
+        if not site.kit.is_file():
+            enrol(site, "north", "127.0.0.1:1", self.made.ca)
+            install_kit(site, self.made.approve(site).kit)
         self.auditor = self.made.party("auditor-a", "auditor")
         self.key = SigningKey.load(self.auditor.approval_key)
         self.ca = read_authority(self.made.ca.read_bytes())
@@ -78,9 +84,7 @@ def test_a_certified_auditor_from_signing_to_the_recipient(consortium: Consortiu
     report = consortium.verify(out, ca=consortium.ca, revocations=[current])
     auditor = next(signer for signer in report.signers if signer.role == "auditor")
     assert auditor.certificate is not None and auditor.certificate.startswith("auditor-a of consortium")
-    assert report.trusted and [signer.trusted for signer in report.signers if signer.role == "site"] == [
-        False
-    ]
+    assert report.trusted and [signer.trusted for signer in report.signers if signer.role == "site"] == [True]
     unproven = consortium.verify(out)
     assert not unproven.trusted
     detail = {check.name: check.detail for check in unproven.checks}["certificates"]
@@ -115,9 +119,6 @@ def test_the_enrolled_sites_own_authority_is_the_default(
 ) -> None:
     """A kit that vouches for itself by another authority opens nothing at a site that enrolled with one."""
     elsewhere = Consortium(room, tmp_path / "other", "theirs")
-    pinned = SiteFolder(room.workspace.site_dir).hub_ca
-    pinned.parent.mkdir(parents=True, exist_ok=True)
-    pinned.write_bytes(consortium.made.ca.read_bytes())
     theirs = Credentials(Envelope.load(elsewhere.auditor.kit))
     assert (
         room.refusal(lambda: consortium.sign(key=elsewhere.key, credentials=theirs))

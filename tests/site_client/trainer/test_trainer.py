@@ -20,10 +20,10 @@ from pixcell_core.contracts.spool import Arrays, TrainJob, TrainResult, arrays_d
 from pixcell_core.contracts.study import AdapterSettings, Study
 from pixcell_core.errors import BadInputError, RefusedError
 from pixcell_core.private.averaging import AdapterAverage
+from pixcell_core.private.ledger_record import ReserveRecord
 from pixcell_core.private.noise import UnsafeFixedKeySource
 from site_client.agent.handlers import job_id_of
 from site_client.approvals.book import ApprovalBook
-from site_client.ledger.record import ReserveRecord
 from site_client.ledger.site import ledger_folder
 from site_client.ledger.view import read_ledger
 from site_client.trainer.service import PUBLIC_REASONS, Trainer, TrainerSettings, public_code

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pixcell_core.trust.keys import VerifyKey
-from site_client.ledger.record import (
+from pixcell_core.private.ledger_record import (
     AnyRecord,
     BrokenLineError,
     ChainedRecord,
@@ -19,6 +18,7 @@ from site_client.ledger.record import (
     public_key_of,
     time_of,
 )
+from pixcell_core.trust.keys import VerifyKey
 
 
 @dataclass(frozen=True)
