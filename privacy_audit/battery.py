@@ -20,6 +20,7 @@ from privacy_audit import (
     review_queue,
     strata,
 )
+from privacy_audit.base_twins import TwinTiles, open_twins, read_origins
 from privacy_audit.blinding import Blinding
 from privacy_audit.conditioning import Conditions, read_conditions
 from privacy_audit.evidence_parts import EvidencePart, PrivacyClaimEvidence
@@ -47,6 +48,8 @@ class Extras:
     ledger_export: Path | None = None
     canary_report: Path | None = None
     embeddings: Path | None = None
+    base_twins: Path | None = None
+    origins: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class Prepared:
     privacy: PrivacyClaimEvidence | None
     weights: WeightsRequest | None
     models: tuple[PixCellTransformer2DModel, PixCellTransformer2DModel] | None
+    twins: TwinTiles | None
 
 
 def prepare(extras: Extras, sources: Sources) -> Prepared:
@@ -67,14 +71,18 @@ def prepare(extras: Extras, sources: Sources) -> Prepared:
         BadInputError: with the file and what is wrong with it.
     """
     train, _, synthetic = sources
+    drawn = read_origins(extras.origins, synthetic.ids) if extras.origins else {}
     return Prepared(
-        conditions=read_conditions(extras.conditions, synthetic.ids, train.ids)
+        conditions=read_conditions(
+            extras.conditions, [drawn.get(name, name) for name in synthetic.ids], train.ids
+        )
         if extras.conditions
         else None,
         given=given_embeddings.read(extras.embeddings, sources) if extras.embeddings else None,
         privacy=dp_evidence.read(extras.ledger_export, extras.canary_report),
         weights=extras.weights,
         models=load_models(extras.weights) if extras.weights else None,
+        twins=open_twins(extras.base_twins, synthetic, drawn) if extras.base_twins else None,
     )
 
 

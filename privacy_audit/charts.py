@@ -17,7 +17,12 @@ def histogram_svg(data: Histogram, description: str) -> Markup:
     """Bars of the null, an outline of the observed scores, the threshold, and a tick per flagged score."""
     low, high = data.edges[0], data.edges[-1]
     tallest = max(
-        [*data.null, *(data.observed if len(data.marks) != 1 or max(data.observed) < 1 else ()), 1e-9]
+        [
+            *data.null,
+            *(data.observed if len(data.marks) != 1 or max(data.observed) < 1 else ()),
+            *(share for second in data.seconds for share in second.shares),
+            1e-9,
+        ]
     )
     base = HEIGHT - _BOTTOM
 
@@ -36,15 +41,26 @@ def histogram_svg(data: Histogram, description: str) -> Markup:
                 f'height="{base - y(share):.1f}"/>'
             )
     single = max(data.observed) >= 1.0  # one observed number: a line says more than a bar
-    if not single:
+
+    def outline(shares: Sequence[float], name: str) -> str:
         points = [f"{x(data.edges[0]):.1f},{base}"]
-        for index, share in enumerate(data.observed):
+        for index, share in enumerate(shares):
             points += [
                 f"{x(data.edges[index]):.1f},{y(share):.1f}",
                 f"{x(data.edges[index + 1]):.1f},{y(share):.1f}",
             ]
         points.append(f"{x(data.edges[-1]):.1f},{base}")
-        parts.append(f'<polyline class="observed" points="{" ".join(points)}"/>')
+        return f'<polyline class="{name}" points="{" ".join(points)}"/>'
+
+    for second in data.seconds:
+        parts.append(outline(second.shares, "second"))
+        if second.threshold is not None:
+            at = x(second.threshold)
+            parts.append(
+                f'<line class="second-threshold" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP}" y2="{base}"/>'
+            )
+    if not single:
+        parts.append(outline(data.observed, "observed"))
     parts.append(f'<line class="axis" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{base}" y2="{base}"/>')
     for mark in data.marks:
         top = _TOP if single else base - 12

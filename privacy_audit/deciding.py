@@ -12,7 +12,7 @@ from pixcell_core.contracts import digest
 from pixcell_core.errors import RefusedError
 from pixcell_core.trust.dsse import Envelope
 from pixcell_core.trust.keys import VerifyKey
-from privacy_audit.copies import Conformal
+from privacy_audit.base_twins import nulls_of
 from privacy_audit.evidence import Evidence
 from privacy_audit.judge import judge
 from privacy_audit.policy import parse_policy
@@ -76,7 +76,7 @@ def _pairs(out: Path, report: AuditReport, evidence: Evidence) -> list[Pair]:
     flagged = {flag.synthetic for flag in report.flagged}
     shown = [item for item in load_key(out).items if item.kind == "pair" and item.id in pictures]
     shown.sort(key=lambda item: (item.left not in flagged, -item.score, item.left))
-    p_values = Conformal(evidence.null_scores).p_values(np.array([item.score for item in shown]))
+    p_values = nulls_of(evidence).p_values(np.array([item.score for item in shown]))
     return [
         Pair(
             synthetic=item.left,

@@ -45,6 +45,14 @@ class ConditioningEvidence(EvidencePart):
 
 
 @dataclass(frozen=True)
+class BaseTwinEvidence(EvidencePart):
+    """What the base model drew from the same seeds and conditions, scored against training like every other tile."""
+
+    scores: Floats  # (t,)
+    root: str  # over the twins' blinded digests
+
+
+@dataclass(frozen=True)
 class StrataEvidence(EvidencePart):
     """Isolation of P patients, and whose tiles the best matches are."""
 
@@ -143,6 +151,7 @@ class HumanEvidence(EvidencePart):
 
 
 PARTS: dict[str, type[EvidencePart]] = {
+    "base_twins": BaseTwinEvidence,
     "conditioning": ConditioningEvidence,
     "strata": StrataEvidence,
     "membership": MembershipEvidence,

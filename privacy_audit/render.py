@@ -80,7 +80,8 @@ def legend(test: TestResult) -> str:
     """Words under a histogram."""
     if test.histogram is None:
         return ""
-    return f"grey: {test.histogram.null_name} · coloured: {test.histogram.observed_name} · dashed: threshold"
+    seconds = "".join(f" · dotted: {second.name}" for second in test.histogram.seconds)
+    return f"grey: {test.histogram.null_name}{seconds} · coloured: {test.histogram.observed_name} · dashed: threshold"
 
 
 def short_digest(value: str) -> str:

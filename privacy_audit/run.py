@@ -21,7 +21,7 @@ from pixcell_core.contracts import digest
 from pixcell_core.contracts.bands import band
 from pixcell_core.contracts.release import tiles_root
 from pixcell_core.errors import PixcellError
-from privacy_audit import battery
+from privacy_audit import base_twins, battery
 from privacy_audit.battery import Prepared
 from privacy_audit.blinding import Blinding
 from privacy_audit.copies import exact_matches
@@ -116,6 +116,7 @@ def run_audit(request: AuditRequest, eye: Eye | None = None) -> AuditReport:
     clock = _Clock()
     with clock.stage("looking"):
         train, holdout, synthetic = (_group(source, eye, out / CACHE_FOLDER) for source in sources)
+        twins = _group(prepared.twins, eye, out / CACHE_FOLDER) if prepared.twins else None
     blinding = Blinding.make(out, request.filtered_from)
     subjects = _subjects(sources[2], train, holdout, synthetic, request.policy, blinding)
     filtering: tuple[TestResult, ...] = ()
@@ -126,7 +127,7 @@ def run_audit(request: AuditRequest, eye: Eye | None = None) -> AuditReport:
         )
     groups = (train, holdout, synthetic)
     evidence, scores, null = _gather(
-        sources, groups, eye, request.policy, seed, clock, blinding, split, prepared
+        sources, groups, twins, eye, request.policy, seed, clock, blinding, split, prepared
     )
     evidence = replace(evidence, preconditions=evidence.preconditions + filtering)
     with clock.stage("judging"):
@@ -176,6 +177,7 @@ def write_decided(out: Path, decided: Decided) -> None:
 def _gather(
     sources: tuple[TileSource, TileSource, TileSource],
     groups: tuple[Group, Group, Group],
+    twins: Group | None,
     eye: Eye,
     policy: Policy,
     seed: int,
@@ -204,8 +206,9 @@ def _gather(
     standardise = Standardiser.fit(train.features.embeddings, holdout.features.embeddings)
     with clock.stage("screening"):
         screen = CopyScreen(train.features, standardise, shapes, policy.copies)
-        scored = _blind(screen, [synthetic.features, planted.features, recoloured, holdout.features], rng)
-    released, controls, colours, null = scored
+        tiles = [synthetic.features, planted.features, recoloured, holdout.features]
+        scored = _blind(screen, [*tiles, twins.features] if twins else tiles, rng)
+    released, controls, colours, null = scored[:4]
     cohort = cohort_of(train, holdout)
     with clock.stage("distances"):
         distances = [
@@ -218,6 +221,8 @@ def _gather(
         ]
     with clock.stage("battery"):
         parts = battery.gather(prepared, sources, groups, cohort, standardise, (released, null), policy, seed)
+        if twins is not None:
+            parts["base_twins"] = base_twins.gather(scored[4], twins.features, blinding)
     with clock.stage("identity"):
         identity = _identity(train, holdout, cohort, standardise, shapes, duplicates, distances, policy, seed)
     exact = exact_matches(synthetic, train)

@@ -16,7 +16,7 @@ from privacy_audit.report import EVIDENCE
 from privacy_audit.result import Status
 from tests.privacy_audit.conftest import Audited
 
-OPTIONAL = {"conditioning", "membership", "dp", "given", "human"}
+OPTIONAL = {"base_twins", "conditioning", "membership", "dp", "given", "human"}
 
 
 @pytest.fixture
