@@ -49,8 +49,11 @@ def decide(out: Path, envelope: Envelope, reviewer: VerifyKey, now: datetime) ->
             hint="Run the audit again; decisions are added to an untouched audit alone.",
             code="evidence-differs",
         )
-    human = read_decisions(out, envelope, reviewer)
-    evidence = replace(evidence, parts={**evidence.parts, "human": human})
+    read = read_decisions(out, envelope, reviewer)
+    parts = {**evidence.parts, "human": read.human}
+    if read.marks is not None:
+        parts["marks"] = read.marks
+    evidence = replace(evidence, parts=parts)
     policy = parse_policy(report.policy.settings)
     judged = judge(evidence, policy, report.seed)
     packed = evidence.to_bytes()
@@ -86,7 +89,7 @@ def _pairs(out: Path, report: AuditReport, evidence: Evidence) -> list[Pair]:
             flagged=item.left in flagged,
             alignment="as the reviewer saw it",
             synthetic_uri=pictures[item.id].left,
-            training_uri=pictures[item.id].right,
+            training_uri=pictures[item.id].right or "",
         )
         for item, p in zip(shown, p_values, strict=True)
     ]

@@ -96,6 +96,7 @@ class DisclosureEvidence(EvidencePart):
     ink: Floats  # (S,) share of pixels in a colour no stain has
     glyphs: Integers  # (S,) longest line of text-like signs
     blocks: Integers  # (S,) blocks that look like a barcode
+    holdout_row: Integers  # (n,) rows of these holdout tiles
     holdout_ink: Floats  # (n,)
     holdout_glyphs: Integers  # (n,)
     holdout_blocks: Integers  # (n,)
@@ -150,6 +151,21 @@ class HumanEvidence(EvidencePart):
     open: int  # items without a decision
 
 
+@dataclass(frozen=True)
+class MarkEvidence(EvidencePart):
+    """What a reviewer decided about single tiles that may bear text, ink or a label."""
+
+    queue: str  # digest of the queue
+    reviewer: str  # key id
+    marked: int  # hits called marked
+    unsure: int
+    shown: int  # hits that were shown
+    decoy_marked: int
+    decoy_unsure: int
+    decoys: int
+    open: int  # single tiles without a decision
+
+
 PARTS: dict[str, type[EvidencePart]] = {
     "base_twins": BaseTwinEvidence,
     "conditioning": ConditioningEvidence,
@@ -162,5 +178,6 @@ PARTS: dict[str, type[EvidencePart]] = {
     "context": ContextEvidence,
     "given": GivenEvidence,
     "human": HumanEvidence,
+    "marks": MarkEvidence,
 }
 """Parts by their name in the evidence file. A part that is absent was not measured."""

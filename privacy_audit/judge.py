@@ -28,6 +28,7 @@ from privacy_audit.evidence_parts import (
     GivenEvidence,
     HumanEvidence,
     LinkabilityEvidence,
+    MarkEvidence,
     MembershipEvidence,
     PrivacyClaimEvidence,
     StrataEvidence,
@@ -147,7 +148,7 @@ def judge(evidence: Evidence, policy: Policy, seed: int) -> Judgement:
         *(tail_result(name, permuted, adjusted[name], policy.patients, cohort) for name in permuted.tails),
         *rare[1:],
         linkability.result(_needed(evidence, LinkabilityEvidence), cohort, policy.linkability),
-        disclosure.result(_needed(evidence, DisclosureEvidence), policy.disclosure),
+        disclosure.result(_needed(evidence, DisclosureEvidence), policy, evidence.part(MarkEvidence)),
         *context.results(
             _needed(evidence, ContextEvidence),
             evidence.released_distances,

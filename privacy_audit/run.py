@@ -28,6 +28,7 @@ from privacy_audit.copies import exact_matches
 from privacy_audit.deciding import Decided
 from privacy_audit.duplicates import Duplicates, duplicates_result, find_duplicates
 from privacy_audit.evidence import Evidence, as_stored
+from privacy_audit.evidence_parts import DisclosureEvidence
 from privacy_audit.eye import Eye, SecondEye
 from privacy_audit.features import TileFeatures, join, load_features
 from privacy_audit.filtering import filtered_release
@@ -156,7 +157,8 @@ def run_audit(request: AuditRequest, eye: Eye | None = None) -> AuditReport:
     _write(out / NEIGHBOURS, json.dumps(_neighbours(report, train, blinding), indent=1).encode())
     _write(out / TIMINGS, json.dumps(clock.seconds, indent=1).encode())
     write_site_page(out, report, sources[0], sources[2], scores, evidence)
-    battery.write_review_queue(out, sources, groups, (scores, null), request.policy, blinding, seed)
+    marks = evidence.part(DisclosureEvidence)
+    battery.write_review_queue(out, sources, groups, (scores, null), marks, request.policy, blinding, seed)
     write_report(out, report)
     return report
 
