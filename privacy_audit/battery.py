@@ -122,7 +122,7 @@ def gather(
     }
     if prepared.conditions is not None:
         parts["conditioning"] = conditioning.gather(
-            prepared.conditions, synthetic, train, holdout, cohort, standardise, policy.copies.min_overlap
+            prepared.conditions, synthetic, train, holdout, cohort, standardise, policy.copies
         )
     if prepared.given is not None:
         parts["given"] = given_embeddings.gather(prepared.given, cohort)

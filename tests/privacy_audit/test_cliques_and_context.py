@@ -7,9 +7,10 @@ import pytest
 from scipy.spatial.distance import cdist
 from scipy.stats import mannwhitneyu
 
-from privacy_audit import cliques, context
+from privacy_audit import cliques, context, plants
 from privacy_audit.evidence_parts import CliqueEvidence
 from privacy_audit.neighbours import Standardiser, patient_minima
+from privacy_audit.pairs import correlations
 from privacy_audit.policy import load_policy
 from privacy_audit.result import Status
 from privacy_audit.subject import Cohort, Group, cohort_of
@@ -42,6 +43,21 @@ def test_a_field_that_returns_ten_times_is_one_group() -> None:
 
 def test_other_tiles_are_no_group() -> None:
     assert found_groups(0) == [] and found_groups(4) == []
+
+
+@pytest.mark.parametrize("maker", [plants.turn, plants.zoom])
+def test_a_field_that_returns_turned_or_zoomed_is_one_group(maker: plants.Maker) -> None:
+    """Correlation over quarter turns and shifts sees none of these; keypoints hold the group together."""
+    rng = np.random.default_rng(1)
+    tiles: list[Tile] = [tissue_tile(rng, stain_of(rng), 128) for _ in range(30)]
+    for row in range(12):
+        tiles[row] = maker(tiles[29], tiles[row], rng)
+    synthetic = tiles_group("synthetic", tiles, [""] * 30)
+    standardise = Standardiser.fit(synthetic.features.embeddings)
+    found = cliques.groups(cliques.gather(synthetic, standardise, POLICY), POLICY.cliques.group_tiles)
+    assert len(found) == 1 and set(found[0]) <= {*range(12), 29} and len(found[0]) >= 10
+    pairs = [(row, 29) for row in range(12)]
+    assert (correlations(synthetic, synthetic, pairs, POLICY.copies.min_overlap).score < 0.75).sum() >= 10
 
 
 def chain(*groups: range) -> CliqueEvidence:
