@@ -137,6 +137,8 @@ def near_copies(
     policy: CopyPolicy,
     *,
     unrecognisable: float,
+    proven: Sequence[str] = (),
+    unproven: Sequence[str] = (),
 ) -> NearCopies:
     """Test of near copies.
 
@@ -145,6 +147,7 @@ def near_copies(
         nulls: screen scores of the holdout tiles against the same training tiles, and of further nulls.
         policy: thresholds.
         unrecognisable: share of training tiles with too little haematoxylin texture to be recognised.
+        proven: kinds of copy that this run has shown that it sees. unproven: all others that were planted.
     """
     count = len(scores)
     p_values = nulls.p_values(scores)
@@ -160,8 +163,9 @@ def near_copies(
         name=NEAR,
         section="near copies",
         claim=(
-            "No released tile is a recoloured, compressed, blurred, noisy, warped, shifted, turned, zoomed, blended or "
-            "largely pasted training tile."
+            f"No released tile is a training tile in one of these disguises: {'; '.join(proven)}."
+            if proven
+            else "No released tile is a training tile in disguise; this run has proven none that it would see."
         ),
         statistic="share of released tiles nearer to training than the holdout explains",
         value=share,
@@ -174,8 +178,9 @@ def near_copies(
         status=status,
         why=why,
         cannot_show=(
-            "Patches of 64 pixels pasted elsewhere, zooms beyond a factor of two, blends in which the training tile is "
-            f"the weaker part; copies of the {unrecognisable:.1%} of training tiles that show almost no nuclei."
+            "".join(f"{words}; " for words in unproven)
+            + "zooms beyond a factor of two; blends in which the training tile is the weaker part; copies of the "
+            f"{unrecognisable:.1%} of training tiles that show almost no nuclei."
         ),
         histogram=histogram(
             nulls.null,

@@ -10,6 +10,7 @@ from privacy_audit import (
     cliques,
     conditioning,
     context,
+    coverage,
     disclosure,
     dp_evidence,
     linkability,
@@ -45,14 +46,8 @@ from privacy_audit.patients import (
 )
 from privacy_audit.policy import Policy
 from privacy_audit.result import Flag, Status, TestResult, worst
-from privacy_audit.self_test import SENSITIVITY, sensitivity, specificity
+from privacy_audit.self_test import sensitivity, specificity
 from privacy_audit.subject import Cohort
-
-NOT_TESTED = (
-    "Copies blended half and half with other tissue, and patches of 64 pixels pasted elsewhere: planted and reported, "
-    "without a gate.",
-    "Attributes of a patient that a released tile may tell without looking like any of that patient's tiles.",
-)
 
 
 @dataclass(frozen=True)
@@ -70,7 +65,24 @@ def judge(evidence: Evidence, policy: Policy, seed: int) -> Judgement:
     """Compute every test from the evidence. Equal arguments give equal results, to the last digit."""
     nulls = nulls_of(evidence)
     copy_policy = policy.copies.for_sizes(len(evidence.released_scores), len(evidence.null_scores))
-    near = near_copies(evidence.released_scores, nulls, copy_policy, unrecognisable=evidence.unrecognisable)
+    seen = sensitivity(
+        evidence.planted_scores,
+        evidence.planted_kind,
+        evidence.planted_same,
+        evidence.planted_right,
+        # Proof of sensitivity rests on the holdout alone: twins are optional, and may flag much without cause.
+        nulls.first,
+        policy.copies,
+        policy.self_test,
+    )
+    near = near_copies(
+        evidence.released_scores,
+        nulls,
+        copy_policy,
+        unrecognisable=evidence.unrecognisable,
+        proven=coverage.proven_kinds(seen.detections),
+        unproven=coverage.unproven_kinds(seen.detections),
+    )
     cohort = Cohort(
         of_train=np.empty(0, dtype=np.int64),
         of_holdout=evidence.null_owner,
@@ -111,16 +123,6 @@ def judge(evidence: Evidence, policy: Policy, seed: int) -> Judgement:
     )
     p_values |= permuted.p_values
     adjusted = holm(p_values)
-    seen = sensitivity(
-        evidence.planted_scores,
-        evidence.planted_kind,
-        evidence.planted_same,
-        evidence.planted_right,
-        # Proof of sensitivity rests on the holdout alone: twins are optional, and may flag much without cause.
-        nulls.first,
-        policy.copies,
-        policy.self_test,
-    )
     innocent = specificity(
         evidence.null_scores,
         evidence.null_owner,
@@ -168,19 +170,9 @@ def judge(evidence: Evidence, policy: Policy, seed: int) -> Judgement:
         worst(test.status for test in tests if test.gating),
         tests,
         tuple(flagged),
-        proven_kinds(tests),
-        not_tested(tests),
+        coverage.proven_kinds(seen.detections),
+        coverage.not_covered(tests, evidence, nulls, policy),
     )
-
-
-def not_tested(tests: tuple[TestResult, ...]) -> tuple[str, ...]:
-    """What this audit does not cover: tests that were not run, and what no run covers."""
-    left_out = []
-    for test in tests:
-        if not test.tested:
-            why = test.why.removeprefix("Not tested: ").removesuffix(" The verdict does not rest on it.")
-            left_out.append(f"{test.name[:1].upper()}{test.name[1:]}: {why[:1].lower()}{why[1:]}")
-    return (*left_out, *NOT_TESTED)
 
 
 def _needed(evidence: Evidence, kind: type[PartT]) -> PartT:
@@ -196,14 +188,3 @@ def _needed(evidence: Evidence, kind: type[PartT]) -> PartT:
             hint="It is of another version or was changed. Run the audit again.",
         )
     return part
-
-
-def proven_kinds(tests: tuple[TestResult, ...]) -> tuple[str, ...]:
-    """Words of the kinds of copy whose planted controls reached their gate."""
-    return tuple(
-        detection.words
-        for test in tests
-        if test.name == SENSITIVITY
-        for detection in test.detections
-        if detection.met and detection.gate is not None
-    )

@@ -67,7 +67,7 @@ def pair_scores(
 ) -> npt.NDArray[np.float64]:
     """The screen's score of each pair, (m,) in [0, 1]; `label` names the work on the progress bar.
 
-    About twelve CPU-milliseconds a pair: eight correlations, and keypoints as they are and mirrored.
+    About three CPU-milliseconds a pair: eight correlations, and keypoints as they are and mirrored.
     """
     found = correlations(left, right, pairs, policy.min_overlap)
     same = np.zeros(len(pairs), dtype=np.int64)
