@@ -119,14 +119,19 @@ class PrivacyClaimEvidence(EvidencePart):
 
 @dataclass(frozen=True)
 class ContextEvidence(EvidencePart):
-    """Distances between m sampled real tiles and P patients, and what the likelihood gap needs."""
+    """Distances between m sampled real tiles, s sampled released tiles and P patients, and a mixture's distances."""
 
     owner: Integers  # (m,) patient number of each sampled tile
-    real_distances: Floats  # (m, P) to the nearest tile of each patient; the own patient is -1
+    real_cell: Integers  # (m,) its cell of k-means
+    real_distances: Floats  # (m, P) to the nearest tile of each patient in that cell; inf where none
+    released_cell: Integers  # (s,)
+    released_distances: Floats  # (s, P) in that cell
     near_distances: Floats  # (s, R) from sampled released tiles to their nearest patients, nearest first
     near_patient: Integers  # (s, R) who these are
     gap_distances: Floats  # (s, R) from each such patient's nearest tile to the nearest tile of anybody else
-    log_likelihood: Floats  # (m,) under a mixture of Gaussians at the released tiles
+    mixture_owner: Integers  # (m',) patient number of each tile of the mixture's sample
+    mixture_distances: Floats  # (m', s') between these and some released tiles
+    width: int  # of an embedding
 
 
 @dataclass(frozen=True)
