@@ -15,6 +15,7 @@ from privacy_audit import (
     dp_evidence,
     linkability,
     membership,
+    power,
     review_queue,
     strata,
 )
@@ -111,16 +112,29 @@ def judge(evidence: Evidence, policy: Policy, seed: int) -> Judgement:
         membership.p_values(attacked, cohort, policy, np.random.default_rng([seed, 5])) if attacked else {}
     )
     p_values |= p_attacks
+    unflagged = (near.p_values > policy.copies.flag_p) & ~evidence.released_exact
+    family = len(p_values) + len(views) + 1 + (given is not None)
     permuted = patient_tests(
         views,
         cohort,
         policy.patients,
         np.random.default_rng([seed, 1]),
         planted_patient=evidence.planted_patient,
-        unflagged=(near.p_values > policy.copies.flag_p) & ~evidence.released_exact,
-        family=len(p_values) + len(views) + 1 + (given is not None),
+        unflagged=unflagged,
+        family=family,
         given=given.released_distances if given else None,
     )
+    advice = ""
+    if permuted.power < policy.patients.min_power and unflagged.any():
+        unleaked = {name: View(view.released[unflagged], view.planted) for name, view in views.items()}
+        advice = power.enough(
+            unleaked,
+            evidence.planted_patient,
+            cohort,
+            policy.patients,
+            np.random.default_rng([seed, 8]),
+            family,
+        ).words(policy.patients.min_power)
     p_values |= permuted.p_values
     adjusted = holm(p_values)
     innocent = specificity(
@@ -147,7 +161,10 @@ def judge(evidence: Evidence, policy: Policy, seed: int) -> Judgement:
         rare[0],
         cliques.result(_needed(evidence, CliqueEvidence), certain, len(evidence.released_scores), policy),
         review_queue.result(evidence.part(HumanEvidence), policy),
-        *(tail_result(name, permuted, adjusted[name], policy.patients, cohort) for name in permuted.tails),
+        *(
+            tail_result(name, permuted, adjusted[name], policy.patients, cohort, advice)
+            for name in permuted.tails
+        ),
         *rare[1:],
         linkability.result(_needed(evidence, LinkabilityEvidence), cohort, policy.linkability),
         disclosure.result(_needed(evidence, DisclosureEvidence), policy, evidence.part(MarkEvidence)),
