@@ -18,18 +18,21 @@ from privacy_audit import (
     given_embeddings,
     linkability,
     membership,
+    review_candidates,
     review_queue,
     strata,
 )
+from privacy_audit.base_twins import TwinTiles, open_twins, read_origins
 from privacy_audit.blinding import Blinding
 from privacy_audit.conditioning import Conditions, read_conditions
-from privacy_audit.evidence_parts import EvidencePart, PrivacyClaimEvidence
+from privacy_audit.evidence_parts import DisclosureEvidence, EvidencePart, PrivacyClaimEvidence
 from privacy_audit.gallery import data_uri
 from privacy_audit.given_embeddings import GivenEmbeddings
 from privacy_audit.ledger_export import LedgerTrust
 from privacy_audit.membership_inputs import WeightsRequest, check_fit, encode, load_models
 from privacy_audit.neighbours import Standardiser
 from privacy_audit.policy import Policy
+from privacy_audit.review_candidates import Candidate
 from privacy_audit.screen import ScreenScores
 from privacy_audit.subject import Cohort, Group
 from privacy_audit.tiles import TileSource
@@ -51,6 +54,8 @@ class Extras:
     manifest: ReleaseManifest | None = None
     canary_report: Path | None = None
     embeddings: Path | None = None
+    base_twins: Path | None = None
+    origins: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,7 @@ class Prepared:
     privacy: PrivacyClaimEvidence | None
     weights: WeightsRequest | None
     models: tuple[PixCellTransformer2DModel, PixCellTransformer2DModel] | None
+    twins: TwinTiles | None
 
 
 def prepare(extras: Extras, sources: Sources) -> Prepared:
@@ -71,8 +77,11 @@ def prepare(extras: Extras, sources: Sources) -> Prepared:
         BadInputError: with the file and what is wrong with it.
     """
     train, _, synthetic = sources
+    drawn = read_origins(extras.origins, synthetic.ids) if extras.origins else {}
     return Prepared(
-        conditions=read_conditions(extras.conditions, synthetic.ids, train.ids)
+        conditions=read_conditions(
+            extras.conditions, [drawn.get(name, name) for name in synthetic.ids], train.ids
+        )
         if extras.conditions
         else None,
         given=given_embeddings.read(extras.embeddings, sources) if extras.embeddings else None,
@@ -81,6 +90,7 @@ def prepare(extras: Extras, sources: Sources) -> Prepared:
         ),
         weights=extras.weights,
         models=load_models(extras.weights) if extras.weights else None,
+        twins=open_twins(extras.base_twins, synthetic, drawn) if extras.base_twins else None,
     )
 
 
@@ -118,7 +128,7 @@ def gather(
     }
     if prepared.conditions is not None:
         parts["conditioning"] = conditioning.gather(
-            prepared.conditions, synthetic, train, holdout, cohort, standardise, policy.copies.min_overlap
+            prepared.conditions, synthetic, train, holdout, cohort, standardise, policy.copies
         )
     if prepared.given is not None:
         parts["given"] = given_embeddings.gather(prepared.given, cohort)
@@ -137,26 +147,49 @@ def write_review_queue(
     sources: Sources,
     groups: tuple[Group, Group, Group],
     scores: tuple[ScreenScores, ScreenScores],
+    marks: DisclosureEvidence | None,
     policy: Policy,
     blinding: Blinding,
     seed: int,
 ) -> None:
-    """The blinded queue for a pathologist: nearest released pairs among innocent ones of the holdout."""
+    """The blinded queue for a pathologist: nearest pairs, then tiles that may bear a mark, among innocent ones."""
     train, holdout, synthetic = groups
     training = (train.ids, train.features.digests)
-    pairs = review_queue.candidates(
+    pairs = review_candidates.pairs(
         "pair", synthetic.ids, synthetic.features.digests, scores[0].match, scores[0].score, *training
     )
-    decoys = review_queue.candidates(
+    decoys = review_candidates.pairs(
         "decoy", holdout.ids, holdout.features.digests, scores[1].match, scores[1].score, *training
     )
-    chosen = review_queue.choose(pairs, decoys, policy.review, np.random.default_rng([seed, 12]))
-    left = {"pair": sources[2], "decoy": sources[1]}
+    chosen = review_candidates.choose(pairs, decoys, policy.review, np.random.default_rng([seed, 12]))
+    if marks is not None:
+        chosen += _marks(marks, synthetic, holdout, policy, np.random.default_rng([seed, 13]))
+    left = {"pair": sources[2], "decoy": sources[1], "mark": sources[2], "clean": sources[1]}
 
     def picture(source: TileSource, row: int) -> str:
         return data_uri(source.read(row, row + 1)[0].permute(1, 2, 0).contiguous().numpy())
 
     pictures = [
-        (picture(left[one.kind], one.left_row), picture(sources[0], one.training_row)) for one in chosen
+        (
+            picture(left[one.kind], one.left_row),
+            None if one.training_row is None else picture(sources[0], one.training_row),
+        )
+        for one in chosen
     ]
     review_queue.write(out, chosen, pictures, blinding)
+
+
+def _marks(
+    marks: DisclosureEvidence, synthetic: Group, holdout: Group, policy: Policy, rng: np.random.Generator
+) -> list[Candidate]:
+    """The worst hits of the detectors among holdout tiles that are none."""
+    released, clean = disclosure.severity(marks, policy.disclosure)
+    hit, none = np.flatnonzero(released > 1.0), np.flatnonzero(clean <= 1.0)
+    return review_candidates.choose_marks(
+        review_candidates.singles("mark", synthetic.ids, synthetic.features.digests, hit, released[hit]),
+        review_candidates.singles(
+            "clean", holdout.ids, holdout.features.digests, marks.holdout_row[none], clean[none]
+        ),
+        policy.review,
+        rng,
+    )

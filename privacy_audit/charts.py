@@ -12,7 +12,7 @@ WIDTH, HEIGHT = 480, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 12, 12, 44, 24
 _BAR = (120, 12)
 _LINE_COLOURS = ("#00a37a", "#e06c00", "#2d6cdf", "#b3008f", "#8a8a00", "#00a0b8")
-_INK, _GREY, _TRACK, _BLUE, _RED, _GREEN, _VIOLET = (
+_INK, _GREY, _TRACK, _BLUE, _RED, _GREEN, _VIOLET, _BROWN = (
     # Said in each element: programs that print pages to PDF do not look into a style sheet for drawings.
     "#1b1f24",
     "#aeb6bf",
@@ -21,6 +21,7 @@ _INK, _GREY, _TRACK, _BLUE, _RED, _GREEN, _VIOLET = (
     "#b3261e",
     "#1a6e37",
     "#6b2fa0",
+    "#8a5a00",
 )
 GAP = 4  # between the two tiles of a pair, in pixels
 
@@ -31,7 +32,12 @@ def histogram_svg(data: Histogram, description: str) -> Markup:
     """Bars of the null, an outline of the observed scores, the threshold, and a tick per flagged score."""
     low, high = data.edges[0], data.edges[-1]
     tallest = max(
-        [*data.null, *(data.observed if len(data.marks) != 1 or max(data.observed) < 1 else ()), 1e-9]
+        [
+            *data.null,
+            *(data.observed if len(data.marks) != 1 or max(data.observed) < 1 else ()),
+            *(share for second in data.seconds for share in second.shares),
+            1e-9,
+        ]
     )
     base = HEIGHT - _BOTTOM
 
@@ -50,17 +56,27 @@ def histogram_svg(data: Histogram, description: str) -> Markup:
                 f'height="{base - y(share):.1f}"/>'
             )
     single = max(data.observed) >= 1.0  # one observed number: a line says more than a bar
-    if not single:
+
+    def outline(shares: Sequence[float], stroke: str) -> str:
         points = [f"{x(data.edges[0]):.1f},{base}"]
-        for index, share in enumerate(data.observed):
+        for index, share in enumerate(shares):
             points += [
                 f"{x(data.edges[index]):.1f},{y(share):.1f}",
                 f"{x(data.edges[index + 1]):.1f},{y(share):.1f}",
             ]
         points.append(f"{x(data.edges[-1]):.1f},{base}")
-        parts.append(
-            f'<polyline fill="none" stroke="{_BLUE}" stroke-width="1.8" points="{" ".join(points)}"/>'
-        )
+        return f'<polyline fill="none" {stroke} points="{" ".join(points)}"/>'
+
+    for second in data.seconds:
+        parts.append(outline(second.shares, f'stroke="{_BROWN}" stroke-width="1.4" stroke-dasharray="2 2"'))
+        if second.threshold is not None:
+            at = x(second.threshold)
+            parts.append(
+                f'<line stroke="{_BROWN}" stroke-width="1.3" stroke-dasharray="4 3" x1="{at:.1f}" x2="{at:.1f}" '
+                f'y1="{_TOP}" y2="{base}"/>'
+            )
+    if not single:
+        parts.append(outline(data.observed, f'stroke="{_BLUE}" stroke-width="1.8"'))
     parts.append(f'<line stroke="{_INK}" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{base}" y2="{base}"/>')
     for mark in data.marks:
         top = _TOP if single else base - 12

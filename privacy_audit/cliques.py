@@ -2,6 +2,10 @@
 
 Carlini et al. (USENIX Security 2023) found memorised pictures so, without the training set: many generations that are
 copies of each other. Needs no private tile, and so it also finds copies of tiles that nobody handed to the audit.
+
+Every pair cannot be compared. Candidates are each tile's nearest few by eye and by pooled shape, of which only those are
+followed that correlate at reduced size, and the few that share the most votes of keypoints, which find what is turned
+or zoomed. Candidates get the screen's score, see `pairs`.
 """
 
 from __future__ import annotations
@@ -13,21 +17,37 @@ import numpy as np
 import torch
 
 from pixcell_core.cli.progress import progress
-from privacy_audit.conditioning import pair_scores
 from privacy_audit.evidence_parts import CliqueEvidence
 from privacy_audit.geometry import COARSE_SIDE, pooled
 from privacy_audit.neighbours import Standardiser, most_similar, nearest
+from privacy_audit.pairs import correlations, pair_scores
 from privacy_audit.policy import Policy
 from privacy_audit.result import Status, TestResult
 from privacy_audit.subject import Group
+from privacy_audit.votes import VoteIndex
 
 NAME = "cliques of released tiles"
 _PAIRS_AT_ONCE = 4096
+_TILES_AT_ONCE = 256
 _COARSE_SCORE = 0.5  # reduced thumbnails: planted repeats lie near .8, other tiles under .4
 
 
 def gather(synthetic: Group, standardise: Standardiser, policy: Policy) -> CliqueEvidence:
-    """Score each released tile with its nearest few by eye and by pooled shape; keep pairs at the confirming score."""
+    """Score the candidate pairs of released tiles; keep those at the confirming score."""
+    pairs = sorted(_alike(synthetic, standardise, policy) | _voted(synthetic, policy))
+    scores = pair_scores(
+        synthetic, synthetic, pairs, policy.copies, "comparing released tiles with each other"
+    )
+    kept = np.flatnonzero(scores >= policy.copies.confirm_score)
+    return CliqueEvidence(
+        left=np.array([pairs[place][0] for place in kept], dtype=np.int64),
+        right=np.array([pairs[place][1] for place in kept], dtype=np.int64),
+        score=np.asarray(scores[kept], dtype=np.float64),
+    )
+
+
+def _alike(synthetic: Group, standardise: Standardiser, policy: Policy) -> set[tuple[int, int]]:
+    """Pairs among the nearest by eye and by pooled shape that also correlate at reduced size."""
     k = min(policy.cliques.candidates + 1, len(synthetic))
     seen = standardise(synthetic.features.embeddings)
     by_eye = nearest(seen, seen, k)[1]
@@ -41,24 +61,33 @@ def gather(synthetic: Group, standardise: Standardiser, policy: Policy) -> Cliqu
             if other != row
         }
     )
-    kept: list[tuple[int, int, float]] = []
-    with progress("comparing released tiles with each other", total=len(pairs), unit="pairs") as bar:
+    kept: set[tuple[int, int]] = set()
+    with progress("looking for released tiles alike", total=len(pairs), unit="pairs") as bar:
         for start in range(0, len(pairs), _PAIRS_AT_ONCE):
             block = pairs[start : start + _PAIRS_AT_ONCE]
+            coarse = correlations(
+                synthetic, synthetic, block, policy.copies.min_overlap, side=COARSE_SIDE
+            ).score
+            kept |= {pair for pair, score in zip(block, coarse, strict=True) if score >= _COARSE_SCORE}
             bar.advance(len(block))
-            coarse = pair_scores(synthetic, synthetic, block, policy.copies.min_overlap, side=COARSE_SIDE)
-            block = [pair for pair, score in zip(block, coarse, strict=True) if score >= _COARSE_SCORE]
-            scores = pair_scores(synthetic, synthetic, block, policy.copies.min_overlap)
-            kept += [
-                (left, right, float(score))
-                for (left, right), score in zip(block, scores, strict=True)
-                if score >= policy.copies.confirm_score
-            ]
-    return CliqueEvidence(
-        left=np.array([pair[0] for pair in kept], dtype=np.int64),
-        right=np.array([pair[1] for pair in kept], dtype=np.int64),
-        score=np.array([pair[2] for pair in kept], dtype=np.float64),
-    )
+    return kept
+
+
+def _voted(synthetic: Group, policy: Policy) -> set[tuple[int, int]]:
+    """Pairs that share the most votes of keypoints: each tile with as many others as the screen verifies."""
+    keep = policy.copies.voted_candidates
+    if not keep:
+        return set()
+    index = VoteIndex(synthetic.features.keypoints)
+    pairs: set[tuple[int, int]] = set()
+    with progress("voting of keypoints among released tiles", total=len(synthetic), unit="tiles") as bar:
+        for start in range(0, len(synthetic), _TILES_AT_ONCE):
+            block = synthetic.features.keypoints[start : start + _TILES_AT_ONCE]
+            for row, votes in enumerate(index.vote(block, keep + 1), start):
+                others = [int(other) for other in votes.row if other != row][:keep]
+                pairs |= {(min(row, other), max(row, other)) for other in others}
+            bar.advance(len(block))
+    return pairs
 
 
 def groups(evidence: CliqueEvidence, smallest: int) -> list[tuple[int, ...]]:

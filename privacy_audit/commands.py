@@ -117,6 +117,16 @@ def run(
     conditions: Annotated[
         File, typer.Option("--conditions", help="CSV or Parquet surrogate,tile: which tiles steered which.")
     ] = None,
+    base_twins: Annotated[
+        File,
+        typer.Option(
+            "--base-twins", help="What the base drew from the same seeds and conditions: a second null."
+        ),
+    ] = None,
+    origins: Annotated[
+        File,
+        typer.Option("--origins", help="origins.json of a release: the names its tiles were drawn under."),
+    ] = None,
     generator: Annotated[
         File, typer.Option("--generator", help="Transformer folder that drew the tiles.")
     ] = None,
@@ -196,6 +206,8 @@ def run(
         manifest=None if ledger_export is None else sealed_manifest(synthetic),
         canary_report=canary_report,
         embeddings=embeddings,
+        base_twins=base_twins,
+        origins=origins,
     )
     request = AuditRequest(
         train, holdout, synthetic, out, loaded, seed, filtered_from, extras=extras, patients=patients

@@ -1,10 +1,11 @@
 """Conditioning pairs: is a released tile nearer to the very tile whose embedding steered it than content explains?
 
 A generator that is conditioned on a tile's embedding may redraw the tile. Retrieval by any embedding is biased here, so
-each released tile is compared with its own conditioning tiles pair by pair, by haematoxylin geometry alone. The null is
-the holdout tile that looks most like the conditioning tile: the same content, another patient.
+each released tile is compared with its own conditioning tiles pair by pair, by the screen's score: correlation and
+keypoints of haematoxylin. The null is the holdout tile that looks most like the conditioning tile: the same content,
+another patient.
 
-Legend: m pairs, B pairs of a block, N side of a thumbnail.
+Legend: m pairs.
 """
 
 from __future__ import annotations
@@ -18,17 +19,15 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
-import torch.nn.functional as F
 
 from pixcell_core.contracts import parse_json, read_bounded
 from pixcell_core.errors import BadInputError
 from privacy_audit.copies import Conformal
 from privacy_audit.evidence_parts import ConditioningEvidence
-from privacy_audit.geometry import FINE_SIDE, ORIENTATIONS, Shifts, correlate, orient, spectra
 from privacy_audit.intervals import binomial_excess
 from privacy_audit.neighbours import Standardiser, nearest
-from privacy_audit.policy import Policy
+from privacy_audit.pairs import pair_scores
+from privacy_audit.policy import CopyPolicy, Policy
 from privacy_audit.result import Status, TestResult, histogram, not_tested
 from privacy_audit.subject import Cohort, Group
 
@@ -38,7 +37,6 @@ _STATISTIC = (
     "share of released tiles nearer to their own conditioning tile than look-alikes of other patients are"
 )
 _MAX_BYTES = 256 * 1024 * 1024
-_PAIRS_AT_ONCE = 256
 _FLIPS = 9999
 
 
@@ -94,7 +92,7 @@ def gather(
     holdout: Group,
     cohort: Cohort,
     standardise: Standardiser,
-    min_overlap: float,
+    policy: CopyPolicy,
 ) -> ConditioningEvidence:
     """Score every released tile with its conditioning tiles, and with as many look-alikes from the holdout."""
     rows = list(conditions.rows)
@@ -107,38 +105,10 @@ def gather(
     twin = [(row, int(alike[place[tile]])) for row, tile in own]
     return ConditioningEvidence(
         released=np.array(rows, dtype=np.int64),
-        own=_best(rows, own, pair_scores(synthetic, train, own, min_overlap)),
-        other=_best(rows, twin, pair_scores(synthetic, holdout, twin, min_overlap)),
+        own=_best(rows, own, pair_scores(synthetic, train, own, policy, "comparing with conditions")),
+        other=_best(rows, twin, pair_scores(synthetic, holdout, twin, policy, "comparing with look-alikes")),
         owner=np.array([cohort.of_train[conditions.rows[row][0]] for row in rows], dtype=np.int64),
     )
-
-
-def pair_scores(
-    left: Group,
-    right: Group,
-    pairs: Sequence[tuple[int, int]],
-    min_overlap: float,
-    *,
-    side: int = FINE_SIDE,
-) -> npt.NDArray[np.float64]:
-    """Best shift-tolerant correlation over the eight symmetries of each pair (row of left, row of right); (m,).
-
-    A smaller `side` compares reduced thumbnails: rougher, and many times faster.
-    """
-    plan = Shifts.of(side, min_overlap)
-    step = FINE_SIDE // side
-    scores = np.empty(len(pairs))
-    for start in range(0, len(pairs), _PAIRS_AT_ONCE):
-        block = pairs[start : start + _PAIRS_AT_ONCE]
-        fixed = F.avg_pool2d(left.features.thumbs[[a for a, _ in block]].float(), step)
-        reference = F.avg_pool2d(right.features.thumbs[[b for _, b in block]].float(), step)
-        moving = spectra(reference, plan, moving=True)
-        best = torch.zeros(len(block))
-        for which in range(ORIENTATIONS):
-            turned = spectra(orient(fixed, which), plan, moving=False)
-            best = torch.maximum(best, correlate(turned, moving, plan)[0])
-        scores[start : start + len(block)] = best.double().numpy()
-    return scores
 
 
 def p_value(evidence: ConditioningEvidence, policy: Policy, rng: np.random.Generator) -> float:
@@ -198,7 +168,7 @@ def result(
         histogram=histogram(
             evidence.other,
             evidence.own,
-            axis="shift-tolerant haematoxylin correlation",
+            axis="haematoxylin correlation or matching keypoints, the stronger",
             null_name="look-alikes of other patients",
             observed_name="own conditioning tile",
             threshold=policy.copies.confirm_score,

@@ -2,7 +2,8 @@
 
 Means over all tiles do not see one per cent of copies, tiles of a patient are not independent, and twins in the training
 set silence whatever is calibrated on it. So each number is computed with twins left out (nearest tile of ANOTHER
-patient) and gets its p-value by permuting patients.
+patient) and gets its p-value by permuting patients. See `data_copying` and `likelihood_gap` for the two that need more
+than distances.
 
 Legend: S released tiles (an even sample where there are many), m sampled real tiles, P patients, R kept ranks.
 """
@@ -16,6 +17,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pixcell_core.contracts.bands import band
+from privacy_audit import data_copying, likelihood_gap
 from privacy_audit.evidence import as_stored
 from privacy_audit.evidence_parts import ContextEvidence
 from privacy_audit.neighbours import Standardiser, nearest, patient_minima
@@ -28,7 +31,7 @@ from privacy_audit.subject import Cohort, Group
 DCR = "context: share nearer to training (DCR)"
 C_T = "context: data-copying statistic C_T"
 AUTHENTICITY = "context: authenticity"
-GAP = "context: likelihood gap"
+GAP = "context: generalisation gap (FLD)"
 _BLOCK = 512
 _RELEASED = 1000  # released tiles looked at: a mean does not need them all
 _REAL = 4000  # real tiles in all
@@ -50,22 +53,39 @@ def gather(
     released = standardise(synthetic.features.embeddings[even_sample(len(synthetic)).tolist()])
     rows = sampled_rows(owner, max(min(per_patient, _REAL // cohort.patients), 1))
     own = torch.from_numpy(owner)
-    distances = patient_minima(real[rows], real, own, cohort.patients)
-    distances[torch.arange(len(rows)), own[rows]] = -1.0
     near, patients, gaps = _nearest_patients(released, real, own, cohort.patients)
+    sampled = real[rows]
+    cell_of = data_copying.cells(sampled, torch.cat([released, real]), len(released))
+    released_cell, every_cell = cell_of[: len(released)], cell_of[len(released) :]
+
+    def in_cells(queries: Tensor, cell: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        found = data_copying.distances_in_cells(queries, cell, real, every_cell, owner, cohort.patients)
+        return as_stored(found.numpy())
+
+    mixed = sampled_rows(owner, max(likelihood_gap.REAL // cohort.patients, 1))
+    centres = released[_even(len(released), likelihood_gap.RELEASED).tolist()]
     return ContextEvidence(
         owner=owner[rows],
-        real_distances=as_stored(distances.numpy()),
+        real_cell=every_cell[rows],
+        real_distances=in_cells(sampled, every_cell[rows]),
+        released_cell=released_cell,
+        released_distances=in_cells(released, released_cell),
         near_distances=as_stored(near.numpy()),
         near_patient=patients.numpy(),
         gap_distances=as_stored(gaps.numpy()),
-        log_likelihood=_log_likelihood(real[rows], released),
+        mixture_owner=owner[mixed],
+        mixture_distances=as_stored(torch.cdist(real[mixed].double(), centres.double()).numpy()),
+        width=int(real.shape[1]),
     )
 
 
 def even_sample(count: int) -> npt.NDArray[np.int64]:
     """Rows of the released tiles that the context looks at: all, or 1,000 spread evenly."""
-    return np.unique(np.linspace(0, count - 1, min(count, _RELEASED)).round().astype(np.int64))
+    return _even(count, _RELEASED)
+
+
+def _even(count: int, most: int) -> npt.NDArray[np.int64]:
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
 
 
 def results(
@@ -82,34 +102,65 @@ def results(
     """
     labels = permutations(cohort, policy.context.permutations, rng)
     some = released[even_sample(len(released))]
+    looked = (
+        f" ({len(some)} of {len(released)} released tiles, evenly drawn)" if len(some) < len(released) else ""
+    )
+    cells, used = (
+        len(np.unique(evidence.real_cell)),
+        data_copying.usable_cells(evidence.released_cell, evidence.real_cell),
+    )
+    squared = evidence.mixture_distances**2
+    real, centres = squared.shape
 
-    def test(name: str, words: str, statistic: Callable[[Labels], float], *, low_is_bad: bool) -> TestResult:
-        return _number(name, words, statistic, labels, cohort.is_train, low_is_bad)
+    def test(
+        name: str,
+        words: str,
+        statistic: Callable[[Labels], float],
+        *,
+        low_is_bad: bool,
+        most: int | None = None,
+    ) -> TestResult:
+        return _number(name, words, statistic, labels[:most], cohort.is_train, low_is_bad)
+
+    def copying(sides: Labels) -> float:
+        return data_copying.statistic(
+            evidence.released_distances,
+            evidence.released_cell,
+            evidence.real_distances,
+            evidence.real_cell,
+            evidence.owner,
+            sides,
+        )
 
     return (
         test(
             DCR,
-            "share of released tiles nearer to a training than to a holdout tile",
+            f"share of released tiles nearer to a training than to a holdout tile{looked}",
             lambda sides: dcr_share(some, sides),
             low_is_bad=False,
         ),
         test(
             C_T,
-            "z of Mann-Whitney, distance to training of released against holdout tiles, in one cell",
-            lambda sides: copying_statistic(some, evidence, sides),
+            f"z of Mann-Whitney, distance to training of released against holdout tiles, mean over {len(used)} of {cells} "
+            f"cells of k-means that hold {data_copying.LEAST_RELEASED} released tiles{looked}",
+            copying,
             low_is_bad=True,
         ),
         test(
             AUTHENTICITY,
-            "share of released tiles farther from their nearest training tile than that is from another patient's",
+            "share of released tiles farther from their nearest training tile than that is from another patient's"
+            f"{looked}",
             lambda sides: authenticity(evidence, sides),
             low_is_bad=True,
         ),
         test(
             GAP,
-            "mean log-likelihood of training minus that of holdout tiles under Gaussians at the released tiles",
-            lambda sides: likelihood_gap(evidence, sides),
-            low_is_bad=False,
+            "100 times the negative log-likelihood per dimension of training less that of holdout tiles, under Gaussians at "
+            f"released tiles with bandwidths fitted to training ({centres} of {len(released)} released and "
+            f"{band(real)} real tiles, evenly drawn)",
+            lambda sides: likelihood_gap.gap(squared, evidence.width, sides[evidence.mixture_owner]),
+            low_is_bad=True,
+            most=likelihood_gap.PERMUTATIONS,
         ),
     )
 
@@ -120,37 +171,12 @@ def dcr_share(released: npt.NDArray[np.float64], sides: Labels) -> float:
     return float(((train < holdout) + 0.5 * (train == holdout)).mean())
 
 
-def copying_statistic(released: npt.NDArray[np.float64], evidence: ContextEvidence, sides: Labels) -> float:
-    """C_T of Meehan et al. (AISTATS 2020) in one cell: far below 0 where released tiles lie nearer to training."""
-    held = ~sides[evidence.owner]
-    if not held.any():
-        return 0.0
-    columns = np.where(evidence.real_distances < 0, np.inf, evidence.real_distances)
-    theirs = columns[held][:, sides].min(axis=1)
-    ours = released[:, sides].min(axis=1)
-    order = np.sort(theirs)
-    below = np.searchsorted(order, ours, side="left") + np.searchsorted(order, ours, side="right")
-    n, m = len(ours), len(theirs)
-    return float((below.sum() / 2.0 - n * m / 2.0) / np.sqrt(n * m * (n + m + 1) / 12.0))
-
-
 def authenticity(evidence: ContextEvidence, sides: Labels) -> float:
     """Share with d(s, t*) > d(t*, its nearest tile of another patient) (Alaa et al., ICML 2022, twins left out)."""
     train = sides[evidence.near_patient]  # (S, R), nearest patient first
     at = np.where(train.any(axis=1), train.argmax(axis=1), train.shape[1] - 1)
     rows = np.arange(len(at))
     return float((evidence.near_distances[rows, at] > evidence.gap_distances[rows, at]).mean())
-
-
-def likelihood_gap(evidence: ContextEvidence, sides: Labels) -> float:
-    """Mean log-likelihood of the training minus that of the holdout tiles, each patient counting once.
-
-    The idea of FLD's generalisation gap (Jiralerspong et al., NeurIPS 2023) with one bandwidth for all.
-    """
-    patients = np.unique(evidence.owner)
-    means = np.array([evidence.log_likelihood[evidence.owner == one].mean() for one in patients])
-    train = sides[patients]
-    return float(means[train].mean() - means[~train].mean())
 
 
 def _number(
@@ -212,14 +238,3 @@ def _nearest_patients(
         rows_to_all[torch.arange(len(block)), owner[block]] = float("inf")
         apart.append(rows_to_all.min(dim=1).values)
     return near, who, torch.cat(apart)[place]
-
-
-def _log_likelihood(real: Tensor, released: Tensor) -> npt.NDArray[np.float64]:
-    """Log of the mean of Gaussians at the released tiles, up to a constant; the width is the median nearest distance."""
-    near = nearest(real, released, 1)[0][:, 0]
-    width = float(near.median().clamp_min(1e-6))
-    parts = []
-    for block in real.split(_BLOCK):
-        squared = torch.cdist(block, released).square() / (2.0 * width * width)
-        parts.append(torch.logsumexp(-squared.double(), dim=1) - np.log(len(released)))
-    return torch.cat(parts).numpy()

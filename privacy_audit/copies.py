@@ -11,7 +11,7 @@ import numpy.typing as npt
 from pixcell_core.contracts.bands import band
 from privacy_audit.intervals import binomial_excess, two_sided
 from privacy_audit.policy import CopyPolicy
-from privacy_audit.result import Flag, FlagKind, Status, TestResult, histogram
+from privacy_audit.result import Flag, FlagKind, SecondNull, Status, TestResult, histogram
 from privacy_audit.subject import Group
 
 EXACT = "exact copies"
@@ -87,9 +87,19 @@ class Nulls:
     parts: tuple[tuple[str, Conformal], ...]  # name and scores; the first is the holdout
 
     @property
+    def first(self) -> Conformal:
+        """The first null: the holdout."""
+        return self.parts[0][1]
+
+    @property
     def null(self) -> npt.NDArray[np.float64]:
         """Scores of the first null, for drawings and medians."""
-        return self.parts[0][1].null
+        return self.first.null
+
+    @property
+    def seconds(self) -> tuple[tuple[str, Conformal], ...]:
+        """All nulls but the first."""
+        return self.parts[1:]
 
     @property
     def words(self) -> str:
@@ -123,60 +133,69 @@ class NearCopies:
 
 def near_copies(
     scores: npt.NDArray[np.float64],
-    conformal: Conformal | Nulls,
+    nulls: Nulls,
     policy: CopyPolicy,
     *,
     unrecognisable: float,
+    proven: Sequence[str] = (),
+    unproven: Sequence[str] = (),
 ) -> NearCopies:
     """Test of near copies.
 
     Args:
         scores: (S,) screen scores of the released tiles against training.
-        conformal: screen scores of the holdout tiles against the same training tiles, or of several nulls.
+        nulls: screen scores of the holdout tiles against the same training tiles, and of further nulls.
         policy: thresholds.
         unrecognisable: share of training tiles with too little haematoxylin texture to be recognised.
+        proven: kinds of copy that this run has shown that it sees. unproven: all others that were planted.
     """
     count = len(scores)
-    p_values = conformal.p_values(scores)
+    p_values = nulls.p_values(scores)
     flags = p_values <= policy.flag_p
     flagged = np.flatnonzero(flags)
     confirmed = np.flatnonzero(flags & (scores >= policy.confirm_score))
     share = len(flagged) / count
-    excess = binomial_excess(len(flagged), count, conformal.flag_rate(policy.flag_p))
-    status, why = _decide(len(flagged), len(confirmed), count, excess, float(conformal.null.max()), policy)
-    threshold = conformal.threshold(policy.flag_p)
+    excess = binomial_excess(len(flagged), count, nulls.flag_rate(policy.flag_p))
+    status, why = _decide(len(flagged), len(confirmed), count, excess, float(nulls.null.max()), policy)
+    why += _about_seconds(nulls, scores, policy)
+    threshold = nulls.first.threshold(policy.flag_p)
     result = TestResult(
         name=NEAR,
         section="near copies",
         claim=(
-            "No released tile is a recoloured, compressed, blurred, noisy, warped, shifted, turned, zoomed, blended or "
-            "largely pasted training tile."
+            f"No released tile is a training tile in one of these disguises: {'; '.join(proven)}."
+            if proven
+            else "No released tile is a training tile in disguise; this run has proven none that it would see."
         ),
         statistic="share of released tiles nearer to training than the holdout explains",
         value=share,
         interval=two_sided(len(flagged), count),
         interval_kind="Clopper–Pearson 95 %",
-        null=(
-            conformal.words if isinstance(conformal, Nulls) else f"{band(len(conformal.null))} holdout tiles"
-        )
-        + " against the same training tiles",
+        null=f"{nulls.words} against the same training tiles",
         p=excess,
         threshold=policy.max_flagged_share,
         direction="lower is safer",
         status=status,
         why=why,
         cannot_show=(
-            "Patches of 64 pixels pasted elsewhere, zooms beyond a factor of two, blends in which the training tile has "
-            f"less than half of the weight; copies of the {unrecognisable:.1%} of training tiles that show almost no nuclei."
+            "".join(f"{words}; " for words in unproven)
+            + "zooms beyond a factor of two; blends in which the training tile has less than half of the weight; copies "
+            f"of the {unrecognisable:.1%} of training tiles that show almost no nuclei."
         ),
         histogram=histogram(
-            conformal.null,
+            nulls.null,
             scores,
             axis="haematoxylin correlation or matching keypoints, the stronger",
             null_name="holdout",
             observed_name="released",
             threshold=threshold,
             marks=[float(s) for s in scores[flagged]],
+            seconds=[
+                SecondNull(
+                    name=name, scores=tuple(part.null.tolist()), threshold=part.threshold(policy.flag_p)
+                )
+                for name, part in nulls.seconds
+            ],
         ),
         details={
             "flagged": len(flagged),
@@ -184,9 +203,10 @@ def near_copies(
             "flag_p": policy.flag_p,
             "flag_threshold": threshold,
             "confirm_score": policy.confirm_score,
-            "null_median": float(np.median(conformal.null)) if len(conformal.null) else None,
-            "null_maximum": float(conformal.null.max()) if len(conformal.null) else None,
+            "null_median": float(np.median(nulls.null)) if len(nulls.null) else None,
+            "null_maximum": float(nulls.null.max()) if len(nulls.null) else None,
             "released_maximum": float(scores.max()),
+            **_second_details(nulls, scores, policy),
         },
     )
     return NearCopies(result, p_values, flagged, confirmed, excess)
@@ -219,6 +239,46 @@ def flags_of(
     return out
 
 
+def _about_seconds(nulls: Nulls, scores: npt.NDArray[np.float64], policy: CopyPolicy) -> str:
+    """What the further nulls added, in words; that one is too small for any threshold is said aloud."""
+    words = ""
+    for name, part in nulls.seconds:
+        threshold = part.threshold(policy.flag_p)
+        if threshold is None:
+            words += (
+                f" The {len(part.null)} {name} are too few to have a threshold at p = {policy.flag_p:g}, for which "
+                f"{least_null(policy.flag_p)} are needed: they flagged nothing."
+            )
+            continue
+        own = part.p_values(scores) <= policy.flag_p
+        alone = int((own & (nulls.first.p_values(scores) > policy.flag_p)).sum())
+        words += (
+            f" Against the {len(part.null)} {name}, none of which came above {part.null.max():.2f}, "
+            f"{int(own.sum())} stand out, {alone} of them not against the holdout."
+        )
+    return words
+
+
+def least_null(flag_p: float) -> int:
+    """The fewest null tiles of which a score above all of them is flagged at this p."""
+    return int(np.ceil(1.0 / flag_p - 1e-9)) - 1
+
+
+def _second_details(
+    nulls: Nulls, scores: npt.NDArray[np.float64], policy: CopyPolicy
+) -> dict[str, float | int | str | None]:
+    details: dict[str, float | int | str | None] = {}
+    for name, part in nulls.seconds:
+        details |= {
+            name: len(part.null),
+            f"{name}: flag_threshold": part.threshold(policy.flag_p),
+            f"{name}: median": float(np.median(part.null)),
+            f"{name}: maximum": float(part.null.max()),
+            f"{name}: flagged": int((part.p_values(scores) <= policy.flag_p).sum()),
+        }
+    return details
+
+
 def _decide(
     flagged: int, confirmed: int, count: int, excess: float, highest: float, policy: CopyPolicy
 ) -> tuple[Status, str]:
@@ -234,7 +294,7 @@ def _decide(
         )
     if flagged:
         return Status.REVIEW, (
-            f"{flagged} of {count} released tiles lie beyond the holdout, no more than chance allows; "
+            f"{flagged} of {count} released tiles lie beyond what they are compared with, no more than chance allows; "
             "a person has to look at each pair."
         )
     if excess < policy.excess_p_review:

@@ -12,7 +12,7 @@ from pixcell_core.contracts import digest
 from pixcell_core.errors import RefusedError
 from pixcell_core.trust.dsse import Envelope
 from pixcell_core.trust.keys import VerifyKey
-from privacy_audit.copies import Conformal
+from privacy_audit.base_twins import nulls_of
 from privacy_audit.evidence import Evidence
 from privacy_audit.gallery import decoded, match_lines, matching, picture
 from privacy_audit.judge import judge
@@ -50,8 +50,11 @@ def decide(out: Path, envelope: Envelope, reviewer: VerifyKey, now: datetime) ->
             hint="Run the audit again; decisions are added to an untouched audit alone.",
             code="evidence-differs",
         )
-    human = read_decisions(out, envelope, reviewer)
-    evidence = replace(evidence, parts={**evidence.parts, "human": human})
+    read = read_decisions(out, envelope, reviewer)
+    parts = {**evidence.parts, "human": read.human}
+    if read.marks is not None:
+        parts["marks"] = read.marks
+    evidence = replace(evidence, parts=parts)
     policy = parse_policy(report.policy.settings)
     judged = judge(evidence, policy, report.seed)
     packed = evidence.to_bytes()
@@ -77,10 +80,10 @@ def _pairs(out: Path, report: AuditReport, evidence: Evidence) -> list[Pair]:
     flagged = {flag.synthetic for flag in report.flagged}
     shown = [item for item in load_key(out).items if item.kind == "pair" and item.id in pictures]
     shown.sort(key=lambda item: (item.left not in flagged, -item.score, item.left))
-    p_values = Conformal(evidence.null_scores).p_values(np.array([item.score for item in shown]))
+    p_values = nulls_of(evidence).p_values(np.array([item.score for item in shown]))
     pairs = []
     for item, p in zip(shown, p_values, strict=True):
-        released, training = (decoded(uri) for uri in (pictures[item.id].left, pictures[item.id].right))
+        released, training = (decoded(uri or "") for uri in (pictures[item.id].left, pictures[item.id].right))
         found = matching(released, training)
         pairs.append(
             Pair(

@@ -2,7 +2,7 @@
 
 Three detectors that look at pixels alone. Ink: colours that no mixture of haematoxylin and eosin gives. Text: dark or
 white signs of one height on one line. Labels: blocks of parallel black bars. They are made to miss little and to be
-checked by a person: a hit is a REVIEW, never more.
+checked by a person: a hit is a REVIEW until a signed reading of the tiles confirms it (FAIL) or clears it (PASS).
 
 Legend: B tiles, H W pixels.
 """
@@ -13,10 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import fisher_exact
 
 from pixcell_core.cli.progress import progress
-from privacy_audit.evidence_parts import DisclosureEvidence
-from privacy_audit.policy import DisclosurePolicy
+from privacy_audit.evidence_parts import DisclosureEvidence, MarkEvidence
+from privacy_audit.policy import DisclosurePolicy, Policy
 from privacy_audit.result import Status, TestResult
 from privacy_audit.tiles import TileSource
 
@@ -49,6 +50,7 @@ def gather(synthetic: TileSource, holdout: TileSource, rng: np.random.Generator)
         ink=np.array([one.ink for one in released]),
         glyphs=np.array([one.glyphs for one in released], dtype=np.int64),
         blocks=np.array([one.blocks for one in released], dtype=np.int64),
+        holdout_row=rows.astype(np.int64),
         holdout_ink=np.array([one.ink for one in clean]),
         holdout_glyphs=np.array([one.glyphs for one in clean], dtype=np.int64),
         holdout_blocks=np.array([one.blocks for one in clean], dtype=np.int64),
@@ -104,8 +106,27 @@ def label_blocks(tile: Tile) -> int:
 
 def hits(evidence: DisclosureEvidence, policy: DisclosurePolicy) -> npt.NDArray[np.bool_]:
     """Which released tiles show something that a person has to look at; (S,)."""
-    ink, glyphs, blocks = _limits(evidence, policy)
-    return np.asarray((evidence.ink > ink) | (evidence.glyphs > glyphs) | (evidence.blocks > blocks))
+    return np.asarray(severity(evidence, policy)[0] > 1.0)
+
+
+def severity(
+    evidence: DisclosureEvidence, policy: DisclosurePolicy
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """How much the detectors saw, as multiples of what is still nothing, the worst of the three; (S,) and (n,)."""
+    limits = _limits(evidence, policy)
+
+    def worst(*seen: npt.NDArray[np.float64] | npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        # A policy that calls one sign a hit has the limit 0; any more than that is then twice too much.
+        ratios = [
+            values / limit if limit > 0 else 2.0 * (values > 0)
+            for values, limit in zip(seen, limits, strict=True)
+        ]
+        return np.asarray(np.max(ratios, axis=0), dtype=np.float64)
+
+    return (
+        worst(evidence.ink, evidence.glyphs, evidence.blocks),
+        worst(evidence.holdout_ink, evidence.holdout_glyphs, evidence.holdout_blocks),
+    )
 
 
 def _limits(evidence: DisclosureEvidence, policy: DisclosurePolicy) -> tuple[float, float, float]:
@@ -121,12 +142,21 @@ def _limits(evidence: DisclosureEvidence, policy: DisclosurePolicy) -> tuple[flo
     )
 
 
-def result(evidence: DisclosureEvidence, policy: DisclosurePolicy) -> TestResult:
-    """The test: any hit is a person's to look at."""
-    found = hits(evidence, policy)
-    _, glyphs, blocks = _limits(evidence, policy)
+def result(evidence: DisclosureEvidence, policy: Policy, read: MarkEvidence | None) -> TestResult:
+    """The test: any hit is a person's to look at; `read` is what a signed reading of the hits said."""
+    found = hits(evidence, policy.disclosure)
+    _, glyphs, blocks = _limits(evidence, policy.disclosure)
     text, labels = int((evidence.glyphs > glyphs).sum()), int((evidence.blocks > blocks).sum())
     count = int(found.sum())
+    status = Status.REVIEW if count else Status.PASS
+    why = (
+        f"{count} of {len(found)} released tiles show something like writing ({text}), a label ({labels}) or ink: a "
+        "person has to look at each (pixcell audit review)."
+        if count
+        else f"None of {len(found)} released tiles shows writing, ink or a label."
+    )
+    if count and read is not None:
+        status, why = _read(count, read, policy.review.max_p)
     return TestResult(
         name=NAME,
         section="attribution",
@@ -136,20 +166,42 @@ def result(evidence: DisclosureEvidence, policy: DisclosurePolicy) -> TestResult
         null="what the same detectors see on holdout tiles",
         threshold=0.0,
         direction="lower is safer",
-        status=Status.REVIEW if count else Status.PASS,
-        why=(
-            f"{count} of {len(found)} released tiles show something like writing ({text}), a label ({labels}) or ink: a "
-            "person has to look at each."
-            if count
-            else f"None of {len(found)} released tiles shows writing, ink or a label."
-        ),
+        status=status,
+        why=why,
         cannot_show="Writing fainter or smaller than the detectors see, and names said by other means than signs.",
         details={
             "text": text,
             "labels": labels,
             "highest_ink_share": round(float(evidence.ink.max()), 6),
+            **(
+                {"read": read.shown, "confirmed": read.marked, "reviewer": read.reviewer, "queue": read.queue}
+                if read
+                else {}
+            ),
         },
     )
+
+
+def _read(count: int, read: MarkEvidence, max_p: float) -> tuple[Status, str]:
+    """What a reader's calls make of the hits; who also calls clean tissue marked confirms nothing alone."""
+    table = [[read.marked, read.shown - read.marked], [read.decoy_marked, read.decoys - read.decoy_marked]]
+    p = float(fisher_exact(table, alternative="greater").pvalue)
+    seen = f"{read.shown} of {count} tiles that the detectors brought up were read among {read.decoys} others"
+    if read.marked and (not read.decoy_marked or p < max_p):
+        return Status.FAIL, f"{seen}: {read.marked} of them bear text, ink or a label."
+    if read.open:
+        return Status.REVIEW, f"{seen}; {read.open} have no decision yet."
+    if read.marked or read.unsure or read.decoy_marked:
+        return Status.REVIEW, (
+            f"{seen}. The reviewer called {read.marked} of them and {read.decoy_marked} others marked and was unsure of "
+            f"{read.unsure}: a second reader has to look."
+        )
+    if read.shown < count:
+        return (
+            Status.REVIEW,
+            f"{seen}, and none bears a mark. The other {count - read.shown} nobody has read.",
+        )
+    return Status.PASS, f"{seen}: none bears text, ink or a label."
 
 
 def _all(source: TileSource, rows: npt.NDArray[np.int64] | None) -> list[Found]:

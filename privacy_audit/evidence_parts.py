@@ -45,6 +45,14 @@ class ConditioningEvidence(EvidencePart):
 
 
 @dataclass(frozen=True)
+class BaseTwinEvidence(EvidencePart):
+    """What the base model drew from the same seeds and conditions, scored against training like every other tile."""
+
+    scores: Floats  # (t,)
+    root: str  # over the twins' blinded digests
+
+
+@dataclass(frozen=True)
 class StrataEvidence(EvidencePart):
     """Isolation of P patients, and whose tiles the best matches are."""
 
@@ -88,6 +96,7 @@ class DisclosureEvidence(EvidencePart):
     ink: Floats  # (S,) share of pixels in a colour no stain has
     glyphs: Integers  # (S,) longest line of text-like signs
     blocks: Integers  # (S,) blocks that look like a barcode
+    holdout_row: Integers  # (n,) rows of these holdout tiles
     holdout_ink: Floats  # (n,)
     holdout_glyphs: Integers  # (n,)
     holdout_blocks: Integers  # (n,)
@@ -110,14 +119,19 @@ class PrivacyClaimEvidence(EvidencePart):
 
 @dataclass(frozen=True)
 class ContextEvidence(EvidencePart):
-    """Distances between m sampled real tiles and P patients, and what the likelihood gap needs."""
+    """Distances between m sampled real tiles, s sampled released tiles and P patients, and a mixture's distances."""
 
     owner: Integers  # (m,) patient number of each sampled tile
-    real_distances: Floats  # (m, P) to the nearest tile of each patient; the own patient is -1
+    real_cell: Integers  # (m,) its cell of k-means
+    real_distances: Floats  # (m, P) to the nearest tile of each patient in that cell; inf where none
+    released_cell: Integers  # (s,)
+    released_distances: Floats  # (s, P) in that cell
     near_distances: Floats  # (s, R) from sampled released tiles to their nearest patients, nearest first
     near_patient: Integers  # (s, R) who these are
     gap_distances: Floats  # (s, R) from each such patient's nearest tile to the nearest tile of anybody else
-    log_likelihood: Floats  # (m,) under a mixture of Gaussians at the released tiles
+    mixture_owner: Integers  # (m',) patient number of each tile of the mixture's sample
+    mixture_distances: Floats  # (m', s') between these and some released tiles
+    width: int  # of an embedding
 
 
 @dataclass(frozen=True)
@@ -142,7 +156,23 @@ class HumanEvidence(EvidencePart):
     open: int  # items without a decision
 
 
+@dataclass(frozen=True)
+class MarkEvidence(EvidencePart):
+    """What a reviewer decided about single tiles that may bear text, ink or a label."""
+
+    queue: str  # digest of the queue
+    reviewer: str  # key id
+    marked: int  # hits called marked
+    unsure: int
+    shown: int  # hits that were shown
+    decoy_marked: int
+    decoy_unsure: int
+    decoys: int
+    open: int  # single tiles without a decision
+
+
 PARTS: dict[str, type[EvidencePart]] = {
+    "base_twins": BaseTwinEvidence,
     "conditioning": ConditioningEvidence,
     "strata": StrataEvidence,
     "membership": MembershipEvidence,
@@ -153,5 +183,6 @@ PARTS: dict[str, type[EvidencePart]] = {
     "context": ContextEvidence,
     "given": GivenEvidence,
     "human": HumanEvidence,
+    "marks": MarkEvidence,
 }
 """Parts by their name in the evidence file. A part that is absent was not measured."""

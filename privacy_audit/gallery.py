@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from privacy_audit.base_twins import nulls_of
 from privacy_audit.charts import Place
-from privacy_audit.copies import Conformal
 from privacy_audit.evidence import Evidence
 from privacy_audit.geometry import FINE_SIDE, evened, haematoxylin, orient
 from privacy_audit.keypoints import SIDE, Agreement, agreement, find_keypoints
@@ -39,7 +39,7 @@ def write_site_page(
 ) -> None:
     """Write `site/report.html` with every flagged pair (at most 60) and the nearest unflagged ones for comparison."""
     flagged = {flag.synthetic for flag in report.flagged}
-    p_values = Conformal(evidence.null_scores).p_values(scores.score)
+    p_values = nulls_of(evidence).p_values(scores.score)
     order = sorted(
         range(len(scores.score)),
         key=lambda row: (evidence.released_ids[row] not in flagged, -scores.score[row]),

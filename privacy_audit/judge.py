@@ -10,14 +10,17 @@ from privacy_audit import (
     cliques,
     conditioning,
     context,
+    coverage,
     disclosure,
     dp_evidence,
     linkability,
     membership,
+    power,
     review_queue,
     strata,
 )
-from privacy_audit.copies import NEAR, Conformal, exact_copies, flags_of, near_copies
+from privacy_audit.base_twins import nulls_of
+from privacy_audit.copies import NEAR, exact_copies, flags_of, near_copies
 from privacy_audit.evidence import Evidence, EvidenceError, PartT
 from privacy_audit.evidence_parts import (
     CliqueEvidence,
@@ -27,6 +30,7 @@ from privacy_audit.evidence_parts import (
     GivenEvidence,
     HumanEvidence,
     LinkabilityEvidence,
+    MarkEvidence,
     MembershipEvidence,
     PrivacyClaimEvidence,
     StrataEvidence,
@@ -43,14 +47,8 @@ from privacy_audit.patients import (
 )
 from privacy_audit.policy import Policy
 from privacy_audit.result import Flag, Status, TestResult, worst
-from privacy_audit.self_test import SENSITIVITY, sensitivity, specificity
+from privacy_audit.self_test import sensitivity, specificity
 from privacy_audit.subject import Cohort
-
-NOT_TESTED = (
-    "Patches of 64 pixels pasted elsewhere: planted and reported, without a gate. Blends in which the training tile has "
-    "less than half of the weight: not planted.",
-    "Attributes of a patient that a released tile may tell without looking like any of that patient's tiles.",
-)
 
 
 @dataclass(frozen=True)
@@ -66,10 +64,25 @@ class Judgement:
 
 def judge(evidence: Evidence, policy: Policy, seed: int) -> Judgement:
     """Compute every test from the evidence. Equal arguments give equal results, to the last digit."""
-    conformal = Conformal(evidence.null_scores)
+    nulls = nulls_of(evidence)
     copy_policy = policy.copies.for_sizes(len(evidence.released_scores), len(evidence.null_scores))
+    seen = sensitivity(
+        evidence.planted_scores,
+        evidence.planted_kind,
+        evidence.planted_same,
+        evidence.planted_right,
+        # Proof of sensitivity rests on the holdout alone: twins are optional, and may flag much without cause.
+        nulls.first,
+        policy.copies,
+        policy.self_test,
+    )
     near = near_copies(
-        evidence.released_scores, conformal, copy_policy, unrecognisable=evidence.unrecognisable
+        evidence.released_scores,
+        nulls,
+        copy_policy,
+        unrecognisable=evidence.unrecognisable,
+        proven=coverage.proven_kinds(seen.detections),
+        unproven=coverage.unproven_kinds(seen.detections),
     )
     cohort = Cohort(
         of_train=np.empty(0, dtype=np.int64),
@@ -99,27 +112,31 @@ def judge(evidence: Evidence, policy: Policy, seed: int) -> Judgement:
         membership.p_values(attacked, cohort, policy, np.random.default_rng([seed, 5])) if attacked else {}
     )
     p_values |= p_attacks
+    unflagged = (near.p_values > policy.copies.flag_p) & ~evidence.released_exact
+    family = len(p_values) + len(views) + 1 + (given is not None)
     permuted = patient_tests(
         views,
         cohort,
         policy.patients,
         np.random.default_rng([seed, 1]),
         planted_patient=evidence.planted_patient,
-        unflagged=(near.p_values > policy.copies.flag_p) & ~evidence.released_exact,
-        family=len(p_values) + len(views) + 1 + (given is not None),
+        unflagged=unflagged,
+        family=family,
         given=given.released_distances if given else None,
     )
+    advice = ""
+    if permuted.power < policy.patients.min_power and unflagged.any():
+        unleaked = {name: View(view.released[unflagged], view.planted) for name, view in views.items()}
+        advice = power.enough(
+            unleaked,
+            evidence.planted_patient,
+            cohort,
+            policy.patients,
+            np.random.default_rng([seed, 8]),
+            family,
+        ).words(policy.patients.min_power)
     p_values |= permuted.p_values
     adjusted = holm(p_values)
-    seen = sensitivity(
-        evidence.planted_scores,
-        evidence.planted_kind,
-        evidence.planted_same,
-        evidence.planted_right,
-        conformal,
-        policy.copies,
-        policy.self_test,
-    )
     innocent = specificity(
         evidence.null_scores,
         evidence.null_owner,
@@ -144,10 +161,13 @@ def judge(evidence: Evidence, policy: Policy, seed: int) -> Judgement:
         rare[0],
         cliques.result(_needed(evidence, CliqueEvidence), certain, len(evidence.released_scores), policy),
         review_queue.result(evidence.part(HumanEvidence), policy),
-        *(tail_result(name, permuted, adjusted[name], policy.patients, cohort) for name in permuted.tails),
+        *(
+            tail_result(name, permuted, adjusted[name], policy.patients, cohort, advice)
+            for name in permuted.tails
+        ),
         *rare[1:],
         linkability.result(_needed(evidence, LinkabilityEvidence), cohort, policy.linkability),
-        disclosure.result(_needed(evidence, DisclosureEvidence), policy.disclosure),
+        disclosure.result(_needed(evidence, DisclosureEvidence), policy, evidence.part(MarkEvidence)),
         *context.results(
             _needed(evidence, ContextEvidence),
             evidence.released_distances,
@@ -167,19 +187,9 @@ def judge(evidence: Evidence, policy: Policy, seed: int) -> Judgement:
         worst(test.status for test in tests if test.gating),
         tests,
         tuple(flagged),
-        proven_kinds(tests),
-        not_tested(tests),
+        coverage.proven_kinds(seen.detections),
+        coverage.not_covered(tests, evidence, nulls, policy),
     )
-
-
-def not_tested(tests: tuple[TestResult, ...]) -> tuple[str, ...]:
-    """What this audit does not cover: tests that were not run, and what no run covers."""
-    left_out = []
-    for test in tests:
-        if not test.tested:
-            why = test.why.removeprefix("Not tested: ").removesuffix(" The verdict does not rest on it.")
-            left_out.append(f"{test.name[:1].upper()}{test.name[1:]}: {why[:1].lower()}{why[1:]}")
-    return (*left_out, *NOT_TESTED)
 
 
 def _needed(evidence: Evidence, kind: type[PartT]) -> PartT:
@@ -195,14 +205,3 @@ def _needed(evidence: Evidence, kind: type[PartT]) -> PartT:
             hint="It is of another version or was changed. Run the audit again.",
         )
     return part
-
-
-def proven_kinds(tests: tuple[TestResult, ...]) -> tuple[str, ...]:
-    """Words of the kinds of copy whose planted controls reached their gate."""
-    return tuple(
-        detection.words
-        for test in tests
-        if test.name == SENSITIVITY
-        for detection in test.detections
-        if detection.met and detection.gate is not None
-    )

@@ -24,6 +24,7 @@ from privacy_audit.result import Status, TestResult
 from privacy_audit.subject import Cohort, Group
 
 NAME = "linkability (motivated intruder)"
+_MOST_TIMES = 100.0  # a forecast for more than a hundred times as many patients is none
 
 
 @dataclass(frozen=True)
@@ -46,26 +47,28 @@ def gather(
     policy: LinkabilityPolicy,
     rng: np.random.Generator,
 ) -> LinkabilityEvidence:
-    """Let the intruder try with half of each patient's tiles; the other half is the gallery.
+    """Let the intruder try with half of each patient's tiles, the other half being the gallery; then the other way round.
 
+    So every tile is an attempt, and no attempt finds its own tile.
     Every patient gives the same number of gallery tiles where it has them, so that none is nearer by numbers alone.
     Patients with one tile cannot be linked and are left out.
     """
     embeddings = standardise(torch.cat([train.features.embeddings, holdout.features.embeddings]))
     owner = np.concatenate([cohort.of_train, cohort.of_holdout])
-    targets, gallery = _halves(owner, policy.tiles_per_patient, rng)
-    if not len(targets):
+    halves = _halves(owner, policy.tiles_per_patient, rng)
+    if not len(halves[0]):
         return LinkabilityEvidence(owner[:0], owner[:0])
     released = standardise(synthetic.features.embeddings)
-    bridges = nearest(embeddings[targets], released, 1)[1][:, 0]
-    used, inverse = torch.unique(bridges, return_inverse=True)
-    distances = patient_minima(
-        released[used], embeddings[gallery], torch.from_numpy(owner[gallery]), cohort.patients
-    ).numpy()[inverse.numpy()]
-    own = distances[np.arange(len(targets)), owner[targets]]
-    return LinkabilityEvidence(
-        owner=owner[targets], rank=(distances < own[:, None]).sum(axis=1).astype(np.int64)
-    )
+    ranks = []
+    for targets, gallery in (halves, halves[::-1]):
+        bridges = nearest(embeddings[targets], released, 1)[1][:, 0]
+        used, inverse = torch.unique(bridges, return_inverse=True)
+        distances = patient_minima(
+            released[used], embeddings[gallery], torch.from_numpy(owner[gallery]), cohort.patients
+        ).numpy()[inverse.numpy()]
+        own = distances[np.arange(len(targets)), owner[targets]]
+        ranks.append((distances < own[:, None]).sum(axis=1).astype(np.int64))
+    return LinkabilityEvidence(owner=owner[np.concatenate(halves)], rank=np.concatenate(ranks))
 
 
 def residual_risk(evidence: LinkabilityEvidence, cohort: Cohort, policy: LinkabilityPolicy) -> Risk:
@@ -73,17 +76,34 @@ def residual_risk(evidence: LinkabilityEvidence, cohort: Cohort, policy: Linkabi
 
     Tiles of one patient are no independent attempts: the interval counts as many as the spread between patients allows.
     """
-    hit = evidence.rank < policy.top_patients
-    side = cohort.is_train[evidence.owner]
-    attack, attack_half = _rate(hit[side], evidence.owner[side])
-    control, control_half = _rate(hit[~side], evidence.owner[~side])
-    if control >= 1.0:
-        return Risk(0.0, -1.0, 1.0, attack, control)
-    value = (attack - control) / (1.0 - control)
-    by_attack = 1.0 / (1.0 - control)
-    by_control = (attack - 1.0) / (1.0 - control) ** 2
-    half = float(np.hypot(by_attack * attack_half, by_control * control_half))
-    return Risk(value, max(value - half, -1.0), min(value + half, 1.0), attack, control)
+    rates = _rates(evidence, cohort, policy)
+    if rates[1].rate >= 1.0:
+        return Risk(0.0, -1.0, 1.0, rates[0].rate, rates[1].rate)
+    value, half = _residual(*rates, 1.0)
+    return Risk(value, max(value - half, -1.0), min(value + half, 1.0), rates[0].rate, rates[1].rate)
+
+
+def patients_needed(evidence: LinkabilityEvidence, cohort: Cohort, policy: LinkabilityPolicy) -> int | None:
+    """Patients a side with which, at the rates measured here, the interval would end at the policy's limit.
+
+    The effective numbers of attempts grow with the patients; the rates and so the residual risk stay. Rounded up to tens:
+    it is a forecast, and the report counts no patients. None where the risk itself is not below the limit, so that no
+    number of patients would do, or where it would take more than a hundred times as many.
+    """
+    rates = _rates(evidence, cohort, policy)
+    if rates[1].rate >= 1.0 or _residual(*rates, 1.0)[0] >= policy.max_risk:
+        return None
+
+    def ends_below(times: float) -> bool:
+        return sum(_residual(*rates, times)) <= policy.max_risk
+
+    low, high = 1.0, _MOST_TIMES
+    if not ends_below(high):
+        return None
+    while high - low > 1e-3 * high:
+        middle = (low * high) ** 0.5
+        low, high = (low, middle) if ends_below(middle) else (middle, high)
+    return int(np.ceil(high * max(rate.patients for rate in rates) / 10.0)) * 10
 
 
 def result(evidence: LinkabilityEvidence, cohort: Cohort, policy: LinkabilityPolicy) -> TestResult:
@@ -110,16 +130,27 @@ def result(evidence: LinkabilityEvidence, cohort: Cohort, policy: LinkabilityPol
             Status.FAIL,
             f"{rates}: the residual risk is above zero and may be {risk.high:.2f}, over {policy.fail_risk:g}.",
         )
+    needed = patients_needed(evidence, cohort, policy)
+    advice = (
+        f"At these rates the interval would end at {policy.max_risk:g} with about {needed} training and as many holdout "
+        "patients."
+        if needed is not None
+        else f"The estimate itself is {risk.value:.2f}: more patients alone would not bring the interval below "
+        f"{policy.max_risk:g}."
+    )
     return _result(
         risk,
         policy,
         Status.REVIEW,
         f"{rates}: the residual risk may be {risk.high:.2f}, over {policy.max_risk:g}. A sample too small to decide "
-        "does not pass.",
+        f"does not pass. {advice}",
+        needed,
     )
 
 
-def _result(risk: Risk | None, policy: LinkabilityPolicy, status: Status, why: str) -> TestResult:
+def _result(
+    risk: Risk | None, policy: LinkabilityPolicy, status: Status, why: str, needed: int | None = None
+) -> TestResult:
     return TestResult(
         name=NAME,
         section="attribution",
@@ -137,12 +168,43 @@ def _result(risk: Risk | None, policy: LinkabilityPolicy, status: Status, why: s
         details={
             "attack_rate": round(risk.attack, 6) if risk else None,
             "control_rate": round(risk.control, 6) if risk else None,
+            "patients_needed": needed,
         },
     )
 
 
-def _rate(hit: npt.NDArray[np.bool_], owner: npt.NDArray[np.int64]) -> tuple[float, float]:
-    """Rate over patients (each counts once), and half its Wilson interval with an effective number of attempts."""
+@dataclass(frozen=True)
+class _Rate:
+    """Rate of hits over patients, each counting once, and the effective number of attempts behind it."""
+
+    rate: float
+    trials: float
+    patients: int
+
+    def half(self, times: float) -> float:
+        """Half the length of Wilson's interval with so many times the attempts."""
+        trials = self.trials * times
+        low, high = wilson(self.rate * trials, trials)
+        return (high - low) / 2.0
+
+
+def _rates(evidence: LinkabilityEvidence, cohort: Cohort, policy: LinkabilityPolicy) -> tuple[_Rate, _Rate]:
+    """Of the attack (training patients) and of the control (holdout patients)."""
+    hit = evidence.rank < policy.top_patients
+    side = cohort.is_train[evidence.owner]
+    return _rate(hit[side], evidence.owner[side]), _rate(hit[~side], evidence.owner[~side])
+
+
+def _residual(attack: _Rate, control: _Rate, times: float) -> tuple[float, float]:
+    """Residual risk, and half its interval with so many times the attempts; the control must not hit always."""
+    value = (attack.rate - control.rate) / (1.0 - control.rate)
+    by_attack = 1.0 / (1.0 - control.rate)
+    by_control = (attack.rate - 1.0) / (1.0 - control.rate) ** 2
+    return value, float(np.hypot(by_attack * attack.half(times), by_control * control.half(times)))
+
+
+def _rate(hit: npt.NDArray[np.bool_], owner: npt.NDArray[np.int64]) -> _Rate:
+    """The rate, with as many attempts as the spread between patients allows."""
     patients = np.unique(owner)
     means = np.array([hit[owner == patient].mean() for patient in patients])
     rate = float(means.mean())
@@ -151,8 +213,7 @@ def _rate(hit: npt.NDArray[np.bool_], owner: npt.NDArray[np.int64]) -> tuple[flo
     if spread > 0.0 and 0.0 < rate < 1.0:
         # Never fewer than one attempt per patient, never more than there were.
         trials = float(np.clip(rate * (1.0 - rate) / spread, len(patients), len(hit)))
-    low, high = wilson(rate * trials, trials)
-    return rate, (high - low) / 2.0
+    return _Rate(rate, trials, len(patients))
 
 
 def _halves(

@@ -191,11 +191,7 @@ def patient_tests(
         tails[TAIL_GIVEN] = permutation_tail(RankedDistances.of(given), cohort.is_train, labels, size)
     closest = Permuted(float(closest_auc(eye, cohort.is_train[None])[0]), closest_auc(eye, labels))
     innocent = {name: View(view.released[unflagged], view.planted) for name, view in views.items()}
-    caught = 0
-    with progress("measuring the power of the patient test", policy.power_simulations, "releases") as bar:
-        for _ in range(policy.power_simulations):
-            caught += _simulate(innocent, planted_patient, cohort, policy, rng, family)
-            bar.advance()
+    caught = count_caught(innocent, planted_patient, cohort, policy, rng, family, policy.power_simulations)
     power = caught / policy.power_simulations
     return PatientTests(
         tails,
@@ -204,6 +200,30 @@ def patient_tests(
         clopper_pearson_lower(caught, policy.power_simulations),
         copies_planted(len(eye), policy),
     )
+
+
+def count_caught(
+    views: dict[str, View],
+    planted_patient: npt.NDArray[np.int64],
+    cohort: Cohort,
+    policy: PatientPolicy,
+    rng: np.random.Generator,
+    family: int,
+    simulations: int,
+    least: int = 0,
+) -> int:
+    """How many of so many simulated leaks the test catches; see `patient_tests` for the arguments.
+
+    With `least` it stops as soon as that many are caught, or no longer can be: then only the comparison is known.
+    """
+    caught = 0
+    with progress("measuring the power of the patient test", simulations, "releases") as bar:
+        for left in range(simulations, 0, -1):
+            if least and (caught >= least or caught + left < least):
+                break
+            caught += _simulate(views, planted_patient, cohort, policy, rng, family)
+            bar.advance()
+    return caught
 
 
 def _simulate(
@@ -245,15 +265,19 @@ _EYES = {
 
 
 def tail_result(
-    name: str, tests: PatientTests, adjusted: float, policy: PatientPolicy, cohort: Cohort
+    name: str, tests: PatientTests, adjusted: float, policy: PatientPolicy, cohort: Cohort, advice: str = ""
 ) -> TestResult:
-    """The gating result of one view: status by Holm-adjusted p and by the power of the views together."""
+    """The gating result of one view: status by Holm-adjusted p and by the power of the views together.
+
+    `advice` says what would give that power, where it is short.
+    """
     tail = tests.tails[name]
     status, why = _decide(adjusted, policy)
     why += f" Together the two views catch {tests.power:.0%} of simulated releases with {tests.copies} near copies"
     if tests.power < policy.min_power:
         status = max(status, Status.REVIEW, key=lambda s: s.rank)
         why += f", fewer than {policy.min_power:.0%}: a sample too small to decide does not pass."
+        why += f" {advice}" if advice else ""
     else:
         why += "."
     low, high = np.quantile(tail.null, [0.025, 0.975])

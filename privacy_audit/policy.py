@@ -181,10 +181,11 @@ class ContextPolicy(_Part):
 
 
 class ReviewPolicy(_Part):
-    """The blinded queue for a pathologist."""
+    """The blinded queue for a pathologist; `marks` bounds the tiles that may bear text, ink or a label."""
 
     pairs: Annotated[int, Field(ge=1, le=1000)]
     decoys: Annotated[int, Field(ge=1, le=1000)]
+    marks: Annotated[int, Field(ge=1, le=400)]
     max_p: Share
 
 

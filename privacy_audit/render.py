@@ -98,6 +98,7 @@ def legend(test: TestResult) -> str:
         parts.append(f"red line: {drawn.observed_name}")
     else:
         parts.append(f"blue outline: {drawn.observed_name}")
+        parts += [f"dotted brown outline: {second.name}" for second in drawn.seconds]
         if drawn.marks:
             parts.append("red strokes: flagged tiles")
     if drawn.threshold is not None:

@@ -48,11 +48,17 @@ def first_audit(request: AuditRequest) -> tuple[AuditReport, bytes] | None:
 
 
 def refuse_same_folder(request: AuditRequest) -> None:
-    folders = [path.resolve() for path in (request.train, request.holdout, request.synthetic)]
+    twins = request.extras.base_twins
+    folders = [
+        path.resolve()
+        for path in (request.train, request.holdout, request.synthetic, twins)
+        if path is not None
+    ]
     if len(set(folders)) < len(folders):
         raise BadInputError(
-            "Two of the folders --train, --holdout and --synthetic are the same.",
-            hint="Give three different folders.",
+            f"Two of the folders --train, --holdout{',' if twins else ' and'} --synthetic"
+            f"{' and --base-twins' if twins else ''} are the same.",
+            hint="Give a folder of its own to each.",
             code="same-folder",
         )
     if any(request.out.resolve() == folder or folder in request.out.resolve().parents for folder in folders):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
@@ -48,6 +49,14 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+class SecondBars(_Frozen):
+    """Another null of the same drawing: shares in the same bins, and its own threshold."""
+
+    name: str
+    shares: tuple[float, ...]
+    threshold: float | None
+
+
 class Histogram(_Frozen):
     """Null distribution of a score in equal bins, the observed scores in the same bins, and the threshold.
 
@@ -63,6 +72,7 @@ class Histogram(_Frozen):
     observed_name: str
     threshold: float | None = None
     marks: tuple[float, ...] = ()
+    seconds: tuple[SecondBars, ...] = ()
 
 
 class Detection(_Frozen):
@@ -153,6 +163,15 @@ class Flag(_Frozen):
     kind: FlagKind
 
 
+@dataclass(frozen=True)
+class SecondNull:
+    """Scores of a further null that a drawing shows beside the first."""
+
+    name: str
+    scores: tuple[float, ...]
+    threshold: float | None
+
+
 def histogram(
     null: npt.NDArray[np.float64],
     observed: npt.NDArray[np.float64],
@@ -163,11 +182,14 @@ def histogram(
     threshold: float | None,
     bins: int = 40,
     marks: Sequence[float] = (),
+    seconds: Sequence[SecondNull] = (),
 ) -> Histogram | None:
     """Bin two groups of scores over their common range, as shares; None when either group is empty."""
     if not len(null) or not len(observed):
         return None
-    both = np.concatenate([null, observed, [threshold] if threshold is not None else []])
+    both = np.concatenate(
+        [null, observed, [threshold] if threshold is not None else [], *(second.scores for second in seconds)]
+    )
     low, high = float(both.min()), float(both.max())
     if high - low < 1e-4:  # a handful of patients can give one value only; edges are kept to six digits
         low, high = low - 0.5, high + 0.5
@@ -186,4 +208,12 @@ def histogram(
         observed_name=observed_name,
         threshold=None if threshold is None else round(float(threshold), 6),
         marks=tuple(round(float(m), 6) for m in marks),
+        seconds=tuple(
+            SecondBars(
+                name=second.name,
+                shares=shares(np.array(second.scores)),
+                threshold=None if second.threshold is None else round(second.threshold, 6),
+            )
+            for second in seconds
+        ),
     )

@@ -1,8 +1,10 @@
-"""The blinded queue for a pathologist: nearest pairs among innocent ones, and what the decisions say.
+"""The blinded queue for a pathologist: suspect items among innocent ones, and what the decisions say.
 
 A pair is a released tile beside its nearest training tile. A decoy is a holdout tile beside its nearest training tile:
-two patients, so never one field. Both look alike in the queue; which is which stands in a key file of its own. Ids come
-from the audit's blinding key, so that the queue of a repeated audit has the same ids.
+two patients, so never one field. After them come single tiles: released ones on which the detectors saw text, ink or a
+label, among holdout tiles on which they saw none. Suspect and innocent items look alike in the queue; which is which
+stands in a key file of its own. Ids come from the audit's blinding key, so that the queue of a repeated audit has the
+same ids.
 
 Queue, key and pictures stay at the site. Decisions are a signed document (DSSE) that names the queue by its digest.
 """
@@ -13,11 +15,9 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-import numpy as np
-import numpy.typing as npt
-from pydantic import Field
+from pydantic import Field, model_validator
 from scipy.stats import fisher_exact
 
 from pixcell_core.contracts import Digest, Document, canonical_bytes, digest, load_document, parse_document
@@ -25,10 +25,11 @@ from pixcell_core.errors import BadInputError
 from pixcell_core.trust.dsse import Envelope, sign_envelope, verify_envelope
 from pixcell_core.trust.keys import SigningKey, VerifyKey
 from privacy_audit.blinding import Blinding
-from privacy_audit.evidence_parts import HumanEvidence
+from privacy_audit.evidence_parts import HumanEvidence, MarkEvidence
 from privacy_audit.policy import Policy, ReviewPolicy
 from privacy_audit.report import SITE_MARK
 from privacy_audit.result import Status, TestResult, not_tested
+from privacy_audit.review_candidates import ASKS, Candidate, Kind, Question
 
 NAME = "human review of nearest pairs"
 QUEUE, KEY = "site/review-queue.json", "site/review-key.json"
@@ -39,23 +40,42 @@ _STATISTIC = "nearest pairs called the same field of tissue"
 
 ItemId = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 Picture = Annotated[str, Field(pattern=r"^data:image/png;base64,[A-Za-z0-9+/=]+$")]
-Call = Literal["same field", "different", "unsure"]
+Call = Literal["same field", "different", "marked", "clean", "unsure"]
+CALLS: dict[Question, tuple[Call, ...]] = {
+    "field": ("same field", "different", "unsure"),
+    "mark": ("marked", "clean", "unsure"),
+}
+"""The answers to each question."""
 
 
 class QueueItem(Document):
-    """Two pictures side by side; nothing says where they come from."""
+    """Two pictures side by side, or one alone; nothing says where they come from."""
 
     id: ItemId
+    asks: Question
     left: Picture
-    right: Picture
+    right: Picture | None = None
+
+    @model_validator(mode="after")
+    def _one_or_two_pictures(self) -> Self:
+        if (self.right is None) != (self.asks == "mark"):
+            raise ValueError("a pair shows two pictures, a single tile one")
+        return self
+
+
+class Questions(Document):
+    """What is asked of a pair, and what of a single tile."""
+
+    field: str = "Do both pictures show the same field of tissue of the same patient?"
+    mark: str = "Does this tile bear text, ink or a label?"
 
 
 class ReviewQueue(Document):
-    """What a reviewer sees: pairs and decoys in an order drawn by chance."""
+    """What a reviewer sees: pairs, then single tiles, each among decoys in an order drawn by chance."""
 
-    schema_version: Literal["review-queue/v1"] = "review-queue/v1"
+    schema_version: Literal["review-queue/v2"] = "review-queue/v2"
     mark: str = SITE_MARK
-    question: str = "Do both pictures show the same field of tissue of the same patient?"
+    questions: Questions = Questions()
     items: Annotated[tuple[QueueItem, ...], Field(max_length=2000)]
 
 
@@ -63,16 +83,16 @@ class KeyItem(Document):
     """What stands behind one item."""
 
     id: ItemId
-    kind: Literal["pair", "decoy"]
+    kind: Kind
     left: str
     training_tile: str
     score: float
 
 
 class ReviewKey(Document):
-    """Which item is a pair and which a decoy; opened when the decisions are in."""
+    """Which items are suspect and which are decoys; opened when the decisions are in."""
 
-    schema_version: Literal["review-key/v1"] = "review-key/v1"
+    schema_version: Literal["review-key/v2"] = "review-key/v2"
     mark: str = SITE_MARK
     queue: Digest
     items: Annotated[tuple[KeyItem, ...], Field(max_length=2000)]
@@ -88,7 +108,7 @@ class Decision(Document):
 class ReviewDecisions(Document):
     """All calls of one reviewer about one queue."""
 
-    schema_version: Literal["review-decisions/v1"] = "review-decisions/v1"
+    schema_version: Literal["review-decisions/v2"] = "review-decisions/v2"
     queue: Digest
     decisions: Annotated[tuple[Decision, ...], Field(max_length=2000)]
 
@@ -100,52 +120,38 @@ class ReviewError(BadInputError):
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """One possible item: where it comes from, and how near it is."""
+class Reading:
+    """What a reviewer's decisions say of the pairs, and of the single tiles where the queue has any."""
 
-    kind: Literal["pair", "decoy"]
-    left: str
-    left_row: int
-    left_digest: str
-    training_row: int
-    training_tile: str
-    training_digest: str
-    score: float
-
-
-def choose(
-    pairs: list[Candidate], decoys: list[Candidate], policy: ReviewPolicy, rng: np.random.Generator
-) -> list[Candidate]:
-    """The nearest pairs and the nearest decoys, shuffled: a decoy that looks like nothing would give itself away."""
-    by_score = [
-        sorted(group, key=lambda one: (-one.score, one.left))[:count]
-        for group, count in ((pairs, policy.pairs), (decoys, policy.decoys))
-    ]
-    chosen = by_score[0] + by_score[1]
-    return [chosen[int(place)] for place in rng.permutation(len(chosen))]
+    human: HumanEvidence
+    marks: MarkEvidence | None
 
 
 def item_id(candidate: Candidate, blinding: Blinding) -> str:
     """Sixteen hexadecimal digits under the site's key: equal in a repeated audit, meaningless elsewhere."""
-    return blinding.name(f"{candidate.left_digest}|{candidate.training_digest}").removeprefix("sha256:")[:16]
+    beside = candidate.training_digest or "alone"
+    return blinding.name(f"{candidate.left_digest}|{beside}").removeprefix("sha256:")[:16]
 
 
 def write(
     out: Path,
     chosen: list[Candidate],
-    pictures: list[tuple[str, str]],
+    pictures: list[tuple[str, str | None]],
     blinding: Blinding,
 ) -> ReviewQueue:
     """Write queue and key into the site's part of the output, both readable by the owner alone.
 
     Args:
-        pictures: data URIs of the left and right tile of each chosen candidate.
+        pictures: data URIs of the left and right tile of each chosen candidate; none at the right of a single tile.
     """
-    seen: dict[str, tuple[Candidate, tuple[str, str]]] = {}
+    seen: dict[str, tuple[Candidate, tuple[str, str | None]]] = {}
     for candidate, both in zip(chosen, pictures, strict=True):
         seen.setdefault(item_id(candidate, blinding), (candidate, both))
     queue = ReviewQueue(
-        items=tuple(QueueItem(id=name, left=both[0], right=both[1]) for name, (_, both) in seen.items())
+        items=tuple(
+            QueueItem(id=name, asks=ASKS[one.kind], left=both[0], right=both[1])
+            for name, (one, both) in seen.items()
+        )
     )
     key = ReviewKey(
         queue=digest(canonical_bytes(queue)),
@@ -179,13 +185,15 @@ def sign_decisions(queue: ReviewQueue, calls: dict[str, Call], key: SigningKey) 
     """The reviewer's decisions in a signed envelope.
 
     Raises:
-        ReviewError: a call about an item that is not in the queue.
+        ReviewError: a call about an item that is not in the queue, or one that answers another question.
     """
-    known = {item.id for item in queue.items}
-    if strange := sorted(set(calls) - known):
+    asks = {item.id: item.asks for item in queue.items}
+    if strange := sorted(set(calls) - set(asks)):
         raise ReviewError(
             f"The queue has no item {strange[0]}.", hint="Decide about the items of this queue alone."
         )
+    for name, call in calls.items():
+        require_answer(asks[name], call)
     decisions = ReviewDecisions(
         queue=digest(canonical_bytes(queue)),
         decisions=tuple(Decision(id=name, call=calls[name]) for name in sorted(calls)),
@@ -193,12 +201,26 @@ def sign_decisions(queue: ReviewQueue, calls: dict[str, Call], key: SigningKey) 
     return sign_envelope(DECISIONS_TYPE, canonical_bytes(decisions), [key])
 
 
-def read_decisions(out: Path, envelope: Envelope, trusted: VerifyKey) -> HumanEvidence:
+def require_answer(asks: Question, call: Call) -> None:
+    """Refuse a call that answers the other question.
+
+    Raises:
+        ReviewError: with the calls that fit.
+    """
+    if call not in CALLS[asks]:
+        raise ReviewError(
+            f"'{call}' is no answer to what is asked of this item.",
+            hint=f"Answer one of: {', '.join(CALLS[asks])}.",
+            code="call-of-another-question",
+        )
+
+
+def read_decisions(out: Path, envelope: Envelope, trusted: VerifyKey) -> Reading:
     """Verify signed decisions and count them against the key.
 
     Raises:
         EnvelopeError, SignatureRefusedError: not signed by the trusted key.
-        ReviewError: about another queue, an item twice, or an unknown item.
+        ReviewError: about another queue, an item twice, an unknown item, or an answer to another question.
     """
     data = verify_envelope(envelope, [trusted], payload_type=DECISIONS_TYPE)
     found = parse_document(ReviewDecisions, data, name="review decisions")
@@ -216,13 +238,18 @@ def read_decisions(out: Path, envelope: Envelope, trusted: VerifyKey) -> HumanEv
             "The decisions name an item twice, or one that is not in the queue.",
             hint="Sign the decisions again from the queue.",
         )
+    for name, call in calls.items():
+        require_answer(ASKS[kinds[name]], call)
 
-    def count(kind: str, call: Call | None = None) -> int:
+    def count(kind: Kind, call: Call | None = None) -> int:
         return sum(
             1 for name, of in kinds.items() if of == kind and (call is None or calls.get(name) == call)
         )
 
-    return HumanEvidence(
+    def left(asks: Question) -> int:
+        return sum(1 for name, of in kinds.items() if ASKS[of] == asks and name not in calls)
+
+    human = HumanEvidence(
         queue=key.queue,
         reviewer=trusted.key_id,
         pair_same=count("pair", "same field"),
@@ -231,8 +258,22 @@ def read_decisions(out: Path, envelope: Envelope, trusted: VerifyKey) -> HumanEv
         decoy_same=count("decoy", "same field"),
         decoy_unsure=count("decoy", "unsure"),
         decoys=count("decoy"),
-        open=len(set(kinds) - set(calls)),
+        open=left("field"),
     )
+    if "mark" not in {ASKS[kind] for kind in kinds.values()}:
+        return Reading(human, None)
+    marks = MarkEvidence(
+        queue=key.queue,
+        reviewer=trusted.key_id,
+        marked=count("mark", "marked"),
+        unsure=count("mark", "unsure"),
+        shown=count("mark"),
+        decoy_marked=count("clean", "marked"),
+        decoy_unsure=count("clean", "unsure"),
+        decoys=count("clean"),
+        open=left("mark"),
+    )
+    return Reading(human, marks)
 
 
 def result(evidence: HumanEvidence | None, policy: Policy) -> TestResult:
@@ -293,7 +334,7 @@ def _decide(evidence: HumanEvidence, p: float, policy: ReviewPolicy) -> tuple[St
             f"The reviewer called {evidence.pair_same} of {evidence.pairs} nearest pairs the same field; {agreement}."
         )
     if evidence.open:
-        return Status.REVIEW, f"{evidence.open} items of the queue have no decision yet."
+        return Status.REVIEW, f"{evidence.open} pairs of the queue have no decision yet."
     if evidence.pair_same or evidence.pair_unsure or evidence.decoy_same:
         return Status.REVIEW, (
             f"The reviewer called {evidence.pair_same} pairs and {evidence.decoy_same} decoys the same field and was unsure "
@@ -311,28 +352,3 @@ def _write_private(path: Path, data: bytes) -> None:
     with os.fdopen(descriptor, "wb") as handle:
         handle.write(data)
     partial.replace(path)
-
-
-def candidates(
-    kind: Literal["pair", "decoy"],
-    names: tuple[str, ...],
-    digests: tuple[str, ...],
-    match: npt.NDArray[np.int64],
-    score: npt.NDArray[np.float64],
-    training_names: tuple[str, ...],
-    training_digests: tuple[str, ...],
-) -> list[Candidate]:
-    """Each tile beside its best match."""
-    return [
-        Candidate(
-            kind=kind,
-            left=names[row],
-            left_row=row,
-            left_digest=digests[row],
-            training_row=int(match[row]),
-            training_tile=training_names[int(match[row])],
-            training_digest=training_digests[int(match[row])],
-            score=float(score[row]),
-        )
-        for row in range(len(names))
-    ]

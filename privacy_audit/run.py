@@ -21,13 +21,14 @@ from pixcell_core.contracts import digest
 from pixcell_core.contracts.bands import band
 from pixcell_core.contracts.release import tiles_root
 from pixcell_core.errors import PixcellError
-from privacy_audit import battery
+from privacy_audit import base_twins, battery
 from privacy_audit.battery import Prepared
 from privacy_audit.blinding import Blinding
 from privacy_audit.copies import exact_matches
 from privacy_audit.deciding import Decided
 from privacy_audit.duplicates import Duplicates, duplicates_result, find_duplicates
 from privacy_audit.evidence import Evidence, as_stored
+from privacy_audit.evidence_parts import DisclosureEvidence
 from privacy_audit.eye import Eye, SecondEye
 from privacy_audit.features import TileFeatures, join, load_features
 from privacy_audit.filtering import filtered_release
@@ -116,6 +117,7 @@ def run_audit(request: AuditRequest, eye: Eye | None = None) -> AuditReport:
     clock = _Clock()
     with clock.stage("looking"):
         train, holdout, synthetic = (_group(source, eye, out / CACHE_FOLDER) for source in sources)
+        twins = _group(prepared.twins, eye, out / CACHE_FOLDER) if prepared.twins else None
     blinding = Blinding.make(out, request.filtered_from)
     subjects = _subjects(sources[2], train, holdout, synthetic, request.policy, blinding)
     filtering: tuple[TestResult, ...] = ()
@@ -126,7 +128,7 @@ def run_audit(request: AuditRequest, eye: Eye | None = None) -> AuditReport:
         )
     groups = (train, holdout, synthetic)
     evidence, scores, null = _gather(
-        sources, groups, eye, request.policy, seed, clock, blinding, split, prepared
+        sources, groups, twins, eye, request.policy, seed, clock, blinding, split, prepared
     )
     evidence = replace(evidence, preconditions=evidence.preconditions + filtering)
     with clock.stage("judging"):
@@ -155,7 +157,8 @@ def run_audit(request: AuditRequest, eye: Eye | None = None) -> AuditReport:
     _write(out / NEIGHBOURS, json.dumps(_neighbours(report, train, blinding), indent=1).encode())
     _write(out / TIMINGS, json.dumps(clock.seconds, indent=1).encode())
     write_site_page(out, report, sources[0], sources[2], scores, evidence)
-    battery.write_review_queue(out, sources, groups, (scores, null), request.policy, blinding, seed)
+    marks = evidence.part(DisclosureEvidence)
+    battery.write_review_queue(out, sources, groups, (scores, null), marks, request.policy, blinding, seed)
     write_report(out, report)
     return report
 
@@ -176,6 +179,7 @@ def write_decided(out: Path, decided: Decided) -> None:
 def _gather(
     sources: tuple[TileSource, TileSource, TileSource],
     groups: tuple[Group, Group, Group],
+    twins: Group | None,
     eye: Eye,
     policy: Policy,
     seed: int,
@@ -204,8 +208,9 @@ def _gather(
     standardise = Standardiser.fit(train.features.embeddings, holdout.features.embeddings)
     with clock.stage("screening"):
         screen = CopyScreen(train.features, standardise, shapes, policy.copies)
-        scored = _blind(screen, [synthetic.features, planted.features, recoloured, holdout.features], rng)
-    released, controls, colours, null = scored
+        tiles = [synthetic.features, planted.features, recoloured, holdout.features]
+        scored = _blind(screen, [*tiles, twins.features] if twins else tiles, rng)
+    released, controls, colours, null = scored[:4]
     cohort = cohort_of(train, holdout)
     with clock.stage("distances"):
         distances = [
@@ -218,6 +223,8 @@ def _gather(
         ]
     with clock.stage("battery"):
         parts = battery.gather(prepared, sources, groups, cohort, standardise, (released, null), policy, seed)
+        if twins is not None:
+            parts["base_twins"] = base_twins.gather(scored[4], twins.features, blinding)
     with clock.stage("identity"):
         identity = _identity(train, holdout, cohort, standardise, shapes, duplicates, distances, policy, seed)
     exact = exact_matches(synthetic, train)

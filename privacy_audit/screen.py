@@ -79,6 +79,13 @@ class _Agreed:
     row: int
 
 
+def combined(
+    correlation: npt.NDArray[np.float64], points: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """Two kinds of evidence for one pair: what speaks against it must speak against both."""
+    return np.asarray(1.0 - (1.0 - correlation) * (1.0 - points))
+
+
 def keypoint_score(inliers: npt.NDArray[np.int64], policy: CopyPolicy) -> npt.NDArray[np.float64]:
     """Put a number of inliers on the scale of a correlation: 0 at `chance_inliers`, half at `half_inliers` more."""
     beyond = np.maximum(inliers - policy.chance_inliers, 0).astype(np.float64)
@@ -132,8 +139,7 @@ class CopyScreen:
         inliers = np.array([found.best.inliers for found in agreed], dtype=np.int64)
         points = keypoint_score(inliers, self._policy)
         same = keypoint_score(np.array([found.same.inliers for found in agreed]), self._policy)
-        # Two kinds of evidence for one pair: what speaks against it must speak against both.
-        shape = 1.0 - (1.0 - correlation) * (1.0 - same)
+        shape = combined(correlation, same)
         beneath = _strongest(fine, DetailShift.join(moved))
         detail = beneath.correlation.double().numpy()
         under = detail_score(detail, self._policy)

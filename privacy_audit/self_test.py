@@ -130,7 +130,7 @@ def sensitivity(
                 words=kind.words,
                 planted=int(rows.sum()),
                 found=found,
-                sensitivity=found / int(rows.sum()),
+                sensitivity=found / int(rows.sum()) if rows.any() else 0.0,
                 lower=lower,
                 gate=gate,
                 met=gate is None or lower >= gate,

@@ -132,6 +132,11 @@ def _evidence(out: Path, report: AuditReport, policy: Any) -> list[Check]:
             [_plain(flag) for flag in again.flagged] == [_plain(flag) for flag in report.flagged],
             f"{len(again.flagged)} tiles",
         ),
+        _check(
+            "coverage",
+            (again.proven_kinds, again.not_tested) == (report.proven_kinds, report.not_tested),
+            "what it covers and what not follows from the evidence",
+        ),
     ]
 
 

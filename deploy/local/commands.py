@@ -51,6 +51,9 @@ def demo(
     policy: Annotated[
         str | None, typer.Option("--policy", help="Audit policy: core or rehearsal, or a file.")
     ] = None,
+    base_twins: Annotated[
+        bool, typer.Option("--base-twins", help="Draw every tile again with the base alone, for the audit.")
+    ] = False,
     seed: Annotated[int, typer.Option("--seed", help="Decides slides, splits and sampling.")] = 7,
     format: FormatOption = OutputFormat.TEXT,
 ) -> DemoSummary:
@@ -81,6 +84,7 @@ def demo(
             assume_mpp=assume_mpp,
             conditioning=conditioning,
             policy=policy,
+            base_twins=base_twins,
             seed=seed,
         )
     )

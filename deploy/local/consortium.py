@@ -31,6 +31,8 @@ LEARNING_RATE = 300
 LABELS = tuple(sorted(kind.value for kind in TissueClass))
 """Public names of the classes that drawn tissue is labelled with."""
 TARGETS = "attn1.to_v,attn1.to_out.0,attn2.to_v,attn2.to_out.0"
+TWINS = "surrogates-base"
+"""Folder of a site: its surrogates once more, drawn by the base alone."""
 
 
 @dataclass
@@ -274,11 +276,14 @@ class LocalConsortium:
         plan, folder, outcome = self.plan, self.site(name), self.outcomes[name]
         where, drawn = ["--site-dir", str(folder)], folder / "surrogates"
         voted = ["--candidates", str(self._candidates)] if plan.conditioning == "private" else []
+        drawing = ["site", "generate", *where, *voted, "--count", str(plan.surrogates), "--base", str(self.base),
+            "--study", str(study), "--steps", str(plan.sampler_steps), "--threads", "1",
+            "--guidance-scale", str(plan.guidance_scale), "--seed", str(plan.seed)]  # fmt: skip
         with self._busy(name, f"drawing {plan.surrogates} surrogates"):
-            self._call(name, "generate", ["site", "generate", *where, "--out", str(drawn), *voted,
-                "--count", str(plan.surrogates), "--adapter", str(adapter), "--base", str(self.base),
-                "--study", str(study), "--steps", str(plan.sampler_steps), "--threads", "1",
-                "--guidance-scale", str(plan.guidance_scale), "--seed", str(plan.seed)])  # fmt: skip
+            self._call(name, "generate", [*drawing, "--out", str(drawn), "--adapter", str(adapter)])
+        if plan.base_twins:
+            with self._busy(name, f"drawing {plan.surrogates} twins with the base alone"):
+                self._call(name, "twins", [*drawing, "--out", str(folder / TWINS)])
         if name == plan.dishonest_site:
             self.board.say(name, f"planting {plan.planted} real tiles among the surrogates")
             record = self.out / "planted.json"
@@ -313,6 +318,8 @@ class LocalConsortium:
         features, tiles = self.site(name) / "features", str(draft["tiles_dir"])
         arguments = ["audit", "run", "--train", str(features / "train"), "--holdout", str(features / "holdout"),
             "--synthetic", tiles, "--out", str(audit), "--seed", str(self.plan.seed)]  # fmt: skip
+        if self.plan.base_twins:
+            arguments += ["--base-twins", str(self.site(name) / TWINS), "--origins", str(draft["origins"])]
         arguments += ["--policy", self.plan.policy] if self.plan.policy else []
         arguments += ["--filtered-from", str(first)] if first else []
         with self._busy("auditor", f"examining {name} {'again' if first else ''}".strip()):

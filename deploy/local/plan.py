@@ -15,7 +15,9 @@ STUDY_ID = "demo"
 class DemoPlan:
     """Everything `pixcell demo` was asked.
 
-    `patients` per site, half of them held out. `dishonest` sites plant `planted` real tiles among their surrogates.
+    `patients` per site, half of them held out. `base_twins` draws every surrogate again with the base alone, as a second
+    null of the audit; it takes as long as drawing the surrogates did. `dishonest` sites plant `planted` real tiles
+    among their surrogates.
     """
 
     out: Path
@@ -44,6 +46,7 @@ class DemoPlan:
     vote_iterations: int = 2
     vote_share: float = 0.6
     candidates: int = 128
+    base_twins: bool = False
     seed: int = 7
 
     def __post_init__(self) -> None:

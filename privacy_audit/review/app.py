@@ -59,6 +59,7 @@ def build_app(
     router = APIRouter(prefix=f"/{token}")
     pictures = _pictures(session)
     order = [item.id for item in session.queue.items]
+    asks = {item.id: item.asks for item in session.queue.items}
     page = _render(session, len(order))
 
     @router.get("/")
@@ -79,7 +80,7 @@ def build_app(
 
     @router.get("/state")
     async def state() -> dict[str, Any]:
-        return {"items": order, "calls": session.calls, "result": _result(session)}
+        return {"items": order, "asks": asks, "calls": session.calls, "result": _result(session)}
 
     @router.get("/tile/{item}/{side}.png")
     async def tile(item: str, side: str) -> Response:
@@ -126,6 +127,8 @@ def _pictures(session: ReviewSession) -> dict[tuple[str, str], bytes]:
     found: dict[tuple[str, str], bytes] = {}
     for item in session.queue.items:
         for side, uri in (("left", item.left), ("right", item.right)):
+            if uri is None:
+                continue
             try:
                 data = base64.b64decode(uri.partition(",")[2], validate=True)
             except ValueError:
@@ -147,6 +150,8 @@ def _result(session: ReviewSession) -> dict[str, Any] | None:
     return {
         "pairs": record.pairs.model_dump(),
         "decoys": record.decoys.model_dump(),
+        "marks": record.marks.model_dump() if record.marks else None,
+        "clean": record.clean.model_dump() if record.clean else None,
         "decoy_agreement": record.decoy_agreement,
         "decoy_interval": record.decoy_interval,
         "decisions": session.decisions_file.name,
@@ -156,7 +161,7 @@ def _result(session: ReviewSession) -> dict[str, Any] | None:
 def _render(session: ReviewSession, total: int) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined)
     return environment.from_string(_text("review.html.j2")).render(
-        question=session.queue.question, mark=session.queue.mark, user=session.user, total=total
+        questions=session.queue.questions, mark=session.queue.mark, user=session.user, total=total
     )
 
 

@@ -26,6 +26,10 @@ class ReviewSigned(BaseModel):
     decoys: int
     decoy_agreement: float | None
     decoy_interval: tuple[float, float]
+    marked: int
+    marks: int
+    clean_marked: int
+    clean: int
 
     def __str__(self) -> str:
         lines = [f"{self.items} items decided by {self.user} ({self.reviewer})."]
@@ -37,8 +41,13 @@ class ReviewSigned(BaseModel):
             )
         else:
             lines.append("There were no decoys: nothing shows how this reader reads innocent pairs.")
+        lines.append(f"Nearest pairs called the same field: {self.pairs_same} of {self.pairs}.")
+        if self.marks:
+            lines.append(
+                f"Tiles with a sign of text, ink or a label that were called marked: {self.marked} of {self.marks}; "
+                f"of clean ones: {self.clean_marked} of {self.clean}."
+            )
         lines += [
-            f"Nearest pairs called the same field: {self.pairs_same} of {self.pairs}.",
             f"Signed: {self.decisions}",
             "Count it into the verdict: pixcell audit decide OUT --decisions FILE --trust REVIEWER.pub",
         ]
@@ -73,8 +82,8 @@ def review(
 ) -> Any:
     """Show the blinded pairs of an audit in your browser, on this machine alone, and sign what you decide.
 
-    Keys: 1 same field, 2 different, 3 cannot tell; arrows go back and forth. Each call is kept at once; stop with
-    Ctrl-C and run the command again to go on.
+    Keys: 1 same field, 2 different, 3 cannot tell; of single tiles 1 marked, 2 clean, 3 cannot tell. Arrows go back and
+    forth. Each call is kept at once; stop with Ctrl-C and run the command again to go on.
     """
     from pixcell_core.trust.keys import SigningKey
     from privacy_audit.review.serving import serve_review
@@ -109,4 +118,8 @@ def review(
         decoys=record.decoys.total,
         decoy_agreement=record.decoy_agreement,
         decoy_interval=record.decoy_interval,
+        marked=record.marks.marked if record.marks else 0,
+        marks=record.marks.total if record.marks else 0,
+        clean_marked=record.clean.marked if record.clean else 0,
+        clean=record.clean.total if record.clean else 0,
     )

@@ -31,12 +31,13 @@ from privacy_audit.review_queue import (
     ReviewQueue,
     load_queue,
     read_decisions,
+    require_answer,
     sign_decisions,
 )
 
 DECISIONS = "site/review-decisions.json"
 RECORD = "site/review-record.json"
-RECORD_TYPE = "application/vnd.pixcell.review-record.v1+json"
+RECORD_TYPE = "application/vnd.pixcell.review-record.v2+json"
 MAX_SESSION_BYTES = 1 << 20
 
 UserName = Annotated[str, StringConstraints(min_length=1, max_length=80, pattern=r"^[^\x00-\x1f\x7f]+$")]
@@ -67,13 +68,28 @@ class Counts(Document):
         return self.same + self.different + self.unsure
 
 
+class MarkCounts(Document):
+    """What was said of one kind of single tile."""
+
+    marked: Annotated[int, Field(ge=0)]
+    clean: Annotated[int, Field(ge=0)]
+    unsure: Annotated[int, Field(ge=0)]
+
+    @property
+    def total(self) -> int:
+        """All tiles of the kind."""
+        return self.marked + self.clean + self.unsure
+
+
 class ReviewRecord(Document):
     """Who decided, when, and how the decoys were read; signed with the key that signed the decisions.
 
-    `decoy_agreement` is the share of decoys called different, with its two-sided 95 % Clopper–Pearson interval.
+    `decoy_agreement` is the share of decoys called different, with its two-sided 95 % Clopper–Pearson interval. `marks`
+    and `clean` are the single tiles that the detectors brought up and those among them that they did not; None where
+    the queue has no single tile.
     """
 
-    schema_version: Literal["review-record/v1"] = "review-record/v1"
+    schema_version: Literal["review-record/v2"] = "review-record/v2"
     mark: str = SITE_MARK
     queue: Digest
     decisions: Digest
@@ -85,6 +101,8 @@ class ReviewRecord(Document):
     decoys: Counts
     decoy_agreement: Annotated[float, Field(ge=0.0, le=1.0)] | None
     decoy_interval: tuple[float, float]
+    marks: MarkCounts | None
+    clean: MarkCounts | None
 
 
 class SessionError(RefusedError):
@@ -155,7 +173,7 @@ class ReviewSession:
         """Set the call of one item, in place of an earlier one; on the disk when this returns.
 
         Raises:
-            BadInputError: the queue has no such item. SessionError: signed already.
+            BadInputError: the queue has no such item, or asks something else of it. SessionError: signed already.
         """
         if self.signed is not None:
             raise SessionError(
@@ -163,8 +181,10 @@ class ReviewSession:
                 hint="A second look is a second review, with a key of its own.",
                 code="review-signed",
             )
-        if item not in {one.id for one in self.queue.items}:
+        asks = {one.id: one.asks for one in self.queue.items}
+        if item not in asks:
             raise BadInputError("The queue has no such item.", hint="Reload the page.", code="no-such-item")
+        require_answer(asks[item], call)
         calls = {**self.calls, item: call}
         saved = self._saved.model_copy(update={"calls": _decisions(calls)})
         self._save(saved)
@@ -201,7 +221,8 @@ class ReviewSession:
         os.close(self._lock)
 
     def _count(self, decisions: Envelope) -> ReviewRecord:
-        found = read_decisions(self.out, decisions, self._key.verify_key)
+        read = read_decisions(self.out, decisions, self._key.verify_key)
+        found, marks = read.human, read.marks
         pairs = Counts(
             same=found.pair_same,
             unsure=found.pair_unsure,
@@ -223,6 +244,8 @@ class ReviewSession:
             decoys=decoys,
             decoy_agreement=decoys.different / decoys.total if decoys.total else None,
             decoy_interval=two_sided(decoys.different, decoys.total),
+            marks=_marks(marks.marked, marks.unsure, marks.shown) if marks else None,
+            clean=_marks(marks.decoy_marked, marks.decoy_unsure, marks.decoys) if marks else None,
         )
 
     def _require_unsigned(self) -> None:
@@ -302,6 +325,10 @@ def _queue(out: Path) -> ReviewQueue:
             code="no-review-queue",
         )
     return queue
+
+
+def _marks(marked: int, unsure: int, total: int) -> MarkCounts:
+    return MarkCounts(marked=marked, unsure=unsure, clean=total - marked - unsure)
 
 
 def _decisions(calls: dict[str, Call]) -> tuple[Decision, ...]:

@@ -12,12 +12,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from privacy_audit import conditioning
-from privacy_audit.conditioning import Conditions, ConditionsError, pair_scores, read_conditions
+from privacy_audit import conditioning, plants
+from privacy_audit.conditioning import Conditions, ConditionsError, read_conditions
 from privacy_audit.evidence_parts import ConditioningEvidence
 from privacy_audit.features import describe
 from privacy_audit.geometry import correlation_slow, orient
+from privacy_audit.keypoints import agreement
 from privacy_audit.neighbours import Standardiser
+from privacy_audit.pairs import correlations, pair_scores
+from privacy_audit.plants import Maker
 from privacy_audit.policy import load_policy
 from privacy_audit.result import Status
 from privacy_audit.subject import Group, cohort_of
@@ -56,7 +59,9 @@ def measure(redrawn: int, seed: int = 0) -> ConditioningEvidence:
     train, holdout, synthetic = world(redrawn, seed)
     standardise = Standardiser.fit(train.features.embeddings, holdout.features.embeddings)
     pairs = Conditions({row: (row,) for row in range(len(synthetic))})
-    return conditioning.gather(pairs, synthetic, train, holdout, cohort_of(train, holdout), standardise, 0.5)
+    return conditioning.gather(
+        pairs, synthetic, train, holdout, cohort_of(train, holdout), standardise, POLICY.copies
+    )
 
 
 def judged(evidence: ConditioningEvidence) -> Status:
@@ -93,10 +98,10 @@ def test_the_p_value_of_exchangeable_scores_is_no_smaller_than_it_claims() -> No
     assert rejected / 300 <= 0.08
 
 
-def test_pair_scores_agree_with_the_slow_path() -> None:
+def test_correlations_agree_with_the_slow_path() -> None:
     train, _, synthetic = world(3)
     pairs = [(0, 0), (1, 1), (5, 9)]
-    for (left, right), score in zip(pairs, pair_scores(synthetic, train, pairs, 0.5), strict=True):
+    for (left, right), score in zip(pairs, correlations(synthetic, train, pairs, 0.5).score, strict=True):
         slow = max(
             correlation_slow(
                 orient(synthetic.features.thumbs[left].float(), which).double().numpy(),
@@ -108,6 +113,59 @@ def test_pair_scores_agree_with_the_slow_path() -> None:
         assert score >= slow - 1e-4
         if left == 0:
             assert score == pytest.approx(slow, abs=1e-4)
+
+
+def turned(tile: Tile, filler: Tile, rng: np.random.Generator) -> Tile:
+    return plants.turn(tile, filler, rng)
+
+
+def turned_and_zoomed(tile: Tile, filler: Tile, rng: np.random.Generator) -> Tile:
+    return plants.zoom(plants.turn(tile, filler, rng), filler, rng)
+
+
+def mirrored_and_zoomed(tile: Tile, filler: Tile, rng: np.random.Generator) -> Tile:
+    return plants.zoom(np.ascontiguousarray(tile[:, ::-1]), filler, rng)
+
+
+@pytest.mark.parametrize("maker", [turned, plants.zoom, turned_and_zoomed, mirrored_and_zoomed])
+def test_keypoints_see_a_redrawn_condition_that_correlation_cannot(maker: Maker) -> None:
+    """Tiles of 128 pixels, as released ones are: smaller ones have too few keypoints to agree on."""
+    rng = np.random.default_rng(4)
+    names = [f"p{number:02d}" for number in range(16)]
+    train, holdout, drawn = ([tissue_tile(rng, stain_of(rng), 128) for _ in names] for _ in range(3))
+    drawn[:12] = [maker(train[row], drawn[row], rng) for row in range(12)]
+    known, others = group("train", train, names), group("holdout", holdout, [f"h{name}" for name in names])
+    released = group("synthetic", drawn, [""] * len(names))
+    standardise = Standardiser.fit(known.features.embeddings, others.features.embeddings)
+    found = conditioning.gather(
+        Conditions({row: (row,) for row in range(16)}),
+        released, known, others, cohort_of(known, others), standardise, POLICY.copies,
+    )  # fmt: skip
+    own = [(row, row) for row in range(16)]
+    shape = correlations(released, known, own, 0.5).score
+    assert (found.own >= shape).all(), "no power is lost"
+    unrelated = max(found.own[12:].max(), found.other.max())
+    assert unrelated < POLICY.copies.confirm_score, "what was not redrawn is not confirmed"
+    assert (found.own[:12] > unrelated).sum() >= 8
+    assert shape[:12].max() < 0.4 and np.median(found.own[:12]) > 2.5 * np.median(shape[:12])
+    assert judged(found) is Status.FAIL
+
+
+def test_pair_scores_are_the_screens_own_combination() -> None:
+    train, _, synthetic = world(3)
+    pairs = [(0, 0), (2, 2), (7, 1)]
+    found = correlations(synthetic, train, pairs, 0.5)
+    for (left, right), shape, mirrored, score in zip(
+        pairs,
+        found.score,
+        found.mirrored,
+        pair_scores(synthetic, train, pairs, POLICY.copies, "test"),
+        strict=True,
+    ):
+        a, b = synthetic.features.keypoints[left : left + 1], train.features.keypoints[right : right + 1]
+        inliers = [agreement(a, b, mirrored=flag).inliers for flag in (False, True)]
+        points = [max(n - 3, 0) / (max(n - 3, 0) + 3.0) for n in inliers]  # the shipped policy's two threes
+        assert score == pytest.approx(max(1 - (1 - shape) * (1 - points[int(mirrored)]), *points))
 
 
 def test_three_kinds_of_file_say_the_same(tmp_path: Path) -> None:

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from privacy_audit.disclosure import hits, ink_share, label_blocks, longest_line, result
-from privacy_audit.evidence_parts import DisclosureEvidence
+from privacy_audit.disclosure import hits, ink_share, label_blocks, longest_line, result, severity
+from privacy_audit.evidence_parts import DisclosureEvidence, MarkEvidence
 from privacy_audit.policy import load_policy
 from privacy_audit.result import Status
 from tests.privacy_audit.conftest import Tile, stain_of, tissue_tile
 
-POLICY = load_policy("core").disclosure
+CORE = load_policy("core")
+POLICY = CORE.disclosure
 SIDE = 128
 
 
@@ -80,19 +81,62 @@ def evidence(
 ) -> DisclosureEvidence:
     clean = np.zeros(50, dtype=np.int64)
     return DisclosureEvidence(
-        np.array(ink), np.array(glyphs), np.array(blocks), np.full(50, usual), clean, clean
+        np.array(ink), np.array(glyphs), np.array(blocks), np.arange(50), np.full(50, usual), clean, clean
     )
 
 
 def test_one_hit_of_any_kind_is_a_review_and_none_a_pass() -> None:
-    assert result(evidence([0.0, 0.0], [0, 1], [0, 1]), POLICY).status is Status.PASS
+    assert result(evidence([0.0, 0.0], [0, 1], [0, 1]), CORE, None).status is Status.PASS
     for one in (
         evidence([0.2, 0.0], [0, 0], [0, 0]),
         evidence([0.0, 0.0], [0, 7], [0, 0]),
         evidence([0.0, 0.0], [0, 0], [2, 0]),
     ):
-        found = result(one, POLICY)
+        found = result(one, CORE, None)
         assert found.status is Status.REVIEW and found.value == 1.0 and found.gating
+
+
+def read(
+    marked: int = 0, unsure: int = 0, shown: int = 3, decoy_marked: int = 0, left: int = 0
+) -> MarkEvidence:
+    return MarkEvidence("sha256:0", "sha256:1", marked, unsure, shown, decoy_marked, 0, 10, left)
+
+
+@pytest.mark.parametrize(
+    ("reading", "status"),
+    [
+        (None, Status.REVIEW),
+        (read(), Status.PASS),
+        (read(marked=1), Status.FAIL),
+        (read(marked=3, decoy_marked=1), Status.FAIL),
+        (
+            read(marked=1, decoy_marked=2),
+            Status.REVIEW,
+        ),  # who calls clean tissue marked confirms nothing alone
+        (read(decoy_marked=1), Status.REVIEW),
+        (read(unsure=1), Status.REVIEW),
+        (read(left=1), Status.REVIEW),
+        (read(marked=1, left=1), Status.FAIL),
+        (read(shown=2), Status.REVIEW),  # a hit that nobody was shown is not cleared
+    ],
+)
+def test_a_signed_reading_confirms_or_clears_every_hit(reading: MarkEvidence | None, status: Status) -> None:
+    three = evidence([0.2, 0.3, 0.0, 0.0], [0, 0, 9, 0], [0, 0, 0, 0])
+    found = result(three, CORE, reading)
+    assert found.status is status and found.value == 3.0 and found.gating
+
+
+def test_a_reading_of_nothing_changes_nothing() -> None:
+    assert result(evidence([0.0], [0], [0]), CORE, read(shown=0)).status is Status.PASS
+
+
+def test_severity_orders_hits_and_agrees_with_them() -> None:
+    seen = evidence([0.05, 0.2, 0.0, 0.0], [0, 0, 30, 3], [0, 0, 0, 1])
+    released, clean = severity(seen, POLICY)
+    assert hits(seen, POLICY).tolist() == (released > 1.0).tolist() == [True, True, True, False]
+    assert np.argsort(-released).tolist()[:2] == [1, 2] and (clean <= 1.0).all()
+    strict = POLICY.model_copy(update={"min_label_blocks": 1})  # a limit of nothing at all
+    assert hits(evidence([0.0], [0], [1]), strict).all() and not hits(evidence([0.0], [0], [0]), strict).any()
 
 
 def test_what_the_hospitals_own_tissue_shows_is_no_hit() -> None:

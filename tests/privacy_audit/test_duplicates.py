@@ -124,7 +124,7 @@ def test_a_second_null_only_adds_suspicion() -> None:
     scores = np.array([0.1, 0.5, 0.9])
     assert (both.p_values(scores) <= holdout.p_values(scores)).all()
     policy = small_policy().copies
-    alone = near_copies(scores, holdout, policy, unrecognisable=0.0)
+    alone = near_copies(scores, Nulls((("holdout tiles", holdout),)), policy, unrecognisable=0.0)
     found = near_copies(scores, both, policy, unrecognisable=0.0)
     assert alone.flagged.tolist() == [2] and found.flagged.tolist() == [1, 2]
     assert found.excess_p > alone.excess_p or found.excess_p <= 1

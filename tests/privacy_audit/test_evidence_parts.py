@@ -9,14 +9,20 @@ import numpy as np
 import pytest
 
 from privacy_audit.evidence import Evidence, EvidenceError
-from privacy_audit.evidence_parts import PARTS, HumanEvidence, MembershipEvidence, PrivacyClaimEvidence
+from privacy_audit.evidence_parts import (
+    PARTS,
+    HumanEvidence,
+    MarkEvidence,
+    MembershipEvidence,
+    PrivacyClaimEvidence,
+)
 from privacy_audit.judge import judge
 from privacy_audit.policy import parse_policy
 from privacy_audit.report import EVIDENCE
 from privacy_audit.result import Status
 from tests.privacy_audit.conftest import Audited
 
-OPTIONAL = {"conditioning", "membership", "dp", "given", "human"}
+OPTIONAL = {"base_twins", "conditioning", "membership", "dp", "given", "human", "marks"}
 
 
 @pytest.fixture
@@ -30,6 +36,7 @@ def test_every_part_comes_back_as_it_was(evidence: Evidence, tmp_path: Path) -> 
         "membership": MembershipEvidence(np.arange(4), rng.normal(size=(4, 3)), rng.normal(size=(4, 3))),
         "dp": PrivacyClaimEvidence("patient", 1.5, None, 1e-5, None, None, None, None, 0),
         "human": HumanEvidence("sha256:0", "sha256:1", 0, 0, 1, 0, 0, 1, 0),
+        "marks": MarkEvidence("sha256:0", "sha256:1", 0, 0, 1, 0, 0, 1, 0),
     }
     (tmp_path / "e.npz").write_bytes(replace(evidence, parts={**evidence.parts, **more}).to_bytes())
     again = Evidence.load(tmp_path / "e.npz")

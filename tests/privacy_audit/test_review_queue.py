@@ -12,14 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import typer
+from PIL import Image, ImageDraw, ImageFont
+from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from pixcell_core.contracts import canonical_bytes
 from pixcell_core.errors import PixcellError
 from pixcell_core.trust.dsse import sign_envelope
 from pixcell_core.trust.keys import SigningKey
-from privacy_audit import commands, review_queue
+from privacy_audit import commands, review_candidates, review_queue
 from privacy_audit.deciding import decide
+from privacy_audit.disclosure import NAME as DISCLOSURE
 from privacy_audit.evidence_parts import HumanEvidence
 from privacy_audit.policy import load_policy
 from privacy_audit.result import Status
@@ -29,6 +32,7 @@ from privacy_audit.review_queue import (
     QUEUE,
     Call,
     Decision,
+    QueueItem,
     ReviewDecisions,
     ReviewError,
     ReviewKey,
@@ -77,7 +81,7 @@ def test_the_queue_mixes_nearest_pairs_with_as_many_decoys(honest: Audited, worl
 def test_nothing_in_the_queue_says_which_is_which(honest: Audited) -> None:
     text = (honest.out / QUEUE).read_text()
     body = json.loads(text)
-    assert set(body["items"][0]) == {"id", "left", "right"}
+    assert set(body["items"][0]) == {"id", "asks", "left", "right"}
     assert "patient-" not in text and "decoy" not in text and "score" not in text
     order = [item.kind for item in key_of(honest.out).items]
     assert order != sorted(order) and order != sorted(order, reverse=True)
@@ -115,6 +119,88 @@ def test_a_clean_reading_passes_and_leaves_the_other_tests_as_they_were(out: Pat
     assert test is not None and test.status is Status.PASS and test.tested
     others = [t for t in report.tests if t.name != review_queue.NAME]
     assert others == [t for t in honest.report.tests if t.name != review_queue.NAME]
+
+
+@pytest.fixture(scope="module")
+def marked(world: World, tmp_path_factory: pytest.TempPathFactory) -> Audited:
+    """The honest release with a line of letters on three of its tiles."""
+    folder = Path(shutil.copytree(world.honest, tmp_path_factory.mktemp("marked") / "release"))
+    for name in ("s002.png", "s011.png", "s030.png"):
+        image = Image.open(folder / name)
+        ImageDraw.Draw(image).text((2, 20), "A7K9X2", fill=(0, 0, 0), font=ImageFont.load_default(size=16))
+        image.save(folder / name)
+    return Audited(folder.parent / "out", audit(world, folder, folder.parent / "out"))
+
+
+def test_hits_of_the_detectors_stand_in_the_queue_among_clean_tiles(marked: Audited) -> None:
+    test = marked.report.test(DISCLOSURE)
+    assert test is not None and (test.status, test.value) == (Status.REVIEW, 3.0)
+    behind = {item.id: item for item in key_of(marked.out).items}
+    queue = load_queue(marked.out)
+    kinds = [behind[item.id].kind for item in queue.items]
+    assert Counter(kinds)["mark"] == Counter(kinds)["clean"] == 3
+    first = min(place for place, kind in enumerate(kinds) if kind in ("mark", "clean"))
+    assert all(item.asks == ("field" if place < first else "mark") for place, item in enumerate(queue.items))
+    for item in queue.items[first:]:
+        assert item.right is None and behind[item.id].training_tile == ""
+        assert behind[item.id].left.startswith("s0" if behind[item.id].kind == "mark" else "hpatient-")
+    assert {one.left for one in behind.values() if one.kind == "mark"} == {"s002.png", "s011.png", "s030.png"}
+    assert all(
+        (one.score > 1.0) == (one.kind == "mark") for one in behind.values() if one.kind in ("mark", "clean")
+    )
+
+
+def test_only_the_worst_hits_are_shown_and_each_has_its_decoy() -> None:
+    rng = np.random.default_rng(0)
+    names, digests = tuple(map(str, range(90))), ("d",) * 90
+    hits = review_candidates.singles("mark", names, digests, np.arange(90), rng.uniform(1, 5, 90))
+    clean = review_candidates.singles("clean", names, digests, np.arange(90), rng.uniform(0, 1, 90))
+    chosen = review_candidates.choose_marks(hits, clean, POLICY.review, rng)
+    for kind, group in (("mark", hits), ("clean", clean)):
+        shown = sorted(one.score for one in chosen if one.kind == kind)
+        assert shown == sorted(one.score for one in group)[-POLICY.review.marks :]
+    assert not review_candidates.choose_marks([], clean, POLICY.review, rng)
+
+
+@pytest.mark.parametrize(
+    ("call", "status"), [("marked", Status.FAIL), ("clean", Status.PASS), ("unsure", Status.REVIEW)]
+)
+def test_a_signed_reading_of_the_hits_decides_them(
+    marked: Audited, tmp_path: Path, call: Call, status: Status
+) -> None:
+    out = Path(shutil.copytree(marked.out, tmp_path / "out", ignore=shutil.ignore_patterns("cache")))
+    said: dict[str, Call] = {"pair": "different", "decoy": "different", "mark": call, "clean": "clean"}
+    decisions = {item.id: said[item.kind] for item in key_of(out).items}
+    decided = decide(
+        out, sign_decisions(load_queue(out), decisions, REVIEWER), REVIEWER.verify_key, datetime.now(UTC)
+    )
+    test = decided.report.test(DISCLOSURE)
+    assert test is not None and test.status is status and test.details["read"] == 3
+    if status is Status.FAIL:
+        assert decided.report.verdict is Status.FAIL and DISCLOSURE in decided.report.summary
+    write_decided(out, decided)
+    checked = verify_audit(out)
+    assert checked.verified and checked.complete
+
+
+def test_an_answer_to_the_other_question_is_refused(marked: Audited) -> None:
+    queue = load_queue(marked.out)
+    single = next(item.id for item in queue.items if item.asks == "mark")
+    with pytest.raises(ReviewError) as refused:
+        sign_decisions(queue, {single: "same field"}, REVIEWER)
+    assert refused.value.code == "call-of-another-question"
+    forged = ReviewDecisions(
+        queue=key_of(marked.out).queue, decisions=(Decision(id=single, call="different"),)
+    )
+    with pytest.raises(ReviewError) as counted:
+        read_decisions(
+            marked.out,
+            sign_envelope(DECISIONS_TYPE, canonical_bytes(forged), [REVIEWER]),
+            REVIEWER.verify_key,
+        )
+    assert counted.value.code == "call-of-another-question"
+    with pytest.raises(ValidationError):
+        QueueItem(id=single, asks="mark", left=queue.items[0].left, right=queue.items[0].left)
 
 
 def human(pair_same: int = 0, decoy_same: int = 0, unsure: int = 0, left: int = 0) -> HumanEvidence:
@@ -189,11 +275,11 @@ def test_a_queue_or_evidence_that_was_changed_is_refused(out: Path) -> None:
 def test_decoys_are_the_likeliest_innocent_pairs(honest: Audited) -> None:
     """The mutant: decoys drawn at random would look like nothing and give the pairs away."""
     rng = np.random.default_rng(0)
-    many = review_queue.candidates(
+    many = review_candidates.pairs(
         "decoy", tuple(map(str, range(200))), ("d",) * 200, np.zeros(200, dtype=np.int64), rng.random(200), ("t",), ("d",)
     )  # fmt: skip
     few = POLICY.review.model_copy(update={"decoys": 10, "pairs": 10})
-    chosen = review_queue.choose([], many, few, rng)
+    chosen = review_candidates.choose([], many, few, rng)
     assert sorted(one.score for one in chosen) == sorted(one.score for one in many)[-10:]
 
 

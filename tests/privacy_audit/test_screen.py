@@ -11,8 +11,8 @@ import torch
 
 from privacy_audit import keypoints, plants, screen, votes
 from privacy_audit.copies import Conformal
+from privacy_audit.coverage import proven_kinds
 from privacy_audit.features import TileFeatures, canonical_digest, describe
-from privacy_audit.judge import proven_kinds
 from privacy_audit.neighbours import Standardiser
 from privacy_audit.result import Status
 from privacy_audit.screen import CopyScreen, ScreenScores
@@ -72,7 +72,7 @@ def self_test(
     found = sensitivity(
         scores.score, kinds, nothing, scores.match == source, null, policy.copies, policy.self_test
     )
-    words = proven_kinds((found,))
+    words = proven_kinds(found.detections)
     return found.status, {kind.key for kind in plants.KINDS if kind.words in words}
 
 

@@ -1,12 +1,17 @@
-// The reviewer's page: shows one pair at a time, sends each call at once, signs at the end.
+// The reviewer's page: shows one pair or one tile at a time, sends each call at once, signs at the end.
 // Turning and mirroring are done by hand alike for every pair: a machine's alignment would succeed on copies only,
 // and so give away which pairs are suspect.
 "use strict";
 
 const byId = (id) => document.getElementById(id);
-const KEYS = { 1: "same field", 2: "different", 3: "unsure" };
+const KEYS = {
+  field: { 1: "same field", 2: "different", 3: "unsure" },
+  mark: { 1: "marked", 2: "clean", 3: "unsure" },
+};
+const OF_PAIRS = ["flip", "swap", "turn", "mirror"];
 const view = { place: 0, flip: false, side: "left", turn: 0, mirror: false, zoom: false };
 let items = [];
+let asks = {};
 let calls = new Map();
 let busy = false;
 
@@ -41,14 +46,22 @@ async function ask(path, body) {
 
 function draw() {
   const item = items[view.place];
+  const alone = asks[item] === "mark";
+  byId("question").textContent = byId("question").dataset[asks[item]];
   for (const side of ["left", "right"]) {
     const picture = byId(side);
     const wanted = pictureOf(item, side);
-    if (picture.getAttribute("src") !== wanted) picture.setAttribute("src", wanted);
+    if (alone && side === "right") picture.removeAttribute("src");
+    else if (picture.getAttribute("src") !== wanted) picture.setAttribute("src", wanted);
   }
+  byId("where").textContent = alone ? "tile" : "left";
+  byId("field-answers").hidden = alone;
+  byId("mark-answers").hidden = !alone;
+  for (const tool of OF_PAIRS) byId(tool).hidden = alone;
   byId("right").className = `turn-${view.turn}${view.mirror ? " mirror" : ""}`;
   byId("turned").textContent = "right" + (view.turn ? `, turned ${view.turn * 90}°` : "") + (view.mirror ? ", mirrored" : "");
-  byId("pair").className = (view.flip ? `flipping on-${view.side}` : "side-by-side") + (view.zoom ? " zoomed" : "");
+  const laid = alone ? "side-by-side single" : view.flip ? `flipping on-${view.side}` : "side-by-side";
+  byId("pair").className = laid + (view.zoom ? " zoomed" : "");
   byId("flip").setAttribute("aria-pressed", String(view.flip));
   byId("zoom").setAttribute("aria-pressed", String(view.zoom));
   byId("swap").disabled = !view.flip;
@@ -60,7 +73,7 @@ function draw() {
   byId("bar").value = calls.size;
   byId("ready").hidden = calls.size < items.length;
   const ahead = items[view.place + 1];
-  if (ahead) for (const side of ["left", "right"]) new Image().src = pictureOf(ahead, side);
+  if (ahead) for (const side of asks[ahead] === "mark" ? ["left"] : ["left", "right"]) new Image().src = pictureOf(ahead, side);
 }
 
 function go(place) {
@@ -106,6 +119,12 @@ function show(result) {
     : "there were none";
   byId("decoys-same").textContent = `${result.decoys.same} of ${of(result.decoys)}`;
   byId("pairs-same").textContent = `${result.pairs.same} of ${of(result.pairs)}`;
+  if (result.marks) {
+    const all = (part) => part.marked + part.clean + part.unsure;
+    byId("marks").textContent = `${result.marks.marked} of ${all(result.marks)}`;
+    byId("clean-marked").textContent = `${result.clean.marked} of ${all(result.clean)}`;
+    for (const row of document.querySelectorAll(".of-marks")) row.hidden = false;
+  }
   byId("file").textContent = result.decisions;
   byId("review").hidden = true;
   byId("result").hidden = false;
@@ -131,9 +150,10 @@ const ACT_KEYS = {
 document.addEventListener("keydown", (event) => {
   // A held key must not answer pairs that were never looked at.
   if (event.repeat || event.ctrlKey || event.metaKey || event.altKey || byId("review").hidden || !items.length) return;
-  const call = KEYS[event.key];
+  const asked = asks[items[view.place]];
+  const call = KEYS[asked][event.key];
   const act = ACT_KEYS[event.key.length === 1 ? event.key.toLowerCase() : event.key];
-  if (!call && !act) return;
+  if (!call && (!act || (asked === "mark" && OF_PAIRS.includes(act)))) return;
   event.preventDefault();
   if (call) decide(call); else ACTS[act]();
 });
@@ -147,6 +167,7 @@ for (const button of document.querySelectorAll("button")) {
 
 ask("state").then((state) => {
   items = state.items;
+  asks = state.asks;
   calls = new Map(Object.entries(state.calls));
   if (state.result) return show(state.result);
   go(Math.max(0, openPlace(0)));

@@ -18,7 +18,8 @@ from PIL import Image
 from privacy_audit.blinding import Blinding
 from privacy_audit.review.serving import serve_review
 from privacy_audit.review.session import ReviewSession
-from privacy_audit.review_queue import KEY, Candidate, ReviewKey, write
+from privacy_audit.review_candidates import ASKS, Candidate
+from privacy_audit.review_queue import KEY, ReviewKey, write
 
 SIDE = 96
 
@@ -32,28 +33,30 @@ def picture(seed: int) -> str:
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
 
 
-def make_queue(out: Path, pairs: int = 4, decoys: int = 4) -> Path:
-    """`out` with queue and key: the pairs show one picture twice, the decoys two different ones."""
+def make_queue(out: Path, pairs: int = 4, decoys: int = 4, marks: int = 0, clean: int = 0) -> Path:
+    """`out` with queue and key: the pairs show one picture twice, the decoys two different ones; single tiles after."""
     (out / "site").mkdir(parents=True)
-    kinds = ["pair"] * pairs + ["decoy"] * decoys
-    order = np.random.default_rng(7).permutation(len(kinds))
+    kinds = ["pair"] * pairs + ["decoy"] * decoys + ["mark"] * marks + ["clean"] * clean
+    rng = np.random.default_rng(7)
+    order = [*rng.permutation(pairs + decoys), *(pairs + decoys + rng.permutation(marks + clean))]
     chosen, pictures = [], []
     for place in order:
         kind: Any = kinds[int(place)]
+        alone = ASKS[kind] == "mark"
         chosen.append(
             Candidate(
                 kind=kind,
                 left=f"{kind}-{place}.png",
                 left_row=int(place),
                 left_digest=f"sha256:{place:064x}",
-                training_row=int(place),
-                training_tile=f"patient-{place}/t.png",
-                training_digest=f"sha256:{place + 100:064x}",
+                training_row=None if alone else int(place),
+                training_tile="" if alone else f"patient-{place}/t.png",
+                training_digest="" if alone else f"sha256:{place + 100:064x}",
                 score=0.5,
             )
         )
         right = int(place) if kind == "pair" else int(place) + 1000
-        pictures.append((picture(int(place)), picture(right)))
+        pictures.append((picture(int(place)), None if alone else picture(right)))
     write(out, chosen, pictures, Blinding(secrets.token_bytes(32)))
     return out
 

@@ -89,8 +89,53 @@ def test_a_whole_review_with_the_keyboard_alone(
     assert (ended, browser.complaints) == ([], []), (
         "no script error, nothing blocked by the page's own policy"
     )
-    found = read_decisions(session.out, Envelope.load(session.out / DECISIONS), REVIEWER.verify_key)
+    found = read_decisions(session.out, Envelope.load(session.out / DECISIONS), REVIEWER.verify_key).human
     assert (found.pair_same, found.decoy_same, found.open) == (3, 0, 0)
+
+
+def test_single_tiles_are_asked_about_marks_with_keys_of_their_own(browser: Browser, tmp_path: Path) -> None:
+    out = make_queue(tmp_path / "marked", pairs=1, decoys=1, marks=2, clean=2)
+    session = ReviewSession(out, "Dr. A", REVIEWER)
+    kinds, order = kinds_of(out), [item.id for item in session.queue.items]
+    question = "document.getElementById('question').textContent"
+    seen = "getComputedStyle(document.getElementById('{}')).display !== 'none'"
+    with served(session) as (address, ended):
+        browser.open(address)
+        browser.wait(READY)
+        assert "same field" in browser.run(question) and browser.run(seen.format("field-answers"))
+        browser.press("f")
+        for count in (1, 2):
+            browser.press("2")
+            browser.wait(f"{DECIDED} === {count}")
+        assert browser.run(question) == "Does this tile bear text, ink or a label?"
+        browser.wait(LOADED)
+        assert browser.run(seen.format("mark-answers")) and not browser.run(seen.format("field-answers"))
+        assert browser.run(seen.format("left")) and not browser.run(
+            "document.getElementById('right').hasAttribute('src')"
+        )
+        assert not browser.run(
+            "getComputedStyle(document.getElementById('right').closest('figure')).display !== 'none'"
+        )
+        browser.press("r")
+        assert browser.run("view.turn") == 0, "there is nothing beside it to turn"
+        browser.press("z")
+        assert browser.run("view.zoom") is True
+        browser.picture(tmp_path / "mark.png")
+        for count, item in enumerate(order[2:], 3):
+            browser.press("1" if kinds[item] == "mark" else "2")
+            browser.wait(f"{DECIDED} === {count}")
+        assert browser.run("document.querySelector('#mark-answers .chosen').dataset.call") in (
+            "marked",
+            "clean",
+        )
+        browser.press("Enter")
+        browser.wait("!document.getElementById('result').hidden")
+        assert browser.run("document.getElementById('marks').textContent") == "2 of 2"
+        assert browser.run("document.getElementById('clean-marked').textContent") == "0 of 2"
+    assert (ended, browser.complaints) == ([], [])
+    session.close()
+    read = read_decisions(out, Envelope.load(out / DECISIONS), REVIEWER.verify_key).marks
+    assert read is not None and (read.marked, read.decoy_marked, read.open) == (2, 0, 0)
 
 
 def test_a_stopped_review_goes_on_where_it_was(session: ReviewSession, browser: Browser) -> None:

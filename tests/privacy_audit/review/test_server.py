@@ -59,7 +59,7 @@ def finish(client: httpx.Client, session: ReviewSession) -> None:
 def test_every_route_from_the_page_to_the_signature(session: ReviewSession) -> None:
     with served(session) as (address, ended), httpx.Client(base_url=address, timeout=10) as client:
         page = client.get("")
-        assert page.status_code == 200 and "Dr. A" in page.text and session.queue.question in page.text
+        assert page.status_code == 200 and "Dr. A" in page.text and session.queue.questions.field in page.text
         for name, kind in (
             ("review.css", "text/css"),
             ("review.js", "text/javascript"),
@@ -68,7 +68,12 @@ def test_every_route_from_the_page_to_the_signature(session: ReviewSession) -> N
             found = client.get(name)
             assert found.status_code == 200 and found.headers["content-type"].startswith(kind)
         state = client.get("state").json()
-        assert state == {"items": [i.id for i in session.queue.items], "calls": {}, "result": None}
+        assert state == {
+            "items": [i.id for i in session.queue.items],
+            "asks": {i.id: "field" for i in session.queue.items},
+            "calls": {},
+            "result": None,
+        }
         first = session.queue.items[0]
         for side in ("left", "right"):
             tile = client.get(f"tile/{first.id}/{side}.png")
@@ -83,7 +88,7 @@ def test_every_route_from_the_page_to_the_signature(session: ReviewSession) -> N
         result = client.get("state").json()["result"]
         assert result["decoys"]["different"] + result["decoys"]["same"] == 4
     assert ended == []
-    found = read_decisions(session.out, Envelope.load(session.out / DECISIONS), REVIEWER.verify_key)
+    found = read_decisions(session.out, Envelope.load(session.out / DECISIONS), REVIEWER.verify_key).human
     assert found.pair_same + found.decoy_same == 1
 
 

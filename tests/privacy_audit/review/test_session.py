@@ -79,7 +79,7 @@ def test_the_signature_binds_reviewer_queue_and_counts(out: Path, tmp_path: Path
     assert code_of(session.decide, unsure, "different") == "review-signed"
     session.close()
     envelope = Envelope.load(out / DECISIONS)
-    found = read_decisions(out, envelope, KEY_A.verify_key)
+    found = read_decisions(out, envelope, KEY_A.verify_key).human
     assert (found.pair_same, found.decoy_same, found.decoy_unsure, found.open) == (4, 0, 1, 0)
     signed = verify_envelope(Envelope.load(out / RECORD), [KEY_A.verify_key], payload_type=RECORD_TYPE)
     assert parse_document(ReviewRecord, signed) == record
@@ -116,6 +116,26 @@ def test_refusals(out: Path, tmp_path: Path) -> None:
     second.close()
     assert (tmp_path / "b.json").exists() and (tmp_path / "b.record.json").exists()
     assert code_of(ReviewSession, tmp_path, "Dr. A", KEY_A) == "no-review-queue"
+
+
+def test_single_tiles_have_answers_of_their_own_and_are_counted_apart(tmp_path: Path) -> None:
+    out = make_queue(tmp_path / "marks", pairs=2, decoys=2, marks=2, clean=3)
+    session = ReviewSession(out, "Dr. A", KEY_A)
+    asks = {item.id: item.asks for item in session.queue.items}
+    single, pair = (next(name for name, asked in asks.items() if asked == what) for what in ("mark", "field"))
+    assert code_of(session.decide, single, "same field") == "call-of-another-question"
+    assert code_of(session.decide, pair, "clean") == "call-of-another-question"
+    assert session.calls == {}
+    for name, kind in kinds_of(out).items():
+        call: Call = {"pair": "different", "decoy": "different", "mark": "marked", "clean": "clean"}[kind]  # type: ignore[assignment]
+        session.decide(name, call)
+    record = session.sign()
+    session.close()
+    assert record.marks is not None and (record.marks.marked, record.marks.total) == (2, 2)
+    assert record.clean is not None and (record.clean.marked, record.clean.total) == (0, 3)
+    read = read_decisions(out, Envelope.load(out / DECISIONS), KEY_A.verify_key)
+    assert read.marks is not None and (read.marks.marked, read.marks.shown, read.marks.open) == (2, 2, 0)
+    assert (read.human.pairs, read.human.decoys, read.human.open) == (2, 2, 0)
 
 
 def test_an_audit_that_ran_again_is_not_mixed_with_old_calls(out: Path, tmp_path: Path) -> None:
