@@ -22,6 +22,7 @@ from tests.privacy_audit.conftest import TextureEye, small_policy, stain_of, tis
 
 PER_KIND, REFERENCE, NULL = 8, 60, 110
 LIMITS = {"patch64"}  # reported without a gate
+NO_DETAIL = {"chance_detail": 1.0}  # fine detail finds turns and shifts by itself: here it never counts
 HARD = {"zoom07", "patch128"}  # nuclei are few in so small a tile
 
 
@@ -53,7 +54,7 @@ def planted(tiles: np.ndarray) -> tuple[TileFeatures, np.ndarray, np.ndarray]:
     return look(np.stack(made)), np.array(kinds), np.array(source)
 
 
-def build(tiles: np.ndarray, **changes: int) -> CopyScreen:
+def build(tiles: np.ndarray, **changes: float) -> CopyScreen:
     reference, null = look(tiles[:REFERENCE]), look(tiles[REFERENCE:])
     standardise = Standardiser.fit(reference.embeddings, null.embeddings)
     policy = small_policy().copies.model_copy(update=changes)
@@ -61,7 +62,7 @@ def build(tiles: np.ndarray, **changes: int) -> CopyScreen:
 
 
 def self_test(
-    tiles: np.ndarray, planted: tuple[TileFeatures, np.ndarray, np.ndarray], **changes: int
+    tiles: np.ndarray, planted: tuple[TileFeatures, np.ndarray, np.ndarray], **changes: float
 ) -> tuple[Status, set[str]]:
     """Status of the self-test and the keys of the kinds that reached their gates."""
     features, kinds, source = planted
@@ -109,7 +110,7 @@ def blind_to_turns(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_a_screen_that_ignores_turns_is_invalid(
     tiles: np.ndarray, planted: tuple[TileFeatures, np.ndarray, np.ndarray]
 ) -> None:
-    status, proven = self_test(tiles, planted, voted_candidates=0)
+    status, proven = self_test(tiles, planted, voted_candidates=0, **NO_DETAIL)
     assert status is Status.INVALID and "d4" not in proven and "exact" in proven
 
 
@@ -117,10 +118,10 @@ def test_a_screen_that_ignores_turns_is_invalid(
 def test_keypoints_alone_need_the_mirror_image(
     tiles: np.ndarray, planted: tuple[TileFeatures, np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert "d4" in self_test(tiles, planted)[1]
+    assert "d4" in self_test(tiles, planted, **NO_DETAIL)[1]
     for room in (votes, keypoints):
         monkeypatch.setattr(room, "mirror", lambda points: points)
-    assert "d4" not in self_test(tiles, planted)[1]
+    assert "d4" not in self_test(tiles, planted, **NO_DETAIL)[1]
 
 
 def test_a_screen_without_keypoints_is_blind_to_zoom_and_to_turns_between_the_quarters(
@@ -136,7 +137,7 @@ def test_a_screen_without_shift_search_is_invalid(
 ) -> None:
     original = screen.Shifts.of
     monkeypatch.setattr(screen.Shifts, "of", lambda side, overlap: original(side, 1.0))
-    status, proven = self_test(tiles, planted, voted_candidates=0)
+    status, proven = self_test(tiles, planted, voted_candidates=0, **NO_DETAIL)
     assert status is Status.INVALID and not {"shift25", "shift50"} & proven
 
 
@@ -161,6 +162,15 @@ def test_a_screen_that_follows_colour_is_invalid(
 
     monkeypatch.setattr(CopyScreen, "score", by_colour)
     assert self_test(tiles, planted)[0] is Status.INVALID
+
+
+@pytest.mark.usefixtures("blind_to_turns")
+def test_fine_detail_finds_turns_and_shifts_by_itself(
+    tiles: np.ndarray, planted: tuple[TileFeatures, np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = screen.Shifts.of
+    monkeypatch.setattr(screen.Shifts, "of", lambda side, overlap: original(side, 1.0))
+    assert {"d4", "shift25", "blend"} <= self_test(tiles, planted, voted_candidates=0)[1]
 
 
 def test_spectra_are_blind_to_shifts_and_half_turns() -> None:
