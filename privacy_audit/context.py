@@ -45,7 +45,7 @@ def gather(
     per_patient: int,
 ) -> ContextEvidence:
     """Measure what the four numbers need, by the second eye."""
-    real = standardise(torch.cat([train.features.embeddings, holdout.features.embeddings]))
+    real = standardise(train.features.embeddings, holdout.features.embeddings)
     owner = np.concatenate([cohort.of_train, cohort.of_holdout])
     released = standardise(synthetic.features.embeddings[even_sample(len(synthetic)).tolist()])
     rows = sampled_rows(owner, max(min(per_patient, _REAL // cohort.patients), 1))
