@@ -130,12 +130,14 @@ def pair_scores(
     scores = np.empty(len(pairs))
     for start in range(0, len(pairs), _PAIRS_AT_ONCE):
         block = pairs[start : start + _PAIRS_AT_ONCE]
-        fixed = F.avg_pool2d(left.features.thumbs[[a for a, _ in block]].float(), step)
-        reference = F.avg_pool2d(right.features.thumbs[[b for _, b in block]].float(), step)
-        moving = spectra(reference, plan, moving=True)
+        # A tile stands in many pairs: it is transformed once a block.
+        here, at = torch.tensor([a for a, _ in block]).unique(return_inverse=True)
+        there, place = torch.tensor([b for _, b in block]).unique(return_inverse=True)
+        fixed = F.avg_pool2d(left.features.thumbs[here].float(), step)
+        moving = spectra(F.avg_pool2d(right.features.thumbs[there].float(), step), plan, moving=True)[place]
         best = torch.zeros(len(block))
         for which in range(ORIENTATIONS):
-            turned = spectra(orient(fixed, which), plan, moving=False)
+            turned = spectra(orient(fixed, which), plan, moving=False)[at]
             best = torch.maximum(best, correlate(turned, moving, plan)[0])
         scores[start : start + len(block)] = best.double().numpy()
     return scores

@@ -88,21 +88,20 @@ class VoteIndex:
 
     def vote(self, query: Keypoints, keep: int) -> list[Vote]:
         """The `keep` best reference tiles of each query tile, as it is and mirrored."""
-        sides = (self._encoded(query, 0), self._encoded(mirror(query), len(query)))
-        hits = self._hits(*(np.concatenate(parts) for parts in zip(*sides, strict=True)))
+        hits = self._hits(*self._encoded(Keypoints.join([query, mirror(query)])))
         bounds = np.searchsorted(hits.asker, np.arange(2 * len(query) + 1))
         tallies = [self._tally(hits, low, high) for low, high in pairwise(bounds)]
         return [self._best([tallies[row], tallies[len(query) + row]], keep) for row in range(len(query))]
 
     def _encoded(
-        self, query: Keypoints, first: int
+        self, query: Keypoints
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.uint64], npt.NDArray[np.float32]]:
-        """Of every keypoint: number of its tile from `first` on, word, signature, angle with log size."""
+        """Of every keypoint: number of its tile, word, signature, angle with log size."""
         which, point = torch.nonzero(torch.arange(KEPT)[None] < query.count[:, None], as_tuple=True)
         word, signature = self._encode(query.descriptor[which, point])
         place = query.place[which, point].float()
         frame = torch.stack([place[:, 3], place[:, 2].log2()], dim=1).numpy()
-        return which.numpy() + first, word, signature, frame
+        return which.numpy(), word, signature, frame
 
     def _hits(
         self,
