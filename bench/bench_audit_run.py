@@ -116,10 +116,11 @@ class DrawnTiles:
 class Clock:
     """Processor and wall seconds of named functions, without what other named functions take inside them."""
 
-    def __init__(self) -> None:
+    def __init__(self, log: Path | None) -> None:
         self.seconds: dict[str, float] = {}
         self.walls: dict[str, float] = {}
         self._inside: list[list[float]] = []
+        self._log, self._said = log, time.monotonic()
 
     def watch(self, owner: Any, attribute: str, name: str) -> None:
         """Count a function from now on."""
@@ -138,15 +139,23 @@ class Clock:
                 if self._inside:
                     self._inside[-1][0] += spent
                     self._inside[-1][1] += waited
+                elif self._log and time.monotonic() - self._said > 1:
+                    self._said = time.monotonic()
+                    self._log.write_text(json.dumps(self.so_far(), indent=1) + "\n")
 
         setattr(owner, attribute, measured)
+
+    def so_far(self) -> dict[str, Any]:
+        """Figures of what has ended: a long run that is stopped has said this much."""
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return {"stages": self.seconds, "walls": self.walls, "peak": peak}
 
 
 def main() -> None:
     """Run the audit and print where the time went."""
     options = _options()
     torch.set_num_threads(options.threads)
-    clock = Clock()
+    clock = Clock(options.log)
     _watch(clock)
     counts = {"training": options.private, "holdout": options.holdout, "synthetic": options.released}
     with tempfile.TemporaryDirectory(dir=options.folder) as room:
@@ -188,8 +197,8 @@ def main() -> None:
     )
     if options.log:
         found = {
-            "counts": counts, "threads": options.threads, "cpu": total, "wall": wall, "drawing": drawn, "peak": peak,
-            "decode_ms": decode * 1e3, "stages": dict(rows), "walls": clock.walls,
+            "counts": counts, "threads": options.threads, "cpu": total, "wall": wall, "drawing": drawn,
+            "decode_ms": decode * 1e3, **clock.so_far(),
             "tests": {test.name: [test.status.value, test.value, test.p] for test in report.tests},
         }  # fmt: skip
         options.log.write_text(json.dumps(found, indent=1) + "\n")
