@@ -1,7 +1,8 @@
 """A whole audit at size: `run_audit` itself, with its self-test and every set-level test, timed stage by stage.
 
-    python bench/bench_audit_run.py --private 10000 --released 1000
-    python bench/bench_audit_run.py --private 100000 --released 10000 --log audit.json
+    python bench/bench_audit_run.py                         a small one, a few minutes
+    python bench/bench_audit_run.py --private 10000 --holdout 3000 --released 1000
+    python bench/bench_audit_run.py --private 100000 --holdout 3000 --released 10000 --log audit.json
 
 Tiles are drawn when they are read and stand nowhere: each is a mosaic of small squares cut from drawn tissue of its own
 patient, so that no two are alike and none is a copy. A folder of PNG files adds the time to decode them, which is
@@ -250,9 +251,9 @@ def _decode_cost(source: DrawnTiles, root: Path) -> float:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--private", type=int, default=10_000)
-    parser.add_argument("--holdout", type=int, default=3_000)
-    parser.add_argument("--released", type=int, default=1_000)
+    parser.add_argument("--private", type=int, default=2_000)
+    parser.add_argument("--holdout", type=int, default=1_000)
+    parser.add_argument("--released", type=int, default=200)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
         "--folder", type=Path, help="where the report and the cache are written for the time of the run"

@@ -206,12 +206,9 @@ def _nearest_patients(
         rows, ranks = torch.nonzero(who == patient, as_tuple=True)
         tile[rows, ranks] = mine[nearest(released[rows], real[mine], 1)[1][:, 0]]
     used, place = tile.unique(return_inverse=True)
-    apart = []
-    for block in used.split(_BLOCK):
-        rows_to_all = patient_minima(real[block], real, owner, patients)
-        rows_to_all[torch.arange(len(block)), owner[block]] = float("inf")
-        apart.append(rows_to_all.min(dim=1).values)
-    return near, who, torch.cat(apart)[place]
+    to_all = patient_minima(real[used], real, owner, patients, label="context: neighbours' neighbours")
+    to_all[torch.arange(len(used)), owner[used]] = float("inf")
+    return near, who, to_all.min(dim=1).values[place]
 
 
 def _log_likelihood(real: Tensor, released: Tensor) -> npt.NDArray[np.float64]:

@@ -10,6 +10,7 @@ Legend: q queries, n tiles of the base, d embedding width, P patients, G groups 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pixcell_core.cli.progress import progress
 from pixcell_core.errors import BadInputError
 
 QUERY_BLOCK = 1024
@@ -169,19 +171,22 @@ class Standardiser:
 
 
 def nearest(
-    queries: Tensor, base: Base, k: int, *, memory: int = DEFAULT_MEMORY, device: str = "cpu"
+    queries: Tensor, base: Base, k: int, *, memory: int = DEFAULT_MEMORY, device: str = "cpu", label: str = ""
 ) -> tuple[Tensor, Tensor]:
     """The k nearest rows of the base by Euclidean distance.
 
     Args:
         queries: (q, d). base: (n, d), a tensor or a `VectorFile`. k: is cut to n.
         memory: bound in bytes on what is held beside the base itself. device: where products are made.
+        label: names the work on a progress bar; none without.
 
     Returns:
         distances (q, k) ascending and indices (q, k) int64, on the processor.
     """
     # Scaled once here, not at every product.
-    values, where = smallest(-2.0 * queries.float(), base, k, _squared, memory=memory, device=device)
+    values, where = smallest(
+        -2.0 * queries.float(), base, k, _squared, memory=memory, device=device, label=label
+    )
     norms = (queries.float() ** 2).sum(1)[:, None]
     return (values + norms).clamp_min(0).sqrt(), where
 
@@ -202,6 +207,7 @@ def smallest(
     *,
     memory: int = DEFAULT_MEMORY,
     device: str = "cpu",
+    label: str = "",
 ) -> tuple[Tensor, Tensor]:
     """The k smallest values of a measure over the base: (q, k) ascending, and indices (q, k)."""
     k = min(k, len(base))
@@ -209,7 +215,7 @@ def smallest(
     blocks = queries.to(device).split(plan.queries)
     best = [torch.empty(len(block), 0, device=device) for block in blocks]
     where = [torch.empty(len(block), 0, dtype=torch.int64, device=device) for block in blocks]
-    for low, part in _blocks(base, plan.base, device):
+    for low, part in _blocks(base, plan.base, device, label):
         values = measure(part)
         for number, block in enumerate(blocks):
             near, at = _smallest(values(block), min(k, len(part)))
@@ -223,30 +229,39 @@ def smallest(
 
 
 def patient_minima(
-    queries: Tensor, base: Base, patient: Tensor, patients: int, *, device: str = "cpu"
+    queries: Tensor, base: Base, patient: Tensor, patients: int, *, device: str = "cpu", label: str = ""
 ) -> Tensor:
     """D[s, p]: distance from query s to the nearest tile of patient p.
 
     Args:
         queries: (q, d). base: (n, d). patient: (n,) int64, the patient of each base row; fastest where the tiles of a
             patient lie together.
-        patients: P; a patient without a tile gets infinity.
+        patients: P; a patient without a tile gets infinity. label: names the work on a progress bar; none without.
 
     Returns:
         (q, P) float32.
     """
-    minima = minima_by_patient(-2.0 * queries.float(), base, patient, patients, _squared, device=device)
+    minima = minima_by_patient(
+        -2.0 * queries.float(), base, patient, patients, _squared, device=device, label=label
+    )
     norms = (queries.float() ** 2).sum(1)[:, None]
     return (minima + norms).clamp_min_(0).sqrt_()
 
 
 def minima_by_patient(
-    queries: Tensor, base: Base, patient: Tensor, patients: int, measure: Measure, *, device: str = "cpu"
+    queries: Tensor,
+    base: Base,
+    patient: Tensor,
+    patients: int,
+    measure: Measure,
+    *,
+    device: str = "cpu",
+    label: str = "",
 ) -> Tensor:
     """Smallest value of a measure over the tiles of each patient, (q, P); see `patient_minima`."""
     minima = torch.full((len(queries), patients), float("inf"))
     blocks = queries.to(device).split(QUERY_BLOCK)
-    for low, part in _blocks(base, BASE_BLOCK, device):
+    for low, part in _blocks(base, BASE_BLOCK, device, label):
         values = measure(part)
         owners, lengths = torch.unique_consecutive(patient[low : low + len(part)], return_counts=True)
         runs, names = lengths.tolist(), owners.tolist()
@@ -288,6 +303,10 @@ def _smallest(products: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return near, at // k * groups + chosen.gather(1, at % k)
 
 
-def _blocks(base: Base, size: int, device: str) -> Iterator[tuple[int, Tensor]]:
-    for low in range(0, len(base), size):
-        yield low, base[low : low + size].to(device).float()
+def _blocks(base: Base, size: int, device: str, label: str) -> Iterator[tuple[int, Tensor]]:
+    with progress(label, total=len(base), unit="tiles") if label else nullcontext() as bar:
+        for low in range(0, len(base), size):
+            part = base[low : low + size].to(device).float()
+            yield low, part
+            if bar is not None:
+                bar.advance(len(part))

@@ -290,7 +290,11 @@ def _by_eye(
     base = standardise(train.features.embeddings, holdout.features.embeddings)
     owner = torch.from_numpy(np.concatenate([cohort.of_train, cohort.of_holdout]))
     return [
-        as_stored(patient_minima(standardise(one.embeddings), base, owner, cohort.patients).numpy())
+        as_stored(
+            patient_minima(
+                standardise(one.embeddings), base, owner, cohort.patients, label="distances by the second eye"
+            ).numpy()
+        )
         for one in queries
     ]
 
@@ -301,7 +305,11 @@ def _by_shape(
     base = torch.cat([shapes.base(train.features.thumbs), shapes.base(holdout.features.thumbs)])
     owner = torch.from_numpy(np.concatenate([cohort.of_train, cohort.of_holdout]))
     return [
-        as_stored(patient_distances(shapes.queries(one.thumbs), base, owner, cohort.patients).numpy())
+        as_stored(
+            patient_distances(
+                shapes.queries(one.thumbs), base, owner, cohort.patients, "distances by shape"
+            ).numpy()
+        )
         for one in queries
     ]
 

@@ -101,8 +101,10 @@ class CopyScreen:
     def score(self, queries: TileFeatures, label: str) -> ScreenScores:
         """Score every query; `label` names the work on the progress bar."""
         k = self._policy.candidates_per_source
-        by_eye = nearest(self._standardise(queries.embeddings), self._embeddings, k)[1]
-        candidates = torch.cat([by_eye, self._candidates_by_spectrum(queries.thumbs, k)], dim=1)
+        by_eye = nearest(
+            self._standardise(queries.embeddings), self._embeddings, k, label=f"{label}: second eye"
+        )[1]
+        candidates = torch.cat([by_eye, self._candidates_by_spectrum(queries.thumbs, k, label)], dim=1)
         shape_rows, shape_turns = self._candidates_by_shape(queries.thumbs)
         found: list[tuple[Tensor, Tensor, Tensor]] = []
         with progress(label, total=len(queries), unit="tiles") as bar:
@@ -180,9 +182,9 @@ class CopyScreen:
             agreed.append(_Agreed(found[0], found[best], rows[best]))
         return agreed
 
-    def _candidates_by_spectrum(self, thumbs: Tensor, k: int) -> Tensor:
+    def _candidates_by_spectrum(self, thumbs: Tensor, k: int, label: str) -> Tensor:
         """Reference rows (q, k) that share the most of their field with the query, wherever it lies."""
-        return most_alike(self._shapes.queries(thumbs), self._spectra, k)
+        return most_alike(self._shapes.queries(thumbs), self._spectra, k, f"{label}: spectra")
 
     def _candidates_by_shape(self, thumbs: Tensor) -> tuple[Tensor, Tensor]:
         """Reference rows and symmetries, both (q, m), whose pooled shape fits best without a shift."""

@@ -116,23 +116,25 @@ def best_similarity(queries: Tensor, base: Tensor) -> Tensor:
     return out
 
 
-def most_alike(queries: Tensor, base: Tensor, k: int) -> Tensor:
+def most_alike(queries: Tensor, base: Tensor, k: int, label: str = "") -> Tensor:
     """The k base rows most similar to each query in any of `TURNS`, best first, (q, k)."""
 
     def measure(part: Tensor) -> Callable[[Tensor], Tensor]:
         return lambda block: best_similarity(block, part).neg_()
 
-    return smallest(queries, base, k, measure)[1]
+    return smallest(queries, base, k, measure, label=label)[1]
 
 
-def patient_distances(queries: Tensor, base: Tensor, patient: Tensor, patients: int) -> Tensor:
+def patient_distances(
+    queries: Tensor, base: Tensor, patient: Tensor, patients: int, label: str = ""
+) -> Tensor:
     """D (q, P): distance of each query, in its best symmetry, to the nearest base row of each patient."""
 
     def measure(part: Tensor) -> Callable[[Tensor], Tensor]:
         squares = part[:, -1]
         return lambda block: best_similarity(block, part).mul_(-2.0).add_(squares)
 
-    minima = minima_by_patient(queries, base, patient, patients, measure)
+    minima = minima_by_patient(queries, base, patient, patients, measure, label=label)
     return minima.add_(queries[:, -1:]).clamp_min_(0).sqrt_()
 
 

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pixcell_core.cli.progress import progress
 from privacy_audit.keypoints import KEPT, WIDTH, Keypoints, mirror
 
 _MOST_WORDS = 4096
@@ -67,16 +68,18 @@ class VoteIndex:
         self._centres = _choose_centres(reference, generator)
         self._cells = _Cells.of(self._centres)
         words, signatures, tiles, angles, sizes = [], [], [], [], []
-        for start in range(0, len(reference), _TILES_AT_ONCE):
-            part = reference[start : start + _TILES_AT_ONCE]
-            which, point = torch.nonzero(torch.arange(KEPT)[None] < part.count[:, None], as_tuple=True)
-            word, signature = self._encode(part.descriptor[which, point])
-            words.append(word)
-            signatures.append(signature)
-            tiles.append((which + start).numpy().astype(np.int32))
-            angles.append(part.place[which, point, 3].float().numpy())
-            sizes.append(part.place[which, point, 2].float().log2().numpy())
-        word = np.concatenate(words) if words else np.empty(0, dtype=np.int64)
+        with progress("indexing keypoints", total=len(reference), unit="tiles") as bar:
+            for start in range(0, len(reference), _TILES_AT_ONCE):
+                part = reference[start : start + _TILES_AT_ONCE]
+                which, point = torch.nonzero(torch.arange(KEPT)[None] < part.count[:, None], as_tuple=True)
+                word, signature = self._encode(part.descriptor[which, point])
+                words.append(word.astype(np.int32))
+                signatures.append(signature)
+                tiles.append((which + start).numpy().astype(np.int32))
+                angles.append(part.place[which, point, 3].float().numpy())
+                sizes.append(part.place[which, point, 2].float().log2().numpy())
+                bar.advance(len(part))
+        word = np.concatenate(words) if words else np.empty(0, dtype=np.int32)
         order = np.argsort(word, kind="stable")
         self._signature = np.concatenate(signatures)[order]
         self._tile = np.concatenate(tiles)[order]
