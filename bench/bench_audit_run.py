@@ -120,6 +120,7 @@ class Clock:
     def __init__(self, log: Path | None) -> None:
         self.seconds: dict[str, float] = {}
         self.walls: dict[str, float] = {}
+        self.peaks: dict[str, float] = {}
         self._inside: list[list[float]] = []
         self._log, self._said = log, time.monotonic()
 
@@ -137,6 +138,7 @@ class Clock:
                 inner = self._inside.pop()
                 self.seconds[name] = self.seconds.get(name, 0.0) + spent - inner[0]
                 self.walls[name] = self.walls.get(name, 0.0) + waited - inner[1]
+                self.peaks[name] = _peak() / 1e9
                 if self._inside:
                     self._inside[-1][0] += spent
                     self._inside[-1][1] += waited
@@ -148,8 +150,11 @@ class Clock:
 
     def so_far(self) -> dict[str, Any]:
         """Figures of what has ended: a long run that is stopped has said this much."""
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        return {"stages": self.seconds, "walls": self.walls, "peak": peak}
+        return {"stages": self.seconds, "walls": self.walls, "peaks": self.peaks, "peak": _peak()}
+
+
+def _peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
 
 
 def main() -> None:
@@ -177,20 +182,20 @@ def main() -> None:
     if profile:
         pstats.Stats(profile).sort_stats("tottime").print_stats(45)
     drawn = clock.seconds.pop("drawing tiles", 0.0)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = _peak()
     rows = sorted(clock.seconds.items(), key=lambda item: -item[1])
     rest = cpu - drawn - sum(clock.seconds.values())
     print(
         f"{options.released:,} released tiles, {options.holdout:,} holdout and {options.private:,} private of {SIDE} px, "
         f"{options.threads} threads, verdict {report.verdict.value}"
     )
-    print("| stage | CPU s | wall s |\n|---|---|---|")
+    print("| stage | CPU s | wall s | peak memory until then, GB |\n|---|---|---|---|")
     for name, seconds in rows:
-        print(f"| {name} | {seconds:.1f} | {clock.walls[name]:.1f} |")
-    print(f"| the rest | {rest:.1f} | |")
+        print(f"| {name} | {seconds:.1f} | {clock.walls[name]:.1f} | {clock.peaks[name]:.2f} |")
+    print(f"| the rest | {rest:.1f} | | |")
     total = cpu - drawn
     print(
-        f"| all, without drawing the tiles ({drawn:.0f} CPU s) | {total:.1f} | {wall - clock.walls['drawing tiles']:.1f} |"
+        f"| all, without drawing the tiles ({drawn:.0f} CPU s) | {total:.1f} | {wall - clock.walls['drawing tiles']:.1f} | |"
     )
     print(
         f"{total / 120:.1f} min on two cores when nothing waits; decoding PNG files would add {decode * 1e3:.2f} ms a tile; "

@@ -37,7 +37,7 @@ from privacy_audit.spectrum import ShapeSpectra, most_alike
 from privacy_audit.votes import VoteIndex
 
 _QUERIES_AT_ONCE = 32
-_VOTES_AT_ONCE = 128
+_VOTES_AT_ONCE = 64
 
 
 @dataclass(frozen=True)

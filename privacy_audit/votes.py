@@ -28,6 +28,9 @@ _NEAR_BITS = 22  # of 64: two unrelated descriptors of a word differ in 32 ± 4
 _SOFTNESS = 16.0
 _TURN_BINS = 24
 _ZOOM_OCTAVES = 1.0
+_TRUST = np.exp(-((np.arange(_BITS + 1) / _SOFTNESS) ** 2))  # of a vote, by the bits that differ
+_MANY = 2048  # votes of a query from which on most tiles are left out unseen
+_LOOKED_AT = 256  # tiles with the most votes in all, whose votes are counted turn by turn first
 _SEED = 20
 _TILES_AT_ONCE = 256
 _ROWS_AT_ONCE = 1024
@@ -93,7 +96,7 @@ class VoteIndex:
         """The `keep` best reference tiles of each query tile, as it is and mirrored."""
         hits = self._hits(*self._encoded(Keypoints.join([query, mirror(query)])))
         bounds = np.searchsorted(hits.asker, np.arange(2 * len(query) + 1))
-        tallies = [self._tally(hits, low, high) for low, high in pairwise(bounds)]
+        tallies = [self._tally(hits, low, high, keep) for low, high in pairwise(bounds)]
         return [self._best([tallies[row], tallies[len(query) + row]], keep) for row in range(len(query))]
 
     def _encoded(
@@ -123,8 +126,8 @@ class VoteIndex:
             asking = order[bounds[number] : bounds[number + 1]]
             far = np.bitwise_count(signature[asking][:, None] ^ self._signature[None, low:high])
             row, column = np.divmod(np.flatnonzero(far <= _NEAR_BITS), max(high - low, 1))
-            points.append(asking[row])
-            entries.append(column + low)
+            points.append(asking[row].astype(np.int32))
+            entries.append((column + low).astype(np.int32))
             apart.append(far[row, column])
         point, entry, far = (
             np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
@@ -138,20 +141,41 @@ class VoteIndex:
             asker[point],
             self._tile[entry],
             (turn * (_TURN_BINS / 360.0)).astype(np.int64) % _TURN_BINS,
-            self._weight[word[point]] * np.exp(-((far[close].astype(np.float64) / _SOFTNESS) ** 2)),
+            self._weight[word[point]] * _TRUST[far[close]],
         )
 
-    @staticmethod
-    def _tally(hits: _Hits, low: int, high: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-        """Tiles with any vote, and the votes in their best bin of turns (two neighbouring bins together)."""
-        tiles, place = np.unique(hits.tile[low:high], return_inverse=True)
-        table = np.bincount(
-            place * _TURN_BINS + hits.turn[low:high],
-            weights=hits.weight[low:high],
-            minlength=len(tiles) * _TURN_BINS,
-        )
-        table = table.reshape(len(tiles), _TURN_BINS)
-        return tiles.astype(np.int64), (table + np.roll(table, 1, axis=1)).max(axis=1, initial=0.0)
+    def _tally(
+        self, hits: _Hits, low: int, high: int, keep: int
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """Tiles and their votes in their best bin of turns (two neighbouring bins together): at least the `keep` best."""
+        tile, turn, weight = hits.tile[low:high], hits.turn[low:high], hits.weight[low:high]
+        if len(tile) < _MANY:
+            tiles, place = np.unique(tile, return_inverse=True)
+            return tiles.astype(np.int64), _best_bins(place, turn, weight, len(tiles))
+        # No bin holds more than all of them, so the totals say which tiles need not be looked at.
+        totals = np.bincount(tile, weights=weight, minlength=self._tiles)
+        voted = np.flatnonzero(totals)
+        few = min(max(_LOOKED_AT, 2 * keep), len(voted))
+        likely = np.zeros(self._tiles, dtype=bool)
+        likely[voted[np.argpartition(totals[voted], len(voted) - few)[-few:]]] = True
+        votes = self._some(tile, turn, weight, likely)[1]
+        if len(votes) > keep:
+            likely |= totals >= np.partition(votes, len(votes) - keep)[-keep]
+        return self._some(tile, turn, weight, likely)
+
+    def _some(
+        self,
+        tile: npt.NDArray[np.int32],
+        turn: npt.NDArray[np.int64],
+        weight: npt.NDArray[np.float64],
+        wanted: npt.NDArray[np.bool_],
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """Votes of the wanted tiles alone."""
+        tiles = np.flatnonzero(wanted)
+        number = np.zeros(self._tiles, dtype=np.int64)
+        number[tiles] = np.arange(len(tiles))
+        rows = np.flatnonzero(wanted[tile])
+        return tiles, _best_bins(number[tile[rows]], turn[rows], weight[rows], len(tiles))
 
     def _best(self, sides: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]], keep: int) -> Vote:
         row = np.concatenate([tiles for tiles, _ in sides])
@@ -169,6 +193,14 @@ class VoteIndex:
             np.packbits(bits, axis=1).view(np.uint64)[:, 0] if len(bits) else np.empty(0, dtype=np.uint64)
         )
         return word.numpy(), packed
+
+
+def _best_bins(
+    place: npt.NDArray[np.int64], turn: npt.NDArray[np.int64], weight: npt.NDArray[np.float64], tiles: int
+) -> npt.NDArray[np.float64]:
+    table = np.bincount(place * _TURN_BINS + turn, weights=weight, minlength=tiles * _TURN_BINS)
+    table = table.reshape(tiles, _TURN_BINS)
+    return np.asarray((table + np.roll(table, 1, axis=1)).max(axis=1, initial=0.0))
 
 
 @dataclass(frozen=True)

@@ -139,6 +139,13 @@ def test_grouped_words_are_nearly_always_the_nearest_and_votes_find_the_same_til
     queries = Keypoints(reference.place[:15], noisy.to(torch.uint8), reference.count[:15])
     for index in (whole, grouped):
         assert [int(one.row[0]) for one in index.vote(queries, 3)] == list(range(15))
+    # Looking at the likely tiles alone leaves none of the best out.
+    every = grouped.vote(queries, 4)
+    monkeypatch.setattr(votes, "_MANY", 0)
+    for looked_at in (2, 30, 1000):
+        monkeypatch.setattr(votes, "_LOOKED_AT", looked_at)
+        for one, other in zip(every, grouped.vote(queries, 4), strict=True):
+            assert np.array_equal(one.row, other.row) and np.array_equal(one.votes, other.votes)
     # Asked together or one by one.
     together = grouped.vote(queries, 3)
     for row in range(15):
