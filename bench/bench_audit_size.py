@@ -4,7 +4,7 @@
 
 Tiles are made, not read: described ones are drawn once and multiplied by turning, rolling and mixing, so that words of
 keypoints and spectra are as real ones are. Stages that compare all with all grow with released x private, the others
-with the number of tiles; the projection says which is which.
+with the number of tiles; the projection says which is which. `bench_audit_run.py` runs a whole audit instead.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from privacy_audit.keypoints import KEPT, Keypoints
 from privacy_audit.neighbours import Standardiser, patient_minima
 from privacy_audit.policy import load_policy
 from privacy_audit.screen import CopyScreen
-from privacy_audit.spectrum import TURNS, ShapeSpectra
+from privacy_audit.spectrum import ShapeSpectra, patient_distances
 
-SIDE, POOL = 224, 256
+SIDE, POOL, BLOCK = 224, 256, 2048
 PATIENTS = 120
 FULL_HOLDOUT = 3_000
 
@@ -46,7 +46,7 @@ def main() -> None:
     eye = SecondEye(policy.copies.eye_pixels)
     tiles = _tiles()
     with _stage(clock, "looking"):
-        pool = join([describe(block, eye) for block in tiles.split(64)])
+        pool = join([describe(block, eye) for block in tiles.split(128)])
     private, null, released = (
         _multiplied(pool, n, seed) for seed, n in enumerate((options.private, holdout, options.released))
     )
@@ -67,9 +67,7 @@ def main() -> None:
     owner = torch.arange(len(private)) * PATIENTS // len(private)
     with _stage(clock, "patient distances: all with all"):
         patient_minima(standardise(released.embeddings), base, owner, PATIENTS)
-        vectors = shapes(private.thumbs)
-        for turn in TURNS:
-            patient_minima(shapes(released.thumbs, turn), vectors, owner, PATIENTS)
+        patient_distances(shapes.queries(released.thumbs), shapes.base(private.thumbs), owner, PATIENTS)
     full_queries = 10_000 + FULL_HOLDOUT + planted
     full_tiles = 100_000 + full_queries
     here = len(queries)
@@ -133,16 +131,21 @@ def _multiplied(pool: TileFeatures, count: int, seed: int) -> TileFeatures:
     rich = torch.nonzero(pool.keypoints.count == KEPT)[:, 0]
     mixed = rich[torch.randint(len(rich), (count, KEPT), generator=draw)]
     column = torch.arange(KEPT).expand(count, KEPT)
-    noise = torch.randint(-6, 7, (count, KEPT, 128), generator=draw, dtype=torch.int16)
-    descriptor = (pool.keypoints.descriptor[mixed, column].short() + noise).clamp(0, 255).to(torch.uint8)
+    descriptor = torch.empty(count, KEPT, 128, dtype=torch.uint8)
+    for rows, out in zip(mixed.split(BLOCK), descriptor.split(BLOCK), strict=True):
+        noise = torch.randint(-6, 7, out.shape, generator=draw, dtype=torch.int16)
+        out[:] = (pool.keypoints.descriptor[rows, column[: len(rows)]].short() + noise).clamp(0, 255)
     spread = pool.embeddings.std(dim=0)
+    embeddings = torch.empty(count, len(spread), dtype=torch.float16)
+    for rows, out in zip(source.split(BLOCK), embeddings.split(BLOCK), strict=True):
+        out[:] = pool.embeddings[rows] + 0.5 * spread * torch.randn(out.shape, generator=draw)
     names = tuple(f"{seed}-{row}" for row in range(count))
     return TileFeatures(
         names,
         names,
         thumbs,
         pool.texture[source],
-        pool.embeddings[source] + 0.5 * spread * torch.randn(count, len(spread), generator=draw),
+        embeddings,
         Keypoints(
             pool.keypoints.place[mixed, column], descriptor, torch.full((count,), KEPT, dtype=torch.int16)
         ),

@@ -17,7 +17,7 @@ import torch
 
 from privacy_audit.neighbours import DEFAULT_MEMORY, VectorFile, nearest
 
-WIDTH, QUERIES, WRITE_AT_ONCE = 1536, 64, 20_000
+WIDTH, WRITE_AT_ONCE = 1536, 20_000
 
 
 def main() -> None:
@@ -25,7 +25,7 @@ def main() -> None:
     options = _options()
     torch.set_num_threads(1)
     if options.rows:
-        on_disk(options.rows, options.memory, options.folder)
+        on_disk(options.rows, options.queries, options.memory, options.folder)
     else:
         against_faiss()
 
@@ -50,13 +50,13 @@ def against_faiss() -> None:
         show(f"5 nearest of {rows:,} for {queries} queries, {width} numbers each", "faiss.knn", found)
 
 
-def on_disk(rows: int, memory: int, folder: Path | None) -> None:
+def on_disk(rows: int, asked: int, memory: int, folder: Path | None) -> None:
     """Write a file of rows, search it, find the planted neighbours and print the peak memory of this process."""
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory(dir=folder) as room:
         path = Path(room) / "base.npy"
-        planted = rng.choice(rows, QUERIES, replace=False)
-        queries = np.empty((QUERIES, WIDTH), dtype=np.float32)
+        planted = rng.choice(rows, asked, replace=False)
+        queries = np.empty((asked, WIDTH), dtype=np.float32)
         with path.open("wb") as handle:
             np.lib.format.write_array_header_1_0(
                 handle, {"descr": "<f2", "fortran_order": False, "shape": (rows, WIDTH)}
@@ -74,7 +74,7 @@ def on_disk(rows: int, memory: int, folder: Path | None) -> None:
     assert (where[:, 0].numpy() == planted).all(), "a planted neighbour was missed"
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(
-        f"{QUERIES} queries over {rows:,} rows of {WIDTH} halves ({size / 1e9:.2f} GB): {seconds:.1f} CPU s, peak memory "
+        f"{asked:,} queries over {rows:,} rows of {WIDTH} halves ({size / 1e9:.2f} GB): {seconds:.1f} CPU s, peak memory "
         f"of the process {peak / 1e9:.2f} GB (bound {memory / 1e9:.2f} GB), all planted neighbours first "
         f"(distance {float(distances[:, 0].max()):.2f})"
     )
@@ -83,6 +83,7 @@ def on_disk(rows: int, memory: int, folder: Path | None) -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=0, help="search a file of so many rows instead")
+    parser.add_argument("--queries", type=int, default=1_000, help="rows that are searched for in it")
     parser.add_argument("--memory", type=int, default=DEFAULT_MEMORY, help="bound in bytes")
     parser.add_argument("--folder", type=Path, help="where the file is written for the time of the run")
     return parser.parse_args()

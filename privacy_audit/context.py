@@ -48,7 +48,7 @@ def gather(
     per_patient: int,
 ) -> ContextEvidence:
     """Measure what the four numbers need, by the second eye."""
-    real = standardise(torch.cat([train.features.embeddings, holdout.features.embeddings]))
+    real = standardise(train.features.embeddings, holdout.features.embeddings)
     owner = np.concatenate([cohort.of_train, cohort.of_holdout])
     released = standardise(synthetic.features.embeddings[even_sample(len(synthetic)).tolist()])
     rows = sampled_rows(owner, max(min(per_patient, _REAL // cohort.patients), 1))
@@ -232,9 +232,6 @@ def _nearest_patients(
         rows, ranks = torch.nonzero(who == patient, as_tuple=True)
         tile[rows, ranks] = mine[nearest(released[rows], real[mine], 1)[1][:, 0]]
     used, place = tile.unique(return_inverse=True)
-    apart = []
-    for block in used.split(_BLOCK):
-        rows_to_all = patient_minima(real[block], real, owner, patients)
-        rows_to_all[torch.arange(len(block)), owner[block]] = float("inf")
-        apart.append(rows_to_all.min(dim=1).values)
-    return near, who, torch.cat(apart)[place]
+    to_all = patient_minima(real[used], real, owner, patients, label="context: neighbours' neighbours")
+    to_all[torch.arange(len(used)), owner[used]] = float("inf")
+    return near, who, to_all.min(dim=1).values[place]

@@ -9,10 +9,12 @@ Legend: B tiles, H W pixels.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from scipy.stats import fisher_exact
 
 from pixcell_core.cli.progress import progress
@@ -29,6 +31,7 @@ _DARK, _LIGHT = (
     (60, 85, 110),
     (248, 225, 205),
 )  # levels at which signs are cut out: smoothed letters have grey rims
+_DENSITY = -np.log10((np.arange(256, dtype=np.float32) + 1.0) / 256.0)  # optical density of every grey value
 Tile = npt.NDArray[np.uint8]
 
 
@@ -69,39 +72,49 @@ def ink_share(tile: Tile) -> float:
     than green, blue pens more red than green and hardly any blue, red pens about as much blue as green, black pens as
     much of all three.
     """
-    density = -np.log10((tile.reshape(-1, 3).astype(np.float32) + 1.0) / 256.0)
-    red, green, blue = density[:, 0], density[:, 1], density[:, 2]
-    strong = density.max(axis=1) > 0.35
-    green_pen = (red > 1.35 * green) & (blue > 0.6 * green)
+    red, green, blue = (_DENSITY[tile[:, :, channel]] for channel in range(3))
     # Overdrawn nuclei have no red at all and little blue: a blue pen is bright in blue.
     blue_pen = (red > 1.22 * green) & (blue < 0.3) & (red > 0.55)
+    green_pen = (red > 1.35 * green) & (blue > 0.6 * green)
     red_pen = (blue > 0.7 * green) & (red < 0.3 * green) & (green > 0.75)
-    black_pen = (density.min(axis=1) > 0.75) & (blue > 0.85 * green)
+    black_pen = (np.minimum(np.minimum(red, green), blue) > 0.75) & (blue > 0.85 * green)
+    strong = np.maximum(np.maximum(red, green), blue) > 0.35
     return float((strong & (green_pen | blue_pen | red_pen | black_pen)).mean())
 
 
 def longest_line(tile: Tile) -> int:
     """Most signs on one line: dark, or light on darker ground, of one height, one baseline, and close together."""
-    darkest, lightest = tile.max(axis=2), tile.min(axis=2)
-    masks = [darkest < level for level in _DARK] + [lightest > level for level in _LIGHT]
-    # Where most of a tile is dark or glass, what is left over is no writing.
-    return max((_line(mask) for mask in masks if 0 < mask.mean() < 0.4), default=0)
+    red, green, blue = (np.ascontiguousarray(tile[:, :, channel]) for channel in range(3))
+    darkest = np.maximum(np.maximum(red, green), blue)
+    lightest = np.minimum(np.minimum(red, green), blue)
+    best = 0
+    for mask in [darkest < level for level in _DARK] + [lightest > level for level in _LIGHT]:
+        # Where most of a tile is dark or glass, what is left over is no writing.
+        if 0 < np.count_nonzero(mask) < 0.4 * mask.size:
+            best = max(best, _line(mask, best))
+    return best
 
 
 def label_blocks(tile: Tile) -> int:
     """Blocks of 16 px in which all rows (or all columns) repeat each other and run between black and white."""
     rows, columns = tile.shape[0] // _BLOCK, tile.shape[1] // _BLOCK
-    cut = tile[: rows * _BLOCK, : columns * _BLOCK].astype(np.float32)
-    blocks = (
-        cut.reshape(rows, _BLOCK, columns, _BLOCK, 3).transpose(0, 2, 1, 3, 4).reshape(-1, _BLOCK, _BLOCK, 3)
-    )
-    colourful = (blocks.max(axis=3) - blocks.min(axis=3)).mean(axis=(1, 2))
-    grey = blocks.mean(axis=3)
-    contrast = grey.max(axis=(1, 2)) - grey.min(axis=(1, 2))
+    cut = tile[: rows * _BLOCK, : columns * _BLOCK]
+    sums = cut[:, :, 0].astype(np.uint16) + cut[:, :, 1] + cut[:, :, 2]
+    highest = sums.reshape(rows, _BLOCK, -1).max(axis=1).reshape(rows, columns, _BLOCK).max(axis=2)
+    lowest = sums.reshape(rows, _BLOCK, -1).min(axis=1).reshape(rows, columns, _BLOCK).min(axis=2)
+    # Few blocks of tissue run between black and white: only these are looked at.
+    row, column = np.nonzero(highest - lowest >= 3 * 120)
+    if not len(row):
+        return 0
+    inside = cut.reshape(rows, _BLOCK, columns, _BLOCK, 3)[row, :, column].astype(np.float32)
+    red, green, blue = (np.ascontiguousarray(inside[..., channel]) for channel in range(3))
+    spread = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
+    colourful = spread.mean(axis=(1, 2))
+    grey = (red + green + blue) / 3.0
     down = np.abs(np.diff(grey, axis=1)).mean(axis=(1, 2))
     across = np.abs(np.diff(grey, axis=2)).mean(axis=(1, 2))
     low, high = np.minimum(down, across), np.maximum(down, across)
-    return int(((contrast >= 120) & (colourful <= 30) & (low < 0.1 * high) & (high > 15)).sum())
+    return int(((colourful <= 30) & (low < 0.1 * high) & (high > 15)).sum())
 
 
 def hits(evidence: DisclosureEvidence, policy: DisclosurePolicy) -> npt.NDArray[np.bool_]:
@@ -207,32 +220,44 @@ def _read(count: int, read: MarkEvidence, max_p: float) -> tuple[Status, str]:
 def _all(source: TileSource, rows: npt.NDArray[np.int64] | None) -> list[Found]:
     wanted = np.arange(len(source.ids)) if rows is None else rows
     found: list[Found] = []
-    with progress(f"reading {source.name} tiles for text and ink", total=len(wanted), unit="tiles") as bar:
+    # Most of the work leaves the interpreter's lock.
+    with (
+        progress(f"reading {source.name} tiles for text and ink", total=len(wanted), unit="tiles") as bar,
+        ThreadPoolExecutor(torch.get_num_threads()) as pool,
+    ):
         for start in range(0, len(source.ids), _CHUNK):
             inside = wanted[(wanted >= start) & (wanted < start + _CHUNK)]
             if not len(inside):
                 continue
             pixels = source.read(start, start + _CHUNK)[(inside - start).tolist()]
-            found += [look(tile) for tile in pixels.permute(0, 2, 3, 1).contiguous().numpy()]
+            found += pool.map(look, pixels.permute(0, 2, 3, 1).contiguous().numpy())
             bar.advance(len(inside))
     return found
 
 
-def _line(mask: npt.NDArray[np.bool_]) -> int:
+def _line(mask: npt.NDArray[np.bool_], least: int = 0) -> int:
+    """Most signs on one line; anything where they cannot be more than `least`."""
     import cv2
 
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    padded = np.pad(mask.view(np.uint8), 1)
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(padded, connectivity=8)
     side = min(mask.shape)
     left, top, width, height, area = stats.T
     fill = area / (width * height)
     likely = (height >= 6) & (height <= side // 3) & (width >= 0.1 * height) & (width <= 1.6 * height)
     likely &= (fill >= 0.15) & (fill <= 0.95) & (area >= 8)
     likely[0] = False  # the ground
+    if np.count_nonzero(likely) <= least:
+        return 0
+    # One transform for all signs: between two of them lies ground, so no sign is nearer than the ground around it.
+    depth = cv2.distanceTransform(padded, cv2.DIST_L2, 3)
     signs = []
     for number in np.flatnonzero(likely).tolist():
         x, y, w, h = int(left[number]), int(top[number]), int(width[number]), int(height[number])
-        # A stroke is thin against the sign it draws; a nucleus or a lumen is not.
-        if _thickness(labels[y : y + h, x : x + w] == number) <= 0.36 * h:
+        here = slice(y, y + h), slice(x, x + w)
+        # The thickest stroke: a stroke is thin against the sign it draws; a nucleus or a lumen is not.
+        thickness = 2.0 * float(depth[here][labels[here] == number].max()) - 1.0
+        if thickness <= 0.36 * h:
             signs.append((x, y + h, w, h))
     signs.sort()
     best = 0
@@ -246,11 +271,3 @@ def _line(mask: npt.NDArray[np.bool_]) -> int:
                 run, last = run + 1, sign
         best = max(best, run)
     return best
-
-
-def _thickness(sign: npt.NDArray[np.bool_]) -> float:
-    """Twice the largest distance from a set pixel to an unset one: the thickest stroke of a sign, in pixels."""
-    import cv2
-
-    padded = np.pad(sign.astype(np.uint8), 1)
-    return 2.0 * float(cv2.distanceTransform(padded, cv2.DIST_L2, 3).max()) - 1.0

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pixcell_core.cli.progress import progress
 from pixcell_core.contracts.bands import band
 from privacy_audit.geometry import FINE_SIDE, Shifts, correlate, spectra
 from privacy_audit.neighbours import most_similar
@@ -67,12 +68,14 @@ def find_duplicates(train: Group, shapes: ShapeSpectra, min_overlap: float) -> D
     pairs = _candidates(train, shapes)
     plan = Shifts.of(FINE_SIDE, min_overlap)
     parent = list(range(len(train)))
-    for block in pairs.split(_PAIRS_AT_ONCE) if len(pairs) else ():
-        first = spectra(train.features.thumbs[block[:, 0]], plan, moving=False)
-        second = spectra(train.features.thumbs[block[:, 1]], plan, moving=True)
-        alike = correlate(first, second, plan)[0] >= _ONE_FIELD
-        for a, b in block[alike].tolist():
-            parent[_root(parent, a)] = _root(parent, b)
+    with progress("comparing training tiles of a patient", total=len(pairs), unit="pairs") as bar:
+        for block in pairs.split(_PAIRS_AT_ONCE) if len(pairs) else ():
+            first = spectra(train.features.thumbs[block[:, 0]], plan, moving=False)
+            second = spectra(train.features.thumbs[block[:, 1]], plan, moving=True)
+            alike = correlate(first, second, plan)[0] >= _ONE_FIELD
+            for a, b in block[alike].tolist():
+                parent[_root(parent, a)] = _root(parent, b)
+            bar.advance(len(block))
     roots = np.array([_root(parent, row) for row in range(len(train))], dtype=np.int64)
     return Duplicates(np.unique(roots, return_inverse=True)[1].astype(np.int64))
 

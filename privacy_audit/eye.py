@@ -18,6 +18,9 @@ class Eye(Protocol):
         """Embed uint8 (B, 3, H, W) as (B, d) float32."""
 
 
+_AT_ONCE = 32  # tiles: the activations of more do not stay in a processor's cache
+
+
 class SecondEye:
     """EfficientNet-Lite0 features of tiles reduced to a fixed side."""
 
@@ -30,6 +33,8 @@ class SecondEye:
 
     def embed(self, pixels: Tensor) -> Tensor:
         """Reduce by area averaging, then embed; (B, d) float32."""
+        if len(pixels) > _AT_ONCE:
+            return torch.cat([self.embed(part) for part in pixels.split(_AT_ONCE)])
         if pixels.shape[-2:] != (self._side, self._side):
             reduced = F.interpolate(pixels.float(), size=(self._side, self._side), mode="area")
             pixels = reduced.round().clamp(0, 255).to(torch.uint8)

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from pixcell_core.cli.progress import progress
 from privacy_audit.eye import Eye
-from privacy_audit.geometry import FINE_SIDE, ORIENTATIONS, evened, haematoxylin, orient, texture
+from privacy_audit.geometry import FINE_SIDE, evened, evened_with_texture, haematoxylin
 from privacy_audit.keypoints import SIDE, Keypoints, find_keypoints
 from privacy_audit.tiles import TileSource, pixel_digest
 
-CACHE_VERSION = 3
+CACHE_VERSION = 4
 CHUNK = 128
 
 
@@ -35,7 +35,7 @@ class TileFeatures:
     canonical: tuple[str, ...]
     thumbs: Tensor  # (n, 64, 64) float16
     texture: Tensor  # (n,) float32, optical density
-    embeddings: Tensor  # (n, d) float32
+    embeddings: Tensor  # (n, d) float32, or float16 as the cache keeps them
     keypoints: Keypoints
 
     def __len__(self) -> int:
@@ -70,25 +70,35 @@ def describe(pixels: Tensor, eye: Eye) -> TileFeatures:
     """Compute the features of uint8 (B, 3, H, W) tiles."""
     arrays = pixels.permute(0, 2, 3, 1).contiguous().numpy()
     density = haematoxylin(pixels)
+    thumbs, texture = evened_with_texture(density, FINE_SIDE)
     # Digests leave the interpreter's lock as the keypoint search does.
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        digests, canonical = tuple(pool.map(pixel_digest, arrays)), tuple(pool.map(canonical_digest, pixels))
+        digests, canonical = tuple(pool.map(pixel_digest, arrays)), tuple(pool.map(canonical_digest, arrays))
     return TileFeatures(
         digests,
         canonical,
-        evened(density, FINE_SIDE).half(),
-        texture(density, FINE_SIDE),
+        thumbs.half(),
+        texture,
         eye.embed(pixels).float(),
         find_keypoints(evened(density, SIDE)),
     )
 
 
-def canonical_digest(tile: Tensor) -> str:
-    """Smallest pixel digest among the eight symmetries of one (3, H, W) tile: equal for a copy in any of them."""
-    return min(
-        pixel_digest(orient(tile, which).permute(1, 2, 0).contiguous().numpy())
-        for which in range(ORIENTATIONS)
-    )
+def canonical_digest(tile: npt.NDArray[np.uint8]) -> str:
+    """Digest of the smallest of the eight symmetries of one (H, W, 3) tile: equal for a copy in any of them.
+
+    Smallest is by shape, then by bytes, row after row; nearly always the first row decides.
+    """
+    turned = [np.rot90(side, turns) for side in (tile, tile[:, ::-1]) for turns in range(4)]
+    shape = min(one.shape for one in turned)
+    left = [one for one in turned if one.shape == shape]
+    for row in range(shape[0]):
+        rows = [one[row].tobytes() for one in left]
+        least = min(rows)
+        left = [one for one, here in zip(left, rows, strict=True) if here == least]
+        if len(left) == 1:
+            break
+    return pixel_digest(left[0])
 
 
 def load_features(source: TileSource, eye: Eye, cache: Path | None) -> TileFeatures:
@@ -100,13 +110,37 @@ def load_features(source: TileSource, eye: Eye, cache: Path | None) -> TileFeatu
     total = len(source.ids)
     if cache is not None:
         cache.mkdir(parents=True, exist_ok=True)
-    parts: list[TileFeatures] = []
+    digests: list[str] = []
+    canonical: list[str] = []
+    room: list[Tensor] = []
     with progress(f"looking at {source.name} tiles", total=total, unit="tiles") as bar:
         for start in range(0, total, CHUNK):
             stop = min(start + CHUNK, total)
-            parts.append(_chunk(source.read(start, stop), eye, cache))
+            part = _chunk(source.read(start, stop), eye, cache)
+            digests += part.digests
+            canonical += part.canonical
+            values = _tensors(part)
+            # Filled in place: parts that are joined at the end would stand in memory twice.
+            room = room or [value.new_empty(total, *value.shape[1:]) for value in values]
+            for whole, value in zip(room, values, strict=True):
+                whole[start:stop] = value
             bar.advance(stop - start)
-    return join(parts)
+    thumbs, texture, embeddings, place, descriptor, count = room
+    return TileFeatures(
+        tuple(digests), tuple(canonical), thumbs, texture, embeddings, Keypoints(place, descriptor, count)
+    )
+
+
+def _tensors(features: TileFeatures) -> list[Tensor]:
+    points = features.keypoints
+    return [
+        features.thumbs,
+        features.texture,
+        features.embeddings,
+        points.place,
+        points.descriptor,
+        points.count,
+    ]
 
 
 def _chunk(pixels: Tensor, eye: Eye, cache: Path | None) -> TileFeatures:
@@ -122,7 +156,7 @@ def _chunk(pixels: Tensor, eye: Eye, cache: Path | None) -> TileFeatures:
             _from_bytes(found["canonical"]),
             found["thumbs"],
             found["texture"],
-            found["embeddings"].float(),
+            found["embeddings"],
             Keypoints(found["place"], found["descriptor"], found["count"]),
         )
     features = describe(pixels, eye)
@@ -132,7 +166,7 @@ def _chunk(pixels: Tensor, eye: Eye, cache: Path | None) -> TileFeatures:
         features.canonical,
         features.thumbs,
         features.texture,
-        features.embeddings.half().float(),
+        features.embeddings.half(),
         features.keypoints,
     )
     partial = path.with_suffix(".partial")
@@ -142,7 +176,7 @@ def _chunk(pixels: Tensor, eye: Eye, cache: Path | None) -> TileFeatures:
             "canonical": _to_bytes(features.canonical),
             "thumbs": features.thumbs.contiguous(),
             "texture": features.texture.contiguous(),
-            "embeddings": features.embeddings.half().contiguous(),
+            "embeddings": features.embeddings.contiguous(),
             "place": features.keypoints.place.contiguous(),
             "descriptor": features.keypoints.descriptor.contiguous(),
             "count": features.keypoints.count.contiguous(),

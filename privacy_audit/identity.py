@@ -18,8 +18,9 @@ from torch import Tensor
 
 from privacy_audit.duplicates import Duplicates
 from privacy_audit.intervals import clopper_pearson_lower
+from privacy_audit.neighbours import BASE_BLOCK, product
 from privacy_audit.patients import (
-    RankedDistances,
+    View,
     permutation_tail,
     permutations,
     tail_size,
@@ -50,30 +51,34 @@ def identity_rows(
 
 
 def identity_distances(
-    rows: npt.NDArray[np.int64], train: Tensor, holdout: Tensor, cohort: Cohort, duplicates: Duplicates
+    rows: npt.NDArray[np.int64], base: Tensor, cohort: Cohort, duplicates: Duplicates
 ) -> npt.NDArray[np.float64]:
     """D (K, P) of planted training tiles as if they had not been in training.
 
     Args:
-        rows: (K,) training rows that are planted. train, holdout: (n, d) vectors of one view.
+        rows: (K,) training rows that are planted. base: (n, d) vectors of one view, training tiles before holdout tiles.
         cohort: the patients. duplicates: the tile itself and every tile of its field are left out of the search.
     """
     owner = torch.from_numpy(np.concatenate([cohort.of_train, cohort.of_holdout]))
-    base = torch.cat([train, holdout]).float()
+    # Holdout tiles are of no training field.
+    field = np.concatenate([duplicates.cluster, np.full(len(cohort.of_holdout), -1)])
+    planted = base[torch.from_numpy(rows)].float()
+    squares = (planted * planted).sum(dim=1)[:, None]
     out = torch.full((len(rows), cohort.patients), float("inf"))
-    for number, row in enumerate(rows.tolist()):
-        distance = torch.linalg.vector_norm(base - train[row].float(), dim=1)
-        distance[: len(train)][torch.from_numpy(duplicates.same(np.arange(len(train)), np.array(row)))] = (
-            torch.inf
-        )
-        out[number].scatter_reduce_(0, owner, distance, reduce="amin")
+    for low in range(0, len(base), BASE_BLOCK):
+        part = base[low : low + BASE_BLOCK].float()
+        squared = product(-2.0 * planted, part) + (part * part).sum(dim=1) + squares
+        same = field[rows][:, None] == field[None, low : low + BASE_BLOCK]
+        squared[torch.from_numpy(same)] = torch.inf
+        out.scatter_reduce_(1, owner[low : low + BASE_BLOCK].expand(len(rows), -1), squared, reduce="amin")
+    out = out.clamp_min(0.0).sqrt()
     # A patient all of whose tiles show one field has nothing left to be recognised by.
     finite = out[torch.isfinite(out)]
     return np.asarray(out.clamp_max(float(finite.max()) if len(finite) else 1.0).double().numpy())
 
 
 def identity_curve(
-    views: Sequence[tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]],
+    views: Sequence[View],
     planted_patient: npt.NDArray[np.int64],
     cohort: Cohort,
     policy: PatientPolicy,
@@ -82,12 +87,12 @@ def identity_curve(
     """How often the patient test notices unused tiles of training patients, by their share of the release.
 
     Args:
-        views: for each kind of distance, D of the released (S, P) and of the planted tiles (K, P).
+        views: each kind of distance.
         planted_patient: (K,) patient of each planted tile.
         cohort, policy: as for the patient test; the same level, Bonferroni over the views.
         rng: source of the simulated releases.
     """
-    released = len(views[0][0])
+    released = len(views[0].released)
     simulations = min(policy.power_simulations, MOST_SIMULATIONS)
     detections = []
     for share in SHARES:
@@ -127,7 +132,7 @@ def identity_curve(
 
 
 def _caught(
-    views: Sequence[tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]],
+    views: Sequence[View],
     planted_patient: npt.NDArray[np.int64],
     count: int,
     cohort: Cohort,
@@ -139,14 +144,12 @@ def _caught(
     usable = np.flatnonzero(world[planted_patient])
     if len(usable) < count:
         return False
-    released = len(views[0][0])
+    released = len(views[0].released)
     victims = rng.choice(released, size=count, replace=False)
     planted = rng.choice(usable, size=count, replace=False)
     labels = permutations(cohort, policy.power_permutations, rng)
     best = 1.0
-    for observed, tiles in views:
-        rows = observed.copy()
-        rows[victims] = tiles[planted]
-        test = permutation_tail(RankedDistances.of(rows), world, labels, tail_size(released, policy))
+    for view in views:
+        test = permutation_tail(view.leak(victims, planted), world, labels, tail_size(released, policy))
         best = min(best, test.p)
     return best * len(views) <= policy.p_review

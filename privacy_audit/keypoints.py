@@ -122,37 +122,69 @@ def agreement(first: Keypoints, second: Keypoints, *, mirrored: bool) -> Agreeme
     Matches are mutual nearest neighbours whose second-best partner is clearly worse; RANSAC (Fischler & Bolles,
     1981) over them with the four-parameter model: turn, zoom, two shifts.
     """
-    moved = mirror(first) if mirrored else first
-    a, b = int(moved.count[0]), int(second.count[0])
-    if min(a, b) < _LEAST:
+    return agreements(first, mirror(first) if mirrored else first, second, [mirrored])[0]
+
+
+def agreements(
+    first: Keypoints, turned_over: Keypoints, others: Keypoints, mirrored: Sequence[bool]
+) -> list[Agreement]:
+    """`agreement` of one tile with each of several.
+
+    Args:
+        first: the tile, of length 1. turned_over: the same mirrored (anything where nothing of `mirrored` is true).
+        others: m tiles. mirrored: for each of them, whether the tile is to be mirrored.
+    """
+    if not len(others):
+        return []
+    side = torch.tensor([int(flag) for flag in mirrored])
+    both = Keypoints.join([first, turned_over])
+    matched = _matches(both.descriptor.float()[side], both.count[side], others)
+    return [
+        _agreed(both.place[int(flag), rows, :2], others.place[number, partners, :2], flag)
+        for number, (flag, (rows, partners)) in enumerate(zip(mirrored, matched, strict=True))
+    ]
+
+
+def _agreed(here: Tensor, there: Tensor, mirrored: bool) -> Agreement:
+    """Fit one transform to matched places (k, 2) of the (mirrored) first tile and of the second."""
+    if len(here) < _LEAST:
         return NOTHING
-    rows, partners = _matches(moved.descriptor[0, :a], second.descriptor[0, :b])
-    if len(rows) < _LEAST:
-        return NOTHING
-    source = moved.place[0, rows, :2].double().numpy()
-    target = second.place[0, partners, :2].double().numpy()
+    source, target = here.double().numpy(), there.double().numpy()
     transform, inside = _fit(source, target)
     if transform is None:
         return NOTHING
-    here = source[inside]
+    source, target = source[inside], target[inside]
     if mirrored:
-        here = np.stack([SIDE - 1 - here[:, 0], here[:, 1]], axis=1)
+        source = np.stack([SIDE - 1 - source[:, 0], source[:, 1]], axis=1)
     # Several keypoints at one place (one per angle) are one piece of evidence.
-    distinct = len({(round(x), round(y)) for x, y in target[inside]})
-    distinct = min(distinct, len({(round(x), round(y)) for x, y in here}))
-    return Agreement(distinct, mirrored, transform, here, target[inside])
+    distinct = min(len({(round(x), round(y)) for x, y in places.tolist()}) for places in (source, target))
+    return Agreement(distinct, mirrored, transform, source, target)
 
 
-def _matches(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    a, b = first.float() / _SCALE, second.float() / _SCALE
-    squared = ((a * a).sum(1)[:, None] + (b * b).sum(1)[None, :] - 2.0 * a @ b.T).clamp_min_(0.0)
-    near, at = squared.topk(min(2, len(b)), dim=1, largest=False)
-    mutual = squared.argmin(dim=0)[at[:, 0]] == torch.arange(len(a))
-    clear = (
-        near[:, 0] < _RATIO**2 * near[:, -1] if near.shape[1] > 1 else torch.ones(len(a), dtype=torch.bool)
-    )
-    rows = torch.nonzero(mutual & clear)[:, 0]
-    return rows, at[rows, 0]
+def _matches(first: Tensor, counts: Tensor, others: Keypoints) -> list[tuple[Tensor, Tensor]]:
+    """Rows of keypoints that match, in each of m pairs of tiles.
+
+    Args:
+        first: (m, M, W) float descriptors, of which `counts` (m,) are real. others: the m partners.
+    """
+    places = torch.arange(KEPT)
+    second = others.descriptor.float()
+    unknown = (places >= counts[:, None])[:, :, None] | (places >= others.count[:, None])[:, None, :]
+    lengths = (first * first).sum(2)[:, :, None] + (second * second).sum(2)[:, None, :]
+    # In units of a byte's step: whole numbers below 2^24, so nothing is rounded.
+    squared = torch.baddbmm(lengths, first, second.transpose(1, 2), alpha=-2.0)
+    if unknown.any():
+        squared.masked_fill_(unknown, torch.inf)
+    values = squared.numpy()
+    at = torch.from_numpy(values.argmin(axis=2))
+    near = squared.gather(2, at[:, :, None])[:, :, 0]
+    mutual = torch.from_numpy(values.argmin(axis=1)).gather(1, at) == places
+    next_best = squared.scatter_(2, at[:, :, None], torch.inf).amin(dim=2)
+    # Where there is but one partner it has no rival.
+    chosen = mutual & (near < _RATIO**2 * next_best) & torch.isfinite(near)
+    return [
+        (rows, at[number, rows]) for number, rows in enumerate(torch.nonzero(one)[:, 0] for one in chosen)
+    ]
 
 
 def _fit(

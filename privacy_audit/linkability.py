@@ -53,7 +53,7 @@ def gather(
     Every patient gives the same number of gallery tiles where it has them, so that none is nearer by numbers alone.
     Patients with one tile cannot be linked and are left out.
     """
-    embeddings = standardise(torch.cat([train.features.embeddings, holdout.features.embeddings]))
+    embeddings = standardise(train.features.embeddings, holdout.features.embeddings)
     owner = np.concatenate([cohort.of_train, cohort.of_holdout])
     halves = _halves(owner, policy.tiles_per_patient, rng)
     if not len(halves[0]):

@@ -9,7 +9,8 @@ Legend: q queries, n tiles of the base, d embedding width, P patients, G groups 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pixcell_core.cli.progress import progress
 from pixcell_core.errors import BadInputError
 
 QUERY_BLOCK = 1024
@@ -25,6 +27,10 @@ BASE_BLOCK = 4096
 DEFAULT_MEMORY = 1_500_000_000
 _GROUP = 64
 _LEAST_BLOCK = 256
+
+
+# Given base rows (m, d): what to minimise for a block of queries (q, d), as (q, m).
+Measure = Callable[[Tensor], Callable[[Tensor], Tensor]]
 
 
 class VectorError(BadInputError):
@@ -144,27 +150,43 @@ class Standardiser:
     @classmethod
     def fit(cls, *groups: Tensor) -> Standardiser:
         """Fit on the union of (n, d) groups."""
-        both = torch.cat([group.float() for group in groups])
-        return cls(both.mean(dim=0), both.std(dim=0).clamp_min(1e-6))
+        count = sum(len(group) for group in groups)
+        blocks = [block for group in groups for block in group.split(BASE_BLOCK)]
+        mean = torch.stack([block.double().sum(dim=0) for block in blocks]).sum(dim=0) / count
+        squares = torch.stack([((block - mean) ** 2).sum(dim=0) for block in blocks]).sum(dim=0)
+        return cls(mean.float(), (squares / (count - 1)).sqrt().float().clamp_min(1e-6))
 
-    def __call__(self, embeddings: Tensor) -> Tensor:
-        """Standardise (n, d) and divide by sqrt(d), so that distances do not depend on the width."""
-        return (embeddings.float() - self.mean) / self.scale / embeddings.shape[1] ** 0.5
+    def __call__(self, *groups: Tensor) -> Tensor:
+        """Standardise (n, d) groups, one after the other, and divide by sqrt(d): distances do not depend on the width."""
+        width = groups[0].shape[1]
+        out = torch.empty(sum(len(group) for group in groups), width)
+        low = 0
+        for group in groups:
+            # Block by block: of a hundred thousand rows no second copy may stand beside the result.
+            for block in group.split(BASE_BLOCK):
+                rows = out[low : low + len(block)]
+                torch.sub(block.float(), self.mean, out=rows).div_(self.scale).div_(width**0.5)
+                low += len(block)
+        return out
 
 
 def nearest(
-    queries: Tensor, base: Base, k: int, *, memory: int = DEFAULT_MEMORY, device: str = "cpu"
+    queries: Tensor, base: Base, k: int, *, memory: int = DEFAULT_MEMORY, device: str = "cpu", label: str = ""
 ) -> tuple[Tensor, Tensor]:
     """The k nearest rows of the base by Euclidean distance.
 
     Args:
         queries: (q, d). base: (n, d), a tensor or a `VectorFile`. k: is cut to n.
         memory: bound in bytes on what is held beside the base itself. device: where products are made.
+        label: names the work on a progress bar; none without.
 
     Returns:
         distances (q, k) ascending and indices (q, k) int64, on the processor.
     """
-    values, where = _search(queries, base, k, euclidean=True, memory=memory, device=device)
+    # Scaled once here, not at every product.
+    values, where = smallest(
+        -2.0 * queries.float(), base, k, _squared, memory=memory, device=device, label=label
+    )
     norms = (queries.float() ** 2).sum(1)[:, None]
     return (values + norms).clamp_min(0).sqrt(), where
 
@@ -173,52 +195,30 @@ def most_similar(
     queries: Tensor, base: Base, k: int, *, memory: int = DEFAULT_MEMORY, device: str = "cpu"
 ) -> tuple[Tensor, Tensor]:
     """The k base rows with the largest dot product: products (q, k), best first, and indices (q, k)."""
-    values, where = _search(queries, base, k, euclidean=False, memory=memory, device=device)
+    values, where = smallest(-queries.float(), base, k, _product, memory=memory, device=device)
     return -values, where
 
 
-def patient_minima(
-    queries: Tensor, base: Base, patient: Tensor, patients: int, *, device: str = "cpu"
-) -> Tensor:
-    """D[s, p]: distance from query s to the nearest tile of patient p.
-
-    Args:
-        queries: (q, d). base: (n, d). patient: (n,) int64, the patient of each base row; fastest where the tiles of a
-            patient lie together.
-        patients: P; a patient without a tile gets infinity.
-
-    Returns:
-        (q, P) float32.
-    """
-    minima = torch.full((len(queries), patients), float("inf"))
-    norms = (queries.float() ** 2).sum(1)[:, None]
-    blocks = (-2.0 * queries.float().to(device)).split(QUERY_BLOCK)
-    for low, part in _blocks(base, BASE_BLOCK, device):
-        squares = (part * part).sum(1)
-        owners, lengths = torch.unique_consecutive(patient[low : low + len(part)], return_counts=True)
-        runs, names = lengths.tolist(), owners.tolist()
-        for number, block in enumerate(blocks):
-            rows = minima[number * QUERY_BLOCK : number * QUERY_BLOCK + len(block)]
-            products = _products(block, part, squares)
-            for name, run in zip(names, products.split(runs, dim=1), strict=True):
-                rows[:, name] = torch.minimum(rows[:, name], run.amin(dim=1).to("cpu"))
-    return (minima + norms).clamp_min_(0).sqrt_()
-
-
-def _search(
-    queries: Tensor, base: Base, k: int, *, euclidean: bool, memory: int, device: str
+def smallest(
+    queries: Tensor,
+    base: Base,
+    k: int,
+    measure: Measure,
+    *,
+    memory: int = DEFAULT_MEMORY,
+    device: str = "cpu",
+    label: str = "",
 ) -> tuple[Tensor, Tensor]:
-    """The k smallest of |b|² − 2 q·b, or of −q·b: (q, k) values and rows."""
+    """The k smallest values of a measure over the base: (q, k) ascending, and indices (q, k)."""
     k = min(k, len(base))
     plan = Plan.within(memory, queries.shape[1], len(queries), k)
-    # Scaled once here, not at every product.
-    blocks = (queries.float().to(device) * (-2.0 if euclidean else -1.0)).split(plan.queries)
+    blocks = queries.to(device).split(plan.queries)
     best = [torch.empty(len(block), 0, device=device) for block in blocks]
     where = [torch.empty(len(block), 0, dtype=torch.int64, device=device) for block in blocks]
-    for low, part in _blocks(base, plan.base, device):
-        squares = (part * part).sum(1) if euclidean else part.new_zeros(len(part))
+    for low, part in _blocks(base, plan.base, device, label):
+        values = measure(part)
         for number, block in enumerate(blocks):
-            near, at = _smallest(_products(block, part, squares), min(k, len(part)))
+            near, at = _smallest(values(block), min(k, len(part)))
             near = torch.cat([best[number], near], dim=1)
             at = torch.cat([where[number], at + low], dim=1)
             best[number], order = near.topk(min(k, near.shape[1]), largest=False)
@@ -228,11 +228,65 @@ def _search(
     return torch.cat(best).to("cpu"), torch.cat(where).to("cpu")
 
 
-def _products(block: Tensor, part: Tensor, squares: Tensor) -> Tensor:
-    """block · partᵀ + squares. On a processor numpy's BLAS makes the product: it is the faster one where it was measured."""
+def patient_minima(
+    queries: Tensor, base: Base, patient: Tensor, patients: int, *, device: str = "cpu", label: str = ""
+) -> Tensor:
+    """D[s, p]: distance from query s to the nearest tile of patient p.
+
+    Args:
+        queries: (q, d). base: (n, d). patient: (n,) int64, the patient of each base row; fastest where the tiles of a
+            patient lie together.
+        patients: P; a patient without a tile gets infinity. label: names the work on a progress bar; none without.
+
+    Returns:
+        (q, P) float32.
+    """
+    minima = minima_by_patient(
+        -2.0 * queries.float(), base, patient, patients, _squared, device=device, label=label
+    )
+    norms = (queries.float() ** 2).sum(1)[:, None]
+    return (minima + norms).clamp_min_(0).sqrt_()
+
+
+def minima_by_patient(
+    queries: Tensor,
+    base: Base,
+    patient: Tensor,
+    patients: int,
+    measure: Measure,
+    *,
+    device: str = "cpu",
+    label: str = "",
+) -> Tensor:
+    """Smallest value of a measure over the tiles of each patient, (q, P); see `patient_minima`."""
+    minima = torch.full((len(queries), patients), float("inf"))
+    blocks = queries.to(device).split(QUERY_BLOCK)
+    for low, part in _blocks(base, BASE_BLOCK, device, label):
+        values = measure(part)
+        owners, lengths = torch.unique_consecutive(patient[low : low + len(part)], return_counts=True)
+        runs, names = lengths.tolist(), owners.tolist()
+        for number, block in enumerate(blocks):
+            rows = minima[number * QUERY_BLOCK : number * QUERY_BLOCK + len(block)]
+            for name, run in zip(names, values(block).split(runs, dim=1), strict=True):
+                rows[:, name] = torch.minimum(rows[:, name], run.amin(dim=1).to("cpu"))
+    return minima
+
+
+def product(block: Tensor, part: Tensor) -> Tensor:
+    """block · partᵀ. On a processor numpy's BLAS makes it: it is the faster one where it was measured."""
     if block.device.type != "cpu":
-        return torch.addmm(squares, block, part.T)
-    return torch.from_numpy(block.numpy() @ part.numpy().T).add_(squares)
+        return block @ part.T
+    return torch.from_numpy(block.numpy() @ part.numpy().T)
+
+
+def _product(part: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda block: product(block, part)
+
+
+def _squared(part: Tensor) -> Callable[[Tensor], Tensor]:
+    """|b|² − 2 q·b, of queries that are scaled by −2."""
+    squares = (part * part).sum(1)
+    return lambda block: product(block, part).add_(squares)
 
 
 def _smallest(products: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -249,6 +303,10 @@ def _smallest(products: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return near, at // k * groups + chosen.gather(1, at % k)
 
 
-def _blocks(base: Base, size: int, device: str) -> Iterator[tuple[int, Tensor]]:
-    for low in range(0, len(base), size):
-        yield low, base[low : low + size].to(device).float()
+def _blocks(base: Base, size: int, device: str, label: str) -> Iterator[tuple[int, Tensor]]:
+    with progress(label, total=len(base), unit="tiles") if label else nullcontext() as bar:
+        for low in range(0, len(base), size):
+            part = base[low : low + size].to(device).float()
+            yield low, part
+            if bar is not None:
+                bar.advance(len(part))

@@ -47,12 +47,15 @@ def correlations(
     scores, turns = np.empty(len(pairs)), np.zeros(len(pairs), dtype=np.int64)
     for start in range(0, len(pairs), _PAIRS_AT_ONCE):
         block = pairs[start : start + _PAIRS_AT_ONCE]
-        fixed = F.avg_pool2d(left.features.thumbs[[a for a, _ in block]].float(), step)
-        reference = F.avg_pool2d(right.features.thumbs[[b for _, b in block]].float(), step)
-        moving = spectra(reference, plan, moving=True)
+        # A tile stands in many pairs: it is transformed once a block.
+        here, at = torch.tensor([a for a, _ in block]).unique(return_inverse=True)
+        there, place = torch.tensor([b for _, b in block]).unique(return_inverse=True)
+        fixed = F.avg_pool2d(left.features.thumbs[here].float(), step)
+        reference = F.avg_pool2d(right.features.thumbs[there].float(), step)
+        moving = spectra(reference, plan, moving=True)[place]
         every = torch.stack(
             [
-                correlate(spectra(orient(fixed, which), plan, moving=False), moving, plan)[0]
+                correlate(spectra(orient(fixed, which), plan, moving=False)[at], moving, plan)[0]
                 for which in range(ORIENTATIONS)
             ]
         )

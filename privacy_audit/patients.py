@@ -10,6 +10,7 @@ Legend: S released tiles, P patients, B permutations, R kept ranks.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +46,21 @@ class Permuted:
 
 
 @dataclass(frozen=True)
+class NearestPatients:
+    """Each released tile's nearest patients in order: (S, R) each."""
+
+    distance: npt.NDArray[np.float64]
+    patient: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, distances: npt.NDArray[np.float64]) -> NearestPatients:
+        """Keep the R nearest patients of each row of D (S, P)."""
+        keep = min(KEPT_RANKS, distances.shape[1])
+        order = np.argsort(distances, axis=1, kind="stable")[:, :keep]
+        return cls(np.take_along_axis(distances, order, axis=1), order)
+
+
+@dataclass(frozen=True)
 class RankedDistances:
     """Each released tile's nearest patients in order, with log distances: (S, R) each."""
 
@@ -53,12 +69,13 @@ class RankedDistances:
 
     @classmethod
     def of(cls, distances: npt.NDArray[np.float64]) -> RankedDistances:
-        """Keep the R nearest patients of each row of D (S, P)."""
-        floor = _FLOOR * float(np.median(distances))
-        keep = min(KEPT_RANKS, distances.shape[1])
-        order = np.argsort(distances, axis=1, kind="stable")[:, :keep]
-        near = np.take_along_axis(distances, order, axis=1)
-        return cls(np.log(np.maximum(near, max(floor, 1e-12))), order)
+        """Rank the rows of D (S, P)."""
+        return cls.between(NearestPatients.of(distances), float(np.median(distances)))
+
+    @classmethod
+    def between(cls, near: NearestPatients, median: float) -> RankedDistances:
+        """Rank what was sorted already, among distances of that median."""
+        return cls(np.log(np.maximum(near.distance, max(_FLOOR * median, 1e-12))), near.patient)
 
     def log_ratio(self, labels: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
         """log d(s, holdout) − log d(s, train) for each labelling.
@@ -69,11 +86,22 @@ class RankedDistances:
         Returns:
             (B, S). A side with none of its patients among the R nearest counts as lying at the last of them.
         """
-        side = labels[:, self.patient]  # (B, S, R)
-        first_train = np.where(side.any(axis=2), side.argmax(axis=2), -1)
-        first_holdout = np.where((~side).any(axis=2), (~side).argmax(axis=2), -1)
-        rows = np.arange(len(self.patient))
-        return np.asarray(self.log_distance[rows, first_holdout] - self.log_distance[rows, first_train])
+        sides = np.ascontiguousarray(labels.T)  # (P, B): a patient's labels lie together
+        ranks = self.patient.shape[1]
+        nearest = sides[self.patient[:, 0]]  # (S, B)
+        # One side is at rank 0; the other at the first rank that is labelled otherwise, counted here byte by byte.
+        same = np.ones(nearest.shape, dtype=bool)
+        other = np.ones(nearest.shape, dtype=np.uint8)
+        for rank in range(1, ranks):
+            same &= sides[self.patient[:, rank]] == nearest
+            if not same.any():
+                break
+            other += same
+        np.minimum(other, ranks - 1, out=other)
+        farther = np.take_along_axis(self.log_distance, other.astype(np.intp), axis=1)
+        farther -= self.log_distance[:, :1]
+        np.negative(farther, where=~nearest, out=farther)
+        return np.ascontiguousarray(farther.T)
 
 
 def tail_asymmetry(log_ratio: npt.NDArray[np.float64], tail: int) -> npt.NDArray[np.float64]:
@@ -139,6 +167,21 @@ class View:
 
     released: npt.NDArray[np.float64]
     planted: npt.NDArray[np.float64]
+
+    def leak(self, victims: npt.NDArray[np.int64], planted: npt.NDArray[np.int64]) -> RankedDistances:
+        """The release in which planted tiles stand in the place of the `victims`, ranked."""
+        whole = self.released.copy()
+        whole[victims] = self.planted[planted]
+        # Sorting is done once a tile, not once a simulation.
+        ours, theirs = self._sorted
+        near = NearestPatients(ours.distance.copy(), ours.patient.copy())
+        near.distance[victims] = theirs.distance[planted]
+        near.patient[victims] = theirs.patient[planted]
+        return RankedDistances.between(near, float(np.median(whole)))
+
+    @cached_property
+    def _sorted(self) -> tuple[NearestPatients, NearestPatients]:
+        return NearestPatients.of(self.released), NearestPatients.of(self.planted)
 
 
 @dataclass(frozen=True)
@@ -250,9 +293,7 @@ def _simulate(
     labels = permutations(cohort, draws, rng)
     best = 1.0
     for view in views.values():
-        rows = view.released.copy()
-        rows[victims] = view.planted[copies]
-        test = permutation_tail(RankedDistances.of(rows), world, labels, tail_size(released, policy))
+        test = permutation_tail(view.leak(victims, copies), world, labels, tail_size(released, policy))
         best = min(best, test.p)
     return best * family <= policy.p_review
 

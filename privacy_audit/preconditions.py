@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pixcell_core.contracts.bands import band, band_floor
 from pixcell_core.errors import BadInputError
 from privacy_audit.geometry import pooled
+from privacy_audit.neighbours import product
 from privacy_audit.policy import PreconditionPolicy
 from privacy_audit.result import Status, TestResult, worst
 from privacy_audit.subject import Group
@@ -23,7 +25,9 @@ DISJOINT = "training and holdout disjoint"
 SIZES = "enough patients and tiles"
 DRAWN_BEFORE = "holdout drawn before training"
 SPLIT_FILE = "split.json"
-_BLOCK = 2048
+_BLOCK = 512
+_COMPONENTS = 31  # of the 256 numbers of a pooled thumbnail
+_ROUNDING = 1e-4  # of a product in single precision
 
 
 def disjoint(train: Group, holdout: Group, policy: PreconditionPolicy) -> TestResult:
@@ -168,16 +172,16 @@ def require_time_after(now: datetime, split: SplitEvidence | None, first_audit: 
 
 def count_twins(left: Group, right: Group, correlation: float) -> int:
     """Tiles of `right` whose haematoxylin thumbnail equals one of `left` up to noise, unturned."""
-    base = pooled(left.features.thumbs.float())
-    found = 0
-    for block in right.features.thumbs.split(_BLOCK):
-        found += int(((pooled(block.float()) @ base.T).max(dim=1).values >= correlation).sum())
-    return found
+    base = _pooled(left)
+    return sum(
+        int((product(block, base).max(dim=1).values >= correlation).sum())
+        for block in _pooled(right).split(_BLOCK)
+    )
 
 
 def twin_clusters(group: Group, correlation: float) -> int:
     """Number of clusters of near-duplicate tiles: overlapping or repeated fields count as one."""
-    vectors = pooled(group.features.thumbs.float())
+    vectors = _pooled(group)
     parent = list(range(len(vectors)))
 
     def root(item: int) -> int:
@@ -186,14 +190,30 @@ def twin_clusters(group: Group, correlation: float) -> int:
             item = parent[item]
         return item
 
+    bounds = _bounding(vectors)
     for start in range(0, len(vectors), _BLOCK):
-        rows, columns = torch.nonzero(
-            vectors[start : start + _BLOCK] @ vectors.T >= correlation, as_tuple=True
-        )
-        for row, column in zip((rows + start).tolist(), columns.tolist(), strict=True):
-            if row < column:
-                parent[root(row)] = root(column)
+        near = product(bounds[start : start + _BLOCK], bounds[start:]) >= correlation - _ROUNDING
+        rows, columns = (index + start for index in torch.nonzero(near, as_tuple=True))
+        rows, columns = rows[rows < columns], columns[rows < columns]
+        alike = (vectors[rows] * vectors[columns]).sum(dim=1) >= correlation
+        for row, column in zip(rows[alike].tolist(), columns[alike].tolist(), strict=True):
+            parent[root(row)] = root(column)
     return sum(1 for item in range(len(parent)) if parent[item] == item)
+
+
+def _bounding(vectors: Tensor) -> Tensor:
+    """(n, r + 1) vectors whose products are never below those of the (n, d) ones: an eighth of the work for all pairs.
+
+    The first r numbers are the strongest principal components; what is left enters by its length (Cauchy and Schwarz).
+    """
+    _, axes = torch.linalg.eigh(vectors.T @ vectors)
+    kept = vectors @ axes[:, -_COMPONENTS:]
+    left = ((vectors**2).sum(dim=1) - (kept**2).sum(dim=1)).clamp_min(0.0).sqrt()
+    return torch.cat([kept, left[:, None]], dim=1)
+
+
+def _pooled(group: Group) -> Tensor:
+    return torch.cat([pooled(block.float()) for block in group.features.thumbs.split(_BLOCK)])
 
 
 def _judge_split(evidence: SplitEvidence | None, train: Group, holdout: Group) -> tuple[Status, str]:

@@ -6,7 +6,7 @@ import json
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -36,6 +36,7 @@ from privacy_audit.gallery import write_site_page
 from privacy_audit.identity import PLANTED, identity_curve, identity_distances, identity_rows
 from privacy_audit.judge import judge
 from privacy_audit.neighbours import Standardiser, patient_minima
+from privacy_audit.patients import View
 from privacy_audit.policy import Policy
 from privacy_audit.preconditions import (
     SplitEvidence,
@@ -71,11 +72,9 @@ from privacy_audit.result import TestResult
 from privacy_audit.review_queue import KEY, QUEUE
 from privacy_audit.screen import CopyScreen, ScreenScores
 from privacy_audit.self_test import TEXTURE_FLOOR, plant, recoloured_holdout
-from privacy_audit.spectrum import TURNS, ShapeSpectra
+from privacy_audit.spectrum import ShapeSpectra, patient_distances
 from privacy_audit.subject import Cohort, Group, cohort_of
 from privacy_audit.tiles import TileSource, open_tiles, read_patients, require_one_size
-
-Measure = Callable[[TileFeatures], npt.NDArray[np.float64]]
 
 
 @dataclass
@@ -210,17 +209,14 @@ def _gather(
         screen = CopyScreen(train.features, standardise, shapes, policy.copies)
         tiles = [synthetic.features, planted.features, recoloured, holdout.features]
         scored = _blind(screen, [*tiles, twins.features] if twins else tiles, rng)
+        del screen  # of a hundred thousand tiles it holds two gigabytes
     released, controls, colours, null = scored[:4]
     cohort = cohort_of(train, holdout)
     with clock.stage("distances"):
-        distances = [
-            measure(features)
-            for features in (synthetic.features, planted.features)
-            for measure in (
-                _by_eye(train, holdout, cohort, standardise),
-                _by_shape(train, holdout, cohort, shapes),
-            )
-        ]
+        asked = (synthetic.features, planted.features)
+        by_eye = _by_eye(asked, train, holdout, cohort, standardise)
+        by_shape = _by_shape(asked, train, holdout, cohort, shapes)
+        distances = [by_eye[0], by_shape[0], by_eye[1], by_shape[1]]
     with clock.stage("battery"):
         parts = battery.gather(prepared, sources, groups, cohort, standardise, (released, null), policy, seed)
         if twins is not None:
@@ -274,13 +270,15 @@ def _identity(
     rng = np.random.default_rng([seed, 3])
     rows = identity_rows(cohort.of_train, PLANTED, rng)
     sides = (train.features, holdout.features)
-    views = (
-        tuple(standardise(side.embeddings) for side in sides),
-        tuple(shapes(side.thumbs) for side in sides),
-    )
-    planted = [identity_distances(rows, first, second, cohort, duplicates) for first, second in views]
-    pairs = list(zip(distances[:2], planted, strict=True))
-    return identity_curve(pairs, cohort.of_train[rows], cohort, policy.patients, rng)
+    planted = [
+        identity_distances(rows, view(), cohort, duplicates)
+        for view in (
+            lambda: standardise(*(side.embeddings for side in sides)),
+            lambda: torch.cat([shapes(side.thumbs) for side in sides]),
+        )
+    ]
+    seen = [View(*pair) for pair in zip(distances[:2], planted, strict=True)]
+    return identity_curve(seen, cohort.of_train[rows], cohort, policy.patients, rng)
 
 
 def _blind(screen: CopyScreen, groups: list[TileFeatures], rng: np.random.Generator) -> list[ScreenScores]:
@@ -293,29 +291,34 @@ def _blind(screen: CopyScreen, groups: list[TileFeatures], rng: np.random.Genera
     return [shuffled[back[low:high]] for low, high in pairwise(bounds)]
 
 
-def _by_eye(train: Group, holdout: Group, cohort: Cohort, standardise: Standardiser) -> Measure:
-    base = standardise(torch.cat([train.features.embeddings, holdout.features.embeddings]))
+def _by_eye(
+    queries: Sequence[TileFeatures], train: Group, holdout: Group, cohort: Cohort, standardise: Standardiser
+) -> list[npt.NDArray[np.float64]]:
+    base = standardise(train.features.embeddings, holdout.features.embeddings)
     owner = torch.from_numpy(np.concatenate([cohort.of_train, cohort.of_holdout]))
-
-    def measure(queries: TileFeatures) -> npt.NDArray[np.float64]:
-        return as_stored(
-            patient_minima(standardise(queries.embeddings), base, owner, cohort.patients).numpy()
+    return [
+        as_stored(
+            patient_minima(
+                standardise(one.embeddings), base, owner, cohort.patients, label="distances by the second eye"
+            ).numpy()
         )
+        for one in queries
+    ]
 
-    return measure
 
-
-def _by_shape(train: Group, holdout: Group, cohort: Cohort, shapes: ShapeSpectra) -> Measure:
-    base = torch.cat([shapes(train.features.thumbs), shapes(holdout.features.thumbs)])
+def _by_shape(
+    queries: Sequence[TileFeatures], train: Group, holdout: Group, cohort: Cohort, shapes: ShapeSpectra
+) -> list[npt.NDArray[np.float64]]:
+    base = torch.cat([shapes.base(train.features.thumbs), shapes.base(holdout.features.thumbs)])
     owner = torch.from_numpy(np.concatenate([cohort.of_train, cohort.of_holdout]))
-
-    def measure(queries: TileFeatures) -> npt.NDArray[np.float64]:
-        turned = [
-            patient_minima(shapes(queries.thumbs, turn), base, owner, cohort.patients) for turn in TURNS
-        ]
-        return as_stored(torch.stack(turned).amin(dim=0).numpy())
-
-    return measure
+    return [
+        as_stored(
+            patient_distances(
+                shapes.queries(one.thumbs), base, owner, cohort.patients, "distances by shape"
+            ).numpy()
+        )
+        for one in queries
+    ]
 
 
 def _group(source: TileSource, eye: Eye, cache: Path) -> Group:

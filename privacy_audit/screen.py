@@ -10,6 +10,7 @@ compared with every tile, see `detail`. The score is the best of the three, on o
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,13 +31,14 @@ from privacy_audit.geometry import (
     orient,
     spectra,
 )
-from privacy_audit.keypoints import NOTHING, Agreement, agreement
-from privacy_audit.neighbours import Standardiser, most_similar, nearest
+from privacy_audit.keypoints import NOTHING, Agreement, Keypoints, agreements, mirror
+from privacy_audit.neighbours import Standardiser, nearest
 from privacy_audit.policy import CopyPolicy
-from privacy_audit.spectrum import TURNS, ShapeSpectra
+from privacy_audit.spectrum import ShapeSpectra, most_alike
 from privacy_audit.votes import VoteIndex
 
 _QUERIES_AT_ONCE = 32
+_VOTES_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -106,9 +108,8 @@ class CopyScreen:
     ) -> None:
         self._policy, self._standardise, self._shapes = policy, standardise, shapes
         self._embeddings = standardise(reference.embeddings)
-        self._spectra = shapes(reference.thumbs)
+        self._spectra = shapes.base(reference.thumbs)
         self._fine = reference.thumbs
-        self._coarse = _shrink(reference.thumbs)
         self._detail = DetailIndex(reference.thumbs)
         self._keypoints = reference.keypoints
         self._votes = VoteIndex(reference.keypoints)
@@ -118,8 +119,10 @@ class CopyScreen:
     def score(self, queries: TileFeatures, label: str) -> ScreenScores:
         """Score every query; `label` names the work on the progress bar."""
         k = self._policy.candidates_per_source
-        by_eye = nearest(self._standardise(queries.embeddings), self._embeddings, k)[1]
-        candidates = torch.cat([by_eye, self._candidates_by_spectrum(queries.thumbs, k)], dim=1)
+        by_eye = nearest(
+            self._standardise(queries.embeddings), self._embeddings, k, label=f"{label}: second eye"
+        )[1]
+        candidates = torch.cat([by_eye, self._candidates_by_spectrum(queries.thumbs, k, label)], dim=1)
         fine = self._detail.best(queries.thumbs, self._policy.verified_orientations)
         found: list[tuple[Tensor, Tensor, Tensor]] = []
         moved: list[DetailShift] = []
@@ -164,45 +167,56 @@ class CopyScreen:
         label: str,
     ) -> list[_Agreed]:
         """Verify the candidates of the keypoints' votes, and the correlation's best match of each query."""
-        agreed = []
         keep = self._policy.voted_candidates
-        with progress(f"{label}: keypoints", total=len(queries), unit="tiles") as bar:
-            for start in range(0, len(queries), _QUERIES_AT_ONCE):
-                stop = min(start + _QUERIES_AT_ONCE, len(queries))
-                block = queries.keypoints[start:stop]
-                for number, votes in enumerate(self._votes.vote(block, keep) if keep else ()):
-                    query, at = block[number : number + 1], start + number
-                    first = int(by_shape[at])
-                    same = agreement(
-                        query, self._keypoints[first : first + 1], mirrored=bool(turned_over[at])
-                    )
-                    best, row = same, first
-                    for candidate, mirrored in zip(votes.row.tolist(), votes.mirrored.tolist(), strict=True):
-                        found = agreement(
-                            query, self._keypoints[candidate : candidate + 1], mirrored=mirrored
-                        )
-                        if found.inliers > best.inliers:
-                            best, row = found, candidate
-                    agreed.append(_Agreed(same, best, row))
-                bar.advance(stop - start)
-        return agreed or [_Agreed(NOTHING, NOTHING, int(row)) for row in by_shape]
+        if not keep:
+            return [_Agreed(NOTHING, NOTHING, int(row)) for row in by_shape]
 
-    def _candidates_by_spectrum(self, thumbs: Tensor, k: int) -> Tensor:
+        def block(start: int) -> list[_Agreed]:
+            rows = slice(start, start + _VOTES_AT_ONCE)
+            return self._agree_block(queries.keypoints[rows], by_shape[rows], turned_over[rows], keep)
+
+        agreed: list[_Agreed] = []
+        starts = range(0, len(queries), _VOTES_AT_ONCE)
+        # Tallies and fits leave the interpreter's lock, so as many threads help as torch may use; the order stays.
+        with (
+            progress(f"{label}: keypoints", total=len(queries), unit="tiles") as bar,
+            ThreadPoolExecutor(torch.get_num_threads()) as pool,
+        ):
+            for found in pool.map(block, starts):
+                agreed += found
+                bar.advance(len(found))
+        return agreed
+
+    def _agree_block(
+        self,
+        queries: Keypoints,
+        by_shape: npt.NDArray[np.int64],
+        turned_over: npt.NDArray[np.bool_],
+        keep: int,
+    ) -> list[_Agreed]:
+        mirrored = mirror(queries)
+        agreed = []
+        for number, votes in enumerate(self._votes.vote(queries, keep)):
+            rows = [int(by_shape[number]), *votes.row.tolist()]
+            found = agreements(
+                queries[number : number + 1],
+                mirrored[number : number + 1],
+                self._keypoints[torch.tensor(rows)],
+                [bool(turned_over[number]), *votes.mirrored.tolist()],
+            )
+            best = max(range(len(rows)), key=lambda one: found[one].inliers)  # the first of equals
+            agreed.append(_Agreed(found[0], found[best], rows[best]))
+        return agreed
+
+    def _candidates_by_spectrum(self, thumbs: Tensor, k: int, label: str) -> Tensor:
         """Reference rows (q, k) that share the most of their field with the query, wherever it lies."""
-        similar, rows = [], []
-        for turn in TURNS:
-            turned = self._shapes(thumbs, turn)
-            near, at = most_similar(turned, self._spectra, k)
-            similar.append(near)
-            rows.append(at)
-        best = torch.cat(similar, dim=1).topk(rows[0].shape[1], dim=1).indices
-        return torch.cat(rows, dim=1).gather(1, best)
+        return most_alike(self._shapes.queries(thumbs), self._spectra, k, f"{label}: spectra")
 
     def _best_turns(self, thumbs: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
         """Compare (q, k) candidates in every symmetry at coarse size; the best (q, m) rows and symmetries."""
         count, k = candidates.shape
         unique, inverse = candidates.unique(return_inverse=True)
-        base = spectra(self._coarse[unique], self._coarse_plan, moving=True)[inverse.reshape(-1)]
+        base = spectra(_shrink(self._fine[unique]), self._coarse_plan, moving=True)[inverse.reshape(-1)]
         small = _shrink(thumbs)
         rows = torch.arange(count)[:, None].expand(count, k).reshape(-1)
         coarse = torch.empty(count, k, ORIENTATIONS)

@@ -33,7 +33,7 @@ def isolation(
     train: Group, holdout: Group, cohort: Cohort, standardise: Standardiser
 ) -> npt.NDArray[np.float64]:
     """Median distance, over a patient's first tiles, to the nearest tile of any other patient; (P,)."""
-    embeddings = standardise(torch.cat([train.features.embeddings, holdout.features.embeddings]))
+    embeddings = standardise(train.features.embeddings, holdout.features.embeddings)
     owner = np.concatenate([cohort.of_train, cohort.of_holdout])
     rows = sampled_rows(owner, max(min(_SAMPLED_PER_PATIENT, _SAMPLED // cohort.patients), 1))
     distances = patient_minima(embeddings[rows], embeddings, torch.from_numpy(owner), cohort.patients).numpy()

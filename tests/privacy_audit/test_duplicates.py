@@ -11,6 +11,7 @@ from privacy_audit.copies import Conformal, Nulls, near_copies
 from privacy_audit.duplicates import Duplicates, duplicates_result, find_duplicates
 from privacy_audit.features import describe
 from privacy_audit.identity import SHARES, identity_curve, identity_distances, identity_rows
+from privacy_audit.patients import View
 from privacy_audit.result import Status
 from privacy_audit.spectrum import ShapeSpectra
 from privacy_audit.subject import Cohort, Group
@@ -86,7 +87,7 @@ def test_planted_patients_are_noticed_the_more_the_larger_their_share() -> None:
     train, holdout, cohort = world(rng)
     nothing_shared = Duplicates(np.arange(len(train)))
     rows = identity_rows(cohort.of_train, 120, rng)
-    planted = identity_distances(rows, train, holdout, cohort, nothing_shared)
+    planted = identity_distances(rows, torch.cat([train, holdout]), cohort, nothing_shared)
     # A planted tile lies near its own patient's other tiles and not at distance nought from itself.
     own = planted[np.arange(len(rows)), cohort.of_train[rows]]
     assert (own > 0).all() and (planted.argmin(axis=1) == cohort.of_train[rows]).mean() > 0.9
@@ -94,7 +95,7 @@ def test_planted_patients_are_noticed_the_more_the_larger_their_share() -> None:
     base = torch.cat([train, holdout]).numpy().reshape(60, 8, 12)
     released = np.linalg.norm(generated[:, None, None] - base[None], axis=-1).min(axis=2)
     policy = small_policy(patients__power_simulations=20).patients
-    result = identity_curve([(released, planted)], cohort.of_train[rows], cohort, policy, rng)
+    result = identity_curve([View(released, planted)], cohort.of_train[rows], cohort, policy, rng)
     curve = [d.sensitivity for d in result.detections]
     assert [d.kind for d in result.detections] == [f"identity{share:g}" for share in SHARES]
     assert curve[-1] >= 0.8 and curve[0] <= 0.5 and not result.gating
@@ -106,7 +107,7 @@ def test_identity_leaves_out_every_tile_of_the_planted_field() -> None:
         np.array([0, 0, 0, 1]), np.array([2]), np.array([True, True, False]), np.zeros(3, dtype=np.int64)
     )
     found = identity_distances(
-        np.array([0]), train, torch.tensor([[-3.0]]), cohort, Duplicates(np.array([0, 0, 1, 2]))
+        np.array([0]), torch.cat([train, torch.tensor([[-3.0]])]), cohort, Duplicates(np.array([0, 0, 1, 2]))
     )
     assert found.tolist() == [[5.0, 9.0, 3.0]]
 

@@ -142,9 +142,9 @@ def test_votes_equal_counting_pair_by_pair(crowd: np.ndarray) -> None:
                         -((far / 16.0) ** 2)
                     )
     slow = (tally + np.roll(tally, 1, axis=1)).max(axis=1)
-    tiles, votes = index._tally(
-        word, signature, np.stack([query.place[0, : len(word), 3], query.place[0, : len(word), 2].log2()], 1)
-    )
+    frame = np.stack([query.place[0, : len(word), 3], query.place[0, : len(word), 2].log2()], 1)
+    hits = index._hits(np.zeros(len(word), dtype=np.int64), word, signature, frame)
+    tiles, votes = index._tally(hits, 0, len(hits.asker), 10)
     fast = np.zeros(10)
     fast[tiles] = votes
     assert np.allclose(fast, slow, rtol=1e-4)
