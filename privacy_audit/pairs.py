@@ -1,7 +1,8 @@
-"""Scores of given pairs of tiles: the screen's own evidence, correlation and keypoints, without its search.
+"""Scores of given pairs of tiles: the screen's own evidence, correlation, keypoints and fine detail, without its search.
 
 Conditioning pairs and cliques know which tiles to compare. Correlation over shifts alone is blind to a turn by fifteen
-degrees and to a zoom; keypoints are not, see `keypoints`. Both are put together as the screen does it.
+degrees and to a zoom; keypoints are not, see `keypoints`; fine detail sees the paler half of a blend, see `detail`. They
+are put together as the screen does it.
 
 Legend: m pairs, B pairs of a block, N side of a thumbnail.
 """
@@ -17,10 +18,11 @@ import torch
 import torch.nn.functional as F
 
 from pixcell_core.cli.progress import progress
+from privacy_audit.detail import detail
 from privacy_audit.geometry import FINE_SIDE, ORIENTATIONS, Shifts, correlate, orient, spectra
 from privacy_audit.keypoints import agreement
 from privacy_audit.policy import CopyPolicy
-from privacy_audit.screen import combined, keypoint_score
+from privacy_audit.screen import combined, detail_score, keypoint_score
 from privacy_audit.subject import Group
 
 Pairs = Sequence[tuple[int, int]]
@@ -88,4 +90,17 @@ def pair_scores(
             same[place], most[place] = inliers[int(found.mirrored[place])], max(inliers)
             bar.advance()
     shape = combined(found.score, keypoint_score(same, policy))
-    return np.maximum(shape, keypoint_score(most, policy))
+    beneath = detail_score(_detail(left, right, pairs), policy)
+    return np.asarray(np.maximum(np.maximum(shape, beneath), keypoint_score(most, policy)))
+
+
+def _detail(left: Group, right: Group, pairs: Pairs) -> npt.NDArray[np.float64]:
+    """Largest unshifted correlation of fine detail of each pair over the eight symmetries, (m,), see `detail`."""
+    best = np.zeros(len(pairs))
+    for start in range(0, len(pairs), _PAIRS_AT_ONCE):
+        block = pairs[start : start + _PAIRS_AT_ONCE]
+        fixed = left.features.thumbs[[a for a, _ in block]].float()
+        base = detail(right.features.thumbs[[b for _, b in block]].float())
+        every = [(detail(orient(fixed, which)) * base).sum(dim=1) for which in range(ORIENTATIONS)]
+        best[start : start + len(block)] = torch.stack(every).max(dim=0).values.double().numpy()
+    return best
