@@ -63,11 +63,11 @@ def main() -> None:
         shapes = ShapeSpectra.fit(private.thumbs, null.thumbs)
         engine = CopyScreen(private, standardise, shapes, policy.copies)
     engine.score(queries, "searching for near copies")
-    base = standardise(private.embeddings)
+    base, shape_base = standardise(private.embeddings), shapes.base(private.thumbs)
     owner = torch.arange(len(private)) * PATIENTS // len(private)
     with _stage(clock, "patient distances: all with all"):
         patient_minima(standardise(released.embeddings), base, owner, PATIENTS)
-        patient_distances(shapes.queries(released.thumbs), shapes.base(private.thumbs), owner, PATIENTS)
+        patient_distances(shapes.queries(released.thumbs), shape_base, owner, PATIENTS)
     full_queries = 10_000 + FULL_HOLDOUT + planted
     full_tiles = 100_000 + full_queries
     here = len(queries)

@@ -70,24 +70,28 @@ class VoteIndex:
         )
         self._centres = _choose_centres(reference, generator)
         self._cells = _Cells.of(self._centres)
-        words, signatures, tiles, angles, sizes = [], [], [], [], []
+        known = int(reference.count.sum())
+        # Filled in place: pieces kept one by one among large passing ones would hold the memory in between.
+        word, tile = np.empty(known, dtype=np.int32), np.empty(known, dtype=np.int32)
+        signature, angle, size = (
+            np.empty(known, dtype=np.uint64),
+            np.empty(known, "f4"),
+            np.empty(known, "f4"),
+        )
+        high = 0
         with progress("indexing keypoints", total=len(reference), unit="tiles") as bar:
             for start in range(0, len(reference), _TILES_AT_ONCE):
                 part = reference[start : start + _TILES_AT_ONCE]
                 which, point = torch.nonzero(torch.arange(KEPT)[None] < part.count[:, None], as_tuple=True)
-                word, signature = self._encode(part.descriptor[which, point])
-                words.append(word.astype(np.int32))
-                signatures.append(signature)
-                tiles.append((which + start).numpy().astype(np.int32))
-                angles.append(part.place[which, point, 3].float().numpy())
-                sizes.append(part.place[which, point, 2].float().log2().numpy())
+                here = slice(high, high := high + len(which))
+                word[here], signature[here] = self._encode(part.descriptor[which, point])
+                tile[here] = (which + start).numpy()
+                angle[here] = part.place[which, point, 3].float().numpy()
+                size[here] = part.place[which, point, 2].float().log2().numpy()
                 bar.advance(len(part))
-        word = np.concatenate(words) if words else np.empty(0, dtype=np.int32)
         order = np.argsort(word, kind="stable")
-        self._signature = np.concatenate(signatures)[order]
-        self._tile = np.concatenate(tiles)[order]
-        self._angle = np.concatenate(angles)[order]
-        self._size = np.concatenate(sizes)[order]
+        self._signature, self._tile = signature[order], tile[order]
+        self._angle, self._size = angle[order], size[order]
         lengths = np.bincount(word, minlength=len(self._centres))
         self._start = np.concatenate([[0], np.cumsum(lengths)])
         self._weight = np.log1p(self._tiles / np.maximum(lengths, 1.0)) ** 2
@@ -276,5 +280,9 @@ def _choose_centres(reference: Keypoints, generator: torch.Generator) -> Tensor:
 def _nearest_centre(values: Tensor, centres: Tensor) -> Tensor:
     """Index (e,) of the centre nearest to each row, in blocks that stay in the processor's cache."""
     half = -0.5 * (centres**2).sum(1)
-    parts = [torch.addmm(half, block, centres.T).argmax(dim=1) for block in values.split(_ROWS_AT_ONCE)]
-    return torch.cat(parts) if len(values) else torch.empty(0, dtype=torch.int64)
+    out = torch.empty(len(values), dtype=torch.int64)
+    # One buffer for all blocks: freed ones of this size left holes that added up to gigabytes.
+    room = torch.empty(min(len(values), _ROWS_AT_ONCE), len(centres))
+    for block, rows in zip(values.split(_ROWS_AT_ONCE), out.split(_ROWS_AT_ONCE), strict=True):
+        torch.argmax(torch.addmm(half, block, centres.T, out=room[: len(block)]), dim=1, out=rows)
+    return out
