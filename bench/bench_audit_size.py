@@ -52,6 +52,7 @@ def main() -> None:
     )
     queries = join([released, null])
     _timed(clock, CopyScreen, "_candidates_by_spectrum", "spectra: all with all")
+    _timed(clock, CopyScreen, "_candidates_by_shape", "pooled shape: all with all")
     _timed(clock, DetailIndex, "best", "fine detail: all with all")
     _timed(clock, DetailIndex, "best_shift", "fine detail: shifts of candidates")
     _timed(clock, CopyScreen, "_agree", "keypoints: votes and verification")

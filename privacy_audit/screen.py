@@ -1,8 +1,8 @@
 """The near-copy screen: one score per tile, the same for released, holdout and planted tiles.
 
-Candidates come from four retrievals that fail differently: the second eye, shape spectra (blind to shifts), fine
-detail under the eight symmetries (blind to stain and to what lies over it), and votes of keypoints (blind to turns,
-zooms and pastes). Candidates are compared in two ways. Correlation: in every symmetry at coarse size with a shift
+Candidates come from four retrievals that fail differently: the second eye, shape spectra (blind to shifts), pooled
+haematoxylin (blind to detail) under the eight symmetries, and votes of keypoints (blind to turns, zooms and pastes).
+Candidates are compared in two ways. Correlation: in every symmetry at coarse size with a shift
 search, and the best few pairs again at full thumbnail size, see `geometry.correlate`. Keypoints: matched, and one
 similarity transform fitted to the matches, see `keypoints.agreement`. Fine detail needs no candidates: every query is
 compared with every tile, see `detail`. The score is the best of the three, on one scale from 0 to 1.
@@ -29,10 +29,11 @@ from privacy_audit.geometry import (
     Shifts,
     correlate,
     orient,
+    pooled,
     spectra,
 )
 from privacy_audit.keypoints import NOTHING, Agreement, Keypoints, agreements, mirror
-from privacy_audit.neighbours import Standardiser, nearest
+from privacy_audit.neighbours import Standardiser, most_similar, nearest
 from privacy_audit.policy import CopyPolicy
 from privacy_audit.spectrum import ShapeSpectra, most_alike
 from privacy_audit.votes import VoteIndex
@@ -110,6 +111,7 @@ class CopyScreen:
         self._embeddings = standardise(reference.embeddings)
         self._spectra = shapes.base(reference.thumbs)
         self._fine = reference.thumbs
+        self._pooled = torch.cat([pooled(part.float()) for part in reference.thumbs.split(512)])
         self._detail = DetailIndex(reference.thumbs)
         self._keypoints = reference.keypoints
         self._votes = VoteIndex(reference.keypoints)
@@ -123,7 +125,8 @@ class CopyScreen:
             self._standardise(queries.embeddings), self._embeddings, k, label=f"{label}: second eye"
         )[1]
         candidates = torch.cat([by_eye, self._candidates_by_spectrum(queries.thumbs, k, label)], dim=1)
-        fine = self._detail.best(queries.thumbs, self._policy.verified_orientations)
+        shape_rows, shape_turns = self._candidates_by_shape(queries.thumbs)
+        fine = self._detail.best(queries.thumbs, 1)
         found: list[tuple[Tensor, Tensor, Tensor]] = []
         moved: list[DetailShift] = []
         with progress(label, total=len(queries), unit="tiles") as bar:
@@ -131,8 +134,8 @@ class CopyScreen:
                 rows = slice(start, min(start + _QUERIES_AT_ONCE, len(queries)))
                 thumbs = queries.thumbs[rows].float()
                 eye_rows, eye_turns = self._best_turns(thumbs, candidates[rows])
-                who = torch.cat([eye_rows, fine.row[rows]], dim=1)
-                how = torch.cat([eye_turns, fine.turn[rows]], dim=1)
+                who = torch.cat([eye_rows, shape_rows[rows]], dim=1)
+                how = torch.cat([eye_turns, shape_turns[rows]], dim=1)
                 found.append(self._verify(thumbs, who, how))
                 moved.append(self._detail.best_shift(thumbs, candidates[rows]))
                 bar.advance(len(thumbs))
@@ -211,6 +214,22 @@ class CopyScreen:
     def _candidates_by_spectrum(self, thumbs: Tensor, k: int, label: str) -> Tensor:
         """Reference rows (q, k) that share the most of their field with the query, wherever it lies."""
         return most_alike(self._shapes.queries(thumbs), self._spectra, k, f"{label}: spectra")
+
+    def _candidates_by_shape(self, thumbs: Tensor) -> tuple[Tensor, Tensor]:
+        """Reference rows and symmetries, both (q, m), whose pooled shape fits best without a shift."""
+        keep = self._policy.verified_orientations
+        rows, turns = [], []
+        for block in thumbs.split(512):
+            similar, found = [], []
+            for which in range(ORIENTATIONS):
+                turned = pooled(orient(block.float(), which))
+                near, at = most_similar(turned, self._pooled, keep)
+                similar.append(near)
+                found.append(at)
+            order = torch.cat(similar, dim=1).topk(found[0].shape[1], dim=1).indices
+            rows.append(torch.cat(found, dim=1).gather(1, order))
+            turns.append(order // found[0].shape[1])
+        return torch.cat(rows), torch.cat(turns)
 
     def _best_turns(self, thumbs: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
         """Compare (q, k) candidates in every symmetry at coarse size; the best (q, m) rows and symmetries."""

@@ -51,7 +51,7 @@ def test_an_honest_release_does_not_fail(honest: Audited) -> None:
 
 
 def test_every_run_proves_what_it_can_see(honest: Audited) -> None:
-    assert len(honest.report.proven_kinds) == 12
+    assert len(honest.report.proven_kinds) == 13
     planted = honest.report.test("self-test: planted copies")
     assert planted is not None
     assert all(d.planted == 8 and d.lower <= d.sensitivity for d in planted.detections)
