@@ -263,7 +263,7 @@ def test_nobody_there_and_no_such_name(site: SiteFolder) -> None:
                 401,
                 "application/json",
                 b"{}",
-                {"date": format_datetime(datetime.now(UTC) + timedelta(minutes=10), usegmt=True)},
+                {"date": format_datetime(datetime.now(UTC) + timedelta(days=2), usegmt=True)},
             ),
             "clock-wrong",
         ),
