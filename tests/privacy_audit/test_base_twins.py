@@ -81,7 +81,7 @@ def test_twins_are_screened_named_and_kept_as_evidence(audited: Audited) -> None
     assert near.details[f"{TWIN_NULL}: flag_threshold"] == pytest.approx(twins.scores.max())
     assert near.histogram is not None and [bars.name for bars in near.histogram.seconds] == [TWIN_NULL]
     page = (audited.out / "report.html").read_text()
-    assert f"dotted: {TWIN_NULL}" in page and page.count('class="second"') == 1
+    assert f"dotted brown outline: {TWIN_NULL}" in page and page.count('stroke-dasharray="2 2"') == 1
     checked = verify_audit(audited.out)
     assert checked.verified and checked.complete
 
