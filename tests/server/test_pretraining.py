@@ -21,6 +21,7 @@ from pixcell_core.starter.weights import load_folder, save_folder, weights_diges
 from server.pretraining import commands
 from server.pretraining.public_tiles import draw_public_tiles, read_public_tiles
 from server.pretraining.session import PretrainingRequest, pretrain
+from tests.server.pretraining_inputs import picture, write_inputs
 
 
 @pytest.fixture(autouse=True)
@@ -32,28 +33,10 @@ def silent(count: int) -> None:
     """Nobody watches."""
 
 
-def picture(path: Path, size: tuple[int, int] = (32, 32), seed: int = 0) -> Path:
-    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
-    return path
-
-
 @pytest.fixture
 def request_(tmp_path: Path) -> PretrainingRequest:
     """Six public tiles and a tiny base as wide as the starter's encoder."""
-    for number in range(6):
-        picture(tmp_path / "tiles" / f"{number}.png", seed=number)
-    torch.manual_seed(0)
-    model = PixCellTransformer2DModel(
-        num_attention_heads=2,
-        attention_head_dim=8,
-        num_layers=2,
-        cross_attention_dim=16,
-        sample_size=4,
-        caption_channels=256,
-    )
-    save_folder(model, tmp_path / "base")
+    write_inputs(tmp_path)
     return PretrainingRequest(
         base=tmp_path / "base",
         tiles=tmp_path / "tiles",

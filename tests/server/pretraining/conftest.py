@@ -9,12 +9,11 @@ import psutil
 import pytest
 import torch
 
-from pixcell_core.models import PixCellTransformer2DModel
-from pixcell_core.starter.weights import save_folder
 from server.layout import ServerLayout
 from server.pretraining.session import PretrainingRequest, pretrain
 from tests.server.pretraining_ground import EVERY, STEPS, Ground, tick_until, workers
-from tests.server.test_pretraining import picture, silent
+from tests.server.pretraining_inputs import write_inputs
+from tests.server.test_pretraining import silent
 
 
 @pytest.fixture(autouse=True)
@@ -26,18 +25,7 @@ def one_thread() -> None:
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Ground:
     torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("jobs")
-    for number in range(6):
-        picture(root / "tiles" / f"{number}.png", seed=number)
-    torch.manual_seed(0)
-    model = PixCellTransformer2DModel(
-        num_attention_heads=2,
-        attention_head_dim=8,
-        num_layers=2,
-        cross_attention_dim=16,
-        sample_size=4,
-        caption_channels=256,
-    )
-    save_folder(model, root / "base")
+    write_inputs(root)
     whole = pretrain(
         PretrainingRequest(root / "base", root / "tiles", root / "whole", 32, STEPS, 4, 1e-3, 4, 1, EVERY),
         silent,

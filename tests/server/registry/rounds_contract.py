@@ -308,12 +308,10 @@ class RoundsContract(RegistryGround):
                 connection.execute(Base.metadata.tables["studies"].insert().values(**row))
             ActLog(registry).note("study-created", study.id)
 
-        halves = 0
-        while killed_at(halves + 1, careless) == KILLED:
+        kills, torn = 0, False
+        while not torn and killed_at(kills + 1, careless) == KILLED:
             look = self.reopened(registry)
-            if StudyBook(look).ids() and not ActLog(look).since():
-                look.close()
-                return
+            torn = bool(StudyBook(look).ids()) and not ActLog(look).since()
             look.close()
-            halves += 1
-        pytest.fail("no kill left a study without its act")
+            kills += 1
+        assert torn, f"none of {kills} kills left a study without its act"

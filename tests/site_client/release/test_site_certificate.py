@@ -132,9 +132,13 @@ def test_a_document_that_names_the_consortium_holds_the_site_too(
     kit = SiteFolder(room.workspace.site_dir).kit
     data = kit.read_bytes()
     kit.unlink()
-    room.refused("site-certificate-missing", lambda: export_release(room.workspace, tmp_path / "b", now=NOW))
+    assert (
+        room.refusal(lambda: export_release(room.workspace, tmp_path / "b", now=NOW))
+        == "site-certificate-missing"
+    )
     kit.write_bytes(data)
     export_release(room.workspace, tmp_path / "b", now=NOW)
+    assert consortium.verify(tmp_path / "b", ca=consortium.ca).trusted
 
 
 def test_statements_that_do_not_stand_behind_the_key(
