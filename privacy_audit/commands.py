@@ -1,4 +1,4 @@
-"""The auditor's commands: `pixcell audit run | report | verify | decide`."""
+"""The auditor's commands: `pixcell audit run | report | verify | decide | code`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import BaseModel
 
 from pixcell_core.cli.contract import FormatOption, OutputFormat, command, emit_note
 from pixcell_core.cli.main import group
+from privacy_audit.audit_summary import AuditSummary, InstalledCode
 from privacy_audit.policy_commands import PolicyOption
 from privacy_audit.policy_commands import register as register_policy
 from privacy_audit.review.commands import register as register_review
@@ -20,54 +20,6 @@ if TYPE_CHECKING:
     from privacy_audit.ledger_export import LedgerTrust
 
 
-class AuditSummary(BaseModel):
-    """What `audit run` and `audit report` print; the whole report lies in `report`."""
-
-    verdict: str
-    summary: str
-    report: Path
-    page: Path
-    site_page: Path
-    flagged: list[dict[str, Any]]
-    tests: list[dict[str, Any]]
-    proven_kinds: list[str]
-    withholding_answers: bool
-
-    @property
-    def exit_code(self) -> int:
-        """1 when the release is refused (FAIL, INVALID), else 0."""
-        return 1 if self.verdict in ("FAIL", "INVALID") else 0
-
-    def render(self) -> Any:
-        """A table for the terminal."""
-        from rich.console import Group as Lines
-        from rich.table import Table
-        from rich.text import Text
-
-        colour = {"PASS": "green", "REVIEW": "yellow", "FAIL": "red", "INVALID": "magenta"}
-        table = Table(title=None, box=None, pad_edge=False)
-        for column in ("test", "value", "threshold", "p", "status"):
-            table.add_column(column)
-        for test in self.tests:
-            p = test["p_adjusted"] if test["p_adjusted"] is not None else test["p"]
-            table.add_row(
-                test["name"],
-                _short(test["value"]),
-                _short(test["threshold"]),
-                _short(p),
-                _outcome(test, colour),
-            )
-        head = Text(f"{self.verdict}  ", style=f"bold {colour[self.verdict]}") + Text(
-            self.summary, style="default"
-        )
-        where = Text(f"share: {self.page}\nthe site's own: {self.site_page}")
-        if self.withholding_answers:
-            where += Text(
-                f"\nthe flagged tiles may be left out: pixcell release withhold --audit {self.report.parent}"
-            )
-        return Lines(head, Text(), table, Text(), where)
-
-
 def register(root: typer.Typer) -> None:
     """Add the auditor's commands to the root command."""
     audit = group(root, "audit")
@@ -75,6 +27,7 @@ def register(root: typer.Typer) -> None:
     audit.command("report")(report)
     audit.command("verify")(verify)
     audit.command("decide")(decide)
+    audit.command("code")(code)
     register_review(audit)
     register_policy(root)
 
@@ -144,7 +97,7 @@ def run(
         str, typer.Option("--autoencoder", help="The generator's own autoencoder.")
     ] = "starter",
     device: Annotated[
-        str, typer.Option("--device", help="For attacks on weights: auto, cpu, cuda.")
+        str, typer.Option("--device", help="Where tiles are compared and weights attacked: auto, cpu, cuda.")
     ] = "auto",
     ledger_export: Annotated[
         File, typer.Option("--ledger-export", help="What `pixcell site budget export` wrote.")
@@ -210,11 +163,20 @@ def run(
         origins=origins,
     )
     request = AuditRequest(
-        train, holdout, synthetic, out, loaded, seed, filtered_from, extras=extras, patients=patients
+        train,
+        holdout,
+        synthetic,
+        out,
+        loaded,
+        seed,
+        filtered_from,
+        extras=extras,
+        patients=patients,
+        device=device,
     )
     found = run_audit(request)
     _note(logs, out, found)
-    return _summary(out, found)
+    return AuditSummary.of(out, found)
 
 
 @command
@@ -228,7 +190,7 @@ def report(
 
     found = load_report(out)
     write_report(out, found)
-    return _summary(out, found)
+    return AuditSummary.of(out, found)
 
 
 @command
@@ -270,7 +232,18 @@ def decide(
     decided = judge_again(out, envelope, VerifyKey.load(trust), datetime.now(UTC))
     write_decided(out, decided)
     _note(logs, out, decided.report, digest(envelope.to_bytes()))
-    return _summary(out, decided.report)
+    return AuditSummary.of(out, decided.report)
+
+
+@command
+def code(format: FormatOption = OutputFormat.TEXT) -> InstalledCode:
+    """Name the auditing code that is installed here, by digest: what a verdict signed here says of itself."""
+    from pixcell_core.contracts.artifacts import AUDITING_CODE, code_digest
+    from privacy_audit.report import tool
+
+    return InstalledCode(
+        digest=code_digest(AUDITING_CODE), version=tool(eye="none").version, covers=AUDITING_CODE
+    )
 
 
 def _ledger_trust(key: Path | None, ca: Path | None, revocations: Sequence[Path]) -> LedgerTrust:
@@ -347,55 +320,3 @@ def _weights(
             code="weights-incomplete",
         )
     return WeightsRequest(generator or base, base, adapter, encoder, autoencoder, device)
-
-
-def _summary(out: Path, found: Any) -> AuditSummary:
-    from privacy_audit.filtering import withholding_answers
-    from privacy_audit.report import PAGE, REPORT, SITE_PAGE
-
-    return AuditSummary(
-        verdict=str(found.verdict),
-        summary=found.summary,
-        report=out / REPORT,
-        page=out / PAGE,
-        site_page=out / SITE_PAGE,
-        flagged=[flag.model_dump(mode="json") for flag in found.flagged],
-        tests=[
-            {
-                key: value
-                for key, value in test.model_dump(mode="json").items()
-                if key
-                in (
-                    "name",
-                    "statistic",
-                    "value",
-                    "interval",
-                    "threshold",
-                    "direction",
-                    "p",
-                    "p_adjusted",
-                    "status",
-                    "tested",
-                    "gating",
-                    "why",
-                )
-            }
-            for test in found.tests
-        ],
-        proven_kinds=list(found.proven_kinds),
-        withholding_answers=withholding_answers(found),
-    )
-
-
-def _outcome(test: dict[str, Any], colour: dict[str, str]) -> Any:
-    from rich.text import Text
-
-    if not test["tested"]:
-        return Text("not tested", style="dim")
-    if not test["gating"]:
-        return Text("context", style="dim")
-    return Text(test["status"], style=colour[test["status"]])
-
-
-def _short(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g}"

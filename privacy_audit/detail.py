@@ -20,12 +20,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from privacy_audit.geometry import FAR_FACTOR, FINE_SIDE, NEAR_SHIFT, ORIENTATIONS, blur, orient
+from privacy_audit.neighbours import base_blocks, product
 
 REACH = 24  # K, cycles per tile; the grid of JPEG's 8-pixel blocks lies at 28 in a tile of 224 pixels
 LOWEST = 3.0  # cycles per tile
@@ -66,7 +65,7 @@ class DetailShift:
 
 def detail(thumbs: Tensor) -> Tensor:
     """Unit vectors (B, d) of (B, N, N) thumbnails as `geometry.evened` makes them; shorter for an empty field."""
-    plan = _plan()
+    plan = _plan(thumbs.device)
     plane = ((plan.waves @ _even_contrast(thumbs) @ plan.waves.T) * plan.weight).flatten(1)
     groups = []
     for alike in (plan.even, plan.odd):
@@ -77,30 +76,35 @@ def detail(thumbs: Tensor) -> Tensor:
 
 
 class DetailIndex:
-    """Every tile of a fixed base, to be compared with any query in all eight symmetries; no tile is left out."""
+    """Every tile of a fixed base, to be compared with any query in all eight symmetries; no tile is left out.
 
-    def __init__(self, thumbs: Tensor) -> None:
-        self._thumbs = thumbs
-        self._base = _vectors(thumbs).half()
+    Thumbnails, vectors and what is found lie in the processor's memory; `device` is where they are compared.
+    """
+
+    def __init__(self, thumbs: Tensor, device: torch.device | str = "cpu") -> None:
+        self._thumbs, self._device = thumbs, device
+        self._base = self._vectors(thumbs).to("cpu")
 
     def __len__(self) -> int:
         return len(self._base)
 
-    def best(self, thumbs: Tensor, keep: int) -> DetailMatches:
-        """The `keep` rows of the base (at most n) with the largest correlation with each (q, N, N) thumbnail."""
+    def best(self, thumbs: Tensor, keep: int, label: str = "") -> DetailMatches:
+        """The `keep` rows of the base (at most n) with the largest correlation with each (q, N, N) thumbnail.
+
+        `label` names the work on a progress bar; none without.
+        """
         keep = min(keep, len(self))
-        blocks = [block.numpy() for block in _vectors(thumbs).split(_BLOCK)]
-        found = [torch.empty(len(block), 0) for block in blocks]
-        rows = [torch.empty(len(block), 0, dtype=torch.int64) for block in blocks]
-        for low in range(0, len(self), _BLOCK):
-            part = self._base[low : low + _BLOCK].float().numpy()
+        blocks = [detail(block.to(self._device)) for block in thumbs.split(_BLOCK)] if len(thumbs) else []
+        found = [block.new_empty(len(block), 0) for block in blocks]
+        rows = [block.new_empty(len(block), 0, dtype=torch.int64) for block in blocks]
+        for low, part in base_blocks(self._base, _BLOCK, self._device, label):
             for number, block in enumerate(blocks):
-                near, at = torch.from_numpy(_best_of_eight(block, part)).topk(min(keep, len(part)), dim=1)
+                near, at = _best_of_eight(block, part).topk(min(keep, len(part)), dim=1)
                 near = torch.cat([found[number], near], dim=1)
                 at = torch.cat([rows[number], at + low], dim=1)
                 found[number], order = near.topk(min(keep, near.shape[1]), dim=1)
                 rows[number] = at.gather(1, order)
-        row = torch.cat(rows) if rows else torch.empty(0, keep, dtype=torch.int64)
+        row = torch.cat(rows).to("cpu") if rows else torch.empty(0, keep, dtype=torch.int64)
         return self._turned(thumbs, row)
 
     def best_shift(self, thumbs: Tensor, candidates: Tensor) -> DetailShift:
@@ -109,8 +113,9 @@ class DetailIndex:
         Shifts wrap round: what leaves on one side meets foreign tissue on the other, which adds nothing but noise.
         """
         unique, inverse = candidates.unique(return_inverse=True)
-        base = _spectra(self._thumbs[unique]).conj().resolve_conj()
-        prior = _shift_prior()
+        base = _spectra(self._thumbs[unique].to(self._device)).conj().resolve_conj()
+        inverse, thumbs = inverse.to(self._device), thumbs.to(self._device)
+        prior = _shift_prior(base.device)
         correlation, place = torch.zeros(len(thumbs)), torch.zeros(len(thumbs), 3, dtype=torch.int64)
         for which in range(ORIENTATIONS):
             query = _spectra(orient(thumbs.float(), which))
@@ -131,37 +136,43 @@ class DetailIndex:
         exact = torch.empty(*row.shape, ORIENTATIONS)
         for low in range(0, len(row), _BLOCK):
             part = slice(low, low + _BLOCK)
-            base = self._base[row[part]].float()
+            base = self._base[row[part]].to(self._device).float()
+            here = thumbs[part].to(self._device)
             for which in range(ORIENTATIONS):
-                query = detail(orient(thumbs[part].float(), which))
+                query = detail(orient(here.float(), which))
                 exact[part, :, which] = torch.einsum("qd,qmd->qm", query, base)
         correlation, turn = exact.max(dim=2)
         return DetailMatches(correlation, row, turn)
 
+    def _vectors(self, thumbs: Tensor) -> Tensor:
+        """Halves (n, d), block by block: of a hundred thousand tiles no second copy may stand beside the result."""
+        out = torch.empty(len(thumbs), _plan(torch.device("cpu")).ends[-1], dtype=torch.float16)
+        for low in range(0, len(thumbs), _BLOCK):
+            out[low : low + _BLOCK] = detail(thumbs[low : low + _BLOCK].to(self._device)).half()
+        return out
 
-def _best_of_eight(
-    queries: npt.NDArray[np.float32], base: npt.NDArray[np.float32]
-) -> npt.NDArray[np.float32]:
+
+def _best_of_eight(queries: Tensor, base: Tensor) -> Tensor:
     """The largest of the eight correlations of every query with every tile of the base: (q, n)."""
-    ends = _plan().ends
+    ends = _plan(base.device).ends
     even, even_turned, odd, odd_turned, mixed, mixed_swapped = (
         slice(low, high) for low, high in zip((0, *ends), ends, strict=False)
     )
 
-    def product(left: slice, right: slice) -> npt.NDArray[np.float32]:
-        return np.asarray(queries[:, left] @ base[:, right].T)
+    def products(left: slice, right: slice) -> Tensor:
+        return product(queries[:, left], base[:, right])
 
-    keeps, turns = product(even, even), product(even_turned, even_turned)
-    odd_keeps, odd_turns = product(odd, odd), product(odd_turned, odd_turned)
-    best: npt.NDArray[np.float32] | None = None
+    keeps, turns = products(even, even), products(even_turned, even_turned)
+    odd_keeps, odd_turns = products(odd, odd), products(odd_turned, odd_turned)
+    best: Tensor | None = None
     for swap, sides in ((1.0, (mixed, mixed_swapped)), (-1.0, (mixed_swapped, mixed))):
-        across, down = product(sides[0], mixed), product(sides[1], mixed_swapped)
-        even_part = keeps + swap * turns
-        odd_part = odd_keeps + swap * odd_turns
+        across, down = products(sides[0], mixed), products(sides[1], mixed_swapped)
+        even_part = torch.add(keeps, turns, alpha=swap)
+        odd_part = torch.add(odd_keeps, odd_turns, alpha=swap)
         for mirrored, mixed_part in ((1.0, across + down), (-1.0, across - down)):
             # A half turn changes the sign of what is odd in one axis alone, hence the absolute value.
-            score = even_part + mirrored * odd_part + np.abs(mixed_part)
-            best = score if best is None else np.maximum(best, score, out=best)
+            score = mixed_part.abs_().add_(even_part).add_(odd_part, alpha=mirrored)
+            best = score if best is None else torch.maximum(best, score, out=best)
     assert best is not None
     return best
 
@@ -188,8 +199,8 @@ class _Plan:
     ends: tuple[int, ...]  # of the six groups of `_best_of_eight`
 
 
-@lru_cache(maxsize=1)
-def _plan() -> _Plan:
+@lru_cache(maxsize=4)
+def _plan(device: torch.device) -> _Plan:
     place = torch.arange(FINE_SIDE) - (FINE_SIDE - 1) / 2
     cycles = torch.cat([torch.arange(REACH + 1), torch.arange(1, REACH + 1)])
     odd = torch.arange(len(cycles)) > REACH
@@ -200,7 +211,7 @@ def _plan() -> _Plan:
 
     def flat(mask: Tensor) -> tuple[Tensor, Tensor]:
         down, across = torch.nonzero(mask & inside, as_tuple=True)
-        return down * len(cycles) + across, across * len(cycles) + down
+        return (down * len(cycles) + across).to(device), (across * len(cycles) + down).to(device)
 
     def alike(which: Tensor) -> _Alike:
         square = which[:, None] & which[None, :]
@@ -211,8 +222,8 @@ def _plan() -> _Plan:
     mixed, mixed_swapped = flat(~odd[:, None] & odd[None, :])
     sizes = [size for group in groups for size in (len(group.diagonal) + len(group.above), len(group.above))]
     return _Plan(
-        waves=waves / waves.norm(dim=1, keepdim=True),
-        weight=radius / REACH,
+        waves=(waves / waves.norm(dim=1, keepdim=True)).to(device),
+        weight=(radius / REACH).to(device),
         even=groups[0],
         odd=groups[1],
         mixed=mixed,
@@ -230,7 +241,7 @@ def _even_contrast(thumbs: Tensor) -> Tensor:
 
 def _spectra(thumbs: Tensor) -> Tensor:
     """Fourier transforms (B, N, N/2+1) of what `detail` measures, of unit length over the whole plane."""
-    cycles = torch.fft.fftfreq(FINE_SIDE, 1 / FINE_SIDE)
+    cycles = torch.fft.fftfreq(FINE_SIDE, 1 / FINE_SIDE, device=thumbs.device)
     radius = torch.hypot(cycles[:, None], cycles[None, : FINE_SIDE // 2 + 1])
     weight = torch.where((radius >= LOWEST) & (radius <= REACH), radius / REACH, 0.0)
     spectrum = torch.fft.rfft2(_even_contrast(thumbs), norm="ortho") * weight
@@ -240,14 +251,9 @@ def _spectra(thumbs: Tensor) -> Tensor:
     return spectrum / length.clamp_min(_LEAST_LENGTH)[:, None, None]
 
 
-@lru_cache(maxsize=1)
-def _shift_prior() -> Tensor:
+@lru_cache(maxsize=4)
+def _shift_prior(device: torch.device) -> Tensor:
     """(N, N) factor of the correlation at each shift that wraps round: chance finds its best among thousands."""
-    steps = torch.fft.fftfreq(FINE_SIDE, 1 / FINE_SIDE).abs()
+    steps = torch.fft.fftfreq(FINE_SIDE, 1 / FINE_SIDE, device=device).abs()
     near = (steps[:, None] <= NEAR_SHIFT) & (steps[None, :] <= NEAR_SHIFT)
     return torch.where(near, 1.0, FAR_FACTOR)
-
-
-def _vectors(thumbs: Tensor) -> Tensor:
-    parts = [detail(block) for block in thumbs.split(_BLOCK)]
-    return torch.cat(parts) if parts else torch.empty(0, _plan().ends[-1])

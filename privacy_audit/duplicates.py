@@ -66,13 +66,14 @@ def find_duplicates(train: Group, shapes: ShapeSpectra, min_overlap: float) -> D
     best shift says that they share half of their field; clusters are the connected components.
     """
     pairs = _candidates(train, shapes)
-    plan = Shifts.of(FINE_SIDE, min_overlap)
+    plan = Shifts.of(FINE_SIDE, min_overlap, shapes.device)
+    thumbs = train.features.thumbs
     parent = list(range(len(train)))
     with progress("comparing training tiles of a patient", total=len(pairs), unit="pairs") as bar:
         for block in pairs.split(_PAIRS_AT_ONCE) if len(pairs) else ():
-            first = spectra(train.features.thumbs[block[:, 0]], plan, moving=False)
-            second = spectra(train.features.thumbs[block[:, 1]], plan, moving=True)
-            alike = correlate(first, second, plan)[0] >= _ONE_FIELD
+            first = spectra(thumbs[block[:, 0]].to(shapes.device), plan, moving=False)
+            second = spectra(thumbs[block[:, 1]].to(shapes.device), plan, moving=True)
+            alike = correlate(first, second, plan)[0].to("cpu") >= _ONE_FIELD
             for a, b in block[alike].tolist():
                 parent[_root(parent, a)] = _root(parent, b)
             bar.advance(len(block))
@@ -110,7 +111,7 @@ def _candidates(train: Group, shapes: ShapeSpectra) -> Tensor:
         if len(rows) < 2:
             continue
         vectors = shapes(train.features.thumbs[rows])
-        near, at = most_similar(vectors, vectors, _NEIGHBOURS + 1)
+        near, at = most_similar(vectors, vectors, _NEIGHBOURS + 1, device=shapes.device)
         here, rank = torch.nonzero(near >= _ALIKE, as_tuple=True)
         first, second = rows[here], rows[at[here, rank]]
         ordered = torch.stack([torch.minimum(first, second), torch.maximum(first, second)], dim=1)

@@ -67,9 +67,9 @@ def join(parts: Sequence[TileFeatures]) -> TileFeatures:
 
 
 def describe(pixels: Tensor, eye: Eye) -> TileFeatures:
-    """Compute the features of uint8 (B, 3, H, W) tiles."""
+    """Compute the features of uint8 (B, 3, H, W) tiles: densities and embeddings where the eye looks."""
     arrays = pixels.permute(0, 2, 3, 1).contiguous().numpy()
-    density = haematoxylin(pixels)
+    density = haematoxylin(pixels.to(eye.device))
     thumbs, texture = evened_with_texture(density, FINE_SIDE)
     # Digests leave the interpreter's lock as the keypoint search does.
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
@@ -77,10 +77,10 @@ def describe(pixels: Tensor, eye: Eye) -> TileFeatures:
     return TileFeatures(
         digests,
         canonical,
-        thumbs.half(),
-        texture,
+        thumbs.half().to("cpu"),
+        texture.to("cpu"),
         eye.embed(pixels).float(),
-        find_keypoints(evened(density, SIDE)),
+        find_keypoints(evened(density, SIDE).to("cpu")),
     )
 
 

@@ -113,10 +113,10 @@ class Shifts:
     prior: Tensor  # (2R+1, 2R+1) factor of the score: chance finds its best among thousands of shifts
 
     @classmethod
-    def of(cls, side: int, min_overlap: float) -> Shifts:
-        """Plan the search; the transform is padded so that no shift wraps around."""
+    def of(cls, side: int, min_overlap: float, device: torch.device | str = "cpu") -> Shifts:
+        """Plan the search on a device; the transform is padded so that no shift wraps around."""
         reach = int(side * (1.0 - min_overlap))
-        span = torch.arange(-reach, reach + 1)
+        span = torch.arange(-reach, reach + 1, device=device)
         area = ((side - span.abs())[:, None] * (side - span.abs())[None, :]).float()
         near = (span.abs()[:, None] <= NEAR_SHIFT) & (span.abs()[None, :] <= NEAR_SHIFT)
         prior = torch.where(near, 1.0, FAR_FACTOR)
@@ -210,12 +210,12 @@ def _band(density: Tensor, side: int) -> Tensor:
 
 def blur(images: Tensor, sigma: float) -> Tensor:
     """Gaussian blur of (B, 1, N, N) with mirrored borders, as two matrix products: far cheaper than a wide kernel."""
-    smooth = _smoothing(images.shape[-1], sigma)
+    smooth = _smoothing(images.shape[-1], sigma, images.device)
     return smooth @ images @ smooth.T
 
 
 @lru_cache(maxsize=16)
-def _smoothing(side: int, sigma: float) -> Tensor:
+def _smoothing(side: int, sigma: float, device: torch.device) -> Tensor:
     """(N, N) rows that average their neighbourhood; what would lie outside is mirrored back, the border not twice."""
     radius = int(np.ceil(2.5 * sigma))
     x = torch.arange(-radius, radius + 1, dtype=torch.float32)
@@ -226,14 +226,14 @@ def _smoothing(side: int, sigma: float) -> Tensor:
         at = (row + torch.arange(-radius, radius + 1)).abs()
         at = torch.where(at >= side, 2 * (side - 1) - at, at)
         matrix[row].index_add_(0, at, kernel)
-    return matrix
+    return matrix.to(device)
 
 
 def _overlap_sums(values: Tensor, shifts: Shifts, moving: bool) -> Tensor:
     """Sum of (B, N, N) values over the overlap at each shift: (B, 2R+1, 2R+1), as M · values · Mᵀ with 0/1 rows."""
     side, reach = shifts.side, shifts.reach
-    span = torch.arange(-reach, reach + 1) * (-1 if moving else 1)
-    place = torch.arange(side)
+    span = torch.arange(-reach, reach + 1, device=values.device) * (-1 if moving else 1)
+    place = torch.arange(side, device=values.device)
     inside = (place >= span.clamp_min(0)[:, None]) & (place < side + span.clamp_max(0)[:, None])
     mask = inside.to(values.dtype)
     return mask @ values @ mask.T

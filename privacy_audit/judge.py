@@ -36,14 +36,13 @@ from privacy_audit.evidence_parts import (
     StrataEvidence,
 )
 from privacy_audit.intervals import holm
+from privacy_audit.patient_results import closest_result, tail_result
 from privacy_audit.patients import (
     CLOSEST,
     TAIL_EYE,
     TAIL_SHAPE,
     View,
-    closest_result,
     patient_tests,
-    tail_result,
 )
 from privacy_audit.policy import Policy
 from privacy_audit.result import Flag, Status, TestResult, worst

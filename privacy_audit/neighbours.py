@@ -171,7 +171,13 @@ class Standardiser:
 
 
 def nearest(
-    queries: Tensor, base: Base, k: int, *, memory: int = DEFAULT_MEMORY, device: str = "cpu", label: str = ""
+    queries: Tensor,
+    base: Base,
+    k: int,
+    *,
+    memory: int = DEFAULT_MEMORY,
+    device: torch.device | str = "cpu",
+    label: str = "",
 ) -> tuple[Tensor, Tensor]:
     """The k nearest rows of the base by Euclidean distance.
 
@@ -192,7 +198,7 @@ def nearest(
 
 
 def most_similar(
-    queries: Tensor, base: Base, k: int, *, memory: int = DEFAULT_MEMORY, device: str = "cpu"
+    queries: Tensor, base: Base, k: int, *, memory: int = DEFAULT_MEMORY, device: torch.device | str = "cpu"
 ) -> tuple[Tensor, Tensor]:
     """The k base rows with the largest dot product: products (q, k), best first, and indices (q, k)."""
     values, where = smallest(-queries.float(), base, k, _product, memory=memory, device=device)
@@ -206,7 +212,7 @@ def smallest(
     measure: Measure,
     *,
     memory: int = DEFAULT_MEMORY,
-    device: str = "cpu",
+    device: torch.device | str = "cpu",
     label: str = "",
 ) -> tuple[Tensor, Tensor]:
     """The k smallest values of a measure over the base: (q, k) ascending, and indices (q, k)."""
@@ -215,7 +221,7 @@ def smallest(
     blocks = queries.to(device).split(plan.queries)
     best = [torch.empty(len(block), 0, device=device) for block in blocks]
     where = [torch.empty(len(block), 0, dtype=torch.int64, device=device) for block in blocks]
-    for low, part in _blocks(base, plan.base, device, label):
+    for low, part in base_blocks(base, plan.base, device, label):
         values = measure(part)
         for number, block in enumerate(blocks):
             near, at = _smallest(values(block), min(k, len(part)))
@@ -229,7 +235,13 @@ def smallest(
 
 
 def patient_minima(
-    queries: Tensor, base: Base, patient: Tensor, patients: int, *, device: str = "cpu", label: str = ""
+    queries: Tensor,
+    base: Base,
+    patient: Tensor,
+    patients: int,
+    *,
+    device: torch.device | str = "cpu",
+    label: str = "",
 ) -> Tensor:
     """D[s, p]: distance from query s to the nearest tile of patient p.
 
@@ -255,21 +267,21 @@ def minima_by_patient(
     patients: int,
     measure: Measure,
     *,
-    device: str = "cpu",
+    device: torch.device | str = "cpu",
     label: str = "",
 ) -> Tensor:
     """Smallest value of a measure over the tiles of each patient, (q, P); see `patient_minima`."""
-    minima = torch.full((len(queries), patients), float("inf"))
+    minima = torch.full((len(queries), patients), float("inf"), device=device)
     blocks = queries.to(device).split(QUERY_BLOCK)
-    for low, part in _blocks(base, BASE_BLOCK, device, label):
+    for low, part in base_blocks(base, BASE_BLOCK, device, label):
         values = measure(part)
         owners, lengths = torch.unique_consecutive(patient[low : low + len(part)], return_counts=True)
         runs, names = lengths.tolist(), owners.tolist()
         for number, block in enumerate(blocks):
             rows = minima[number * QUERY_BLOCK : number * QUERY_BLOCK + len(block)]
             for name, run in zip(names, values(block).split(runs, dim=1), strict=True):
-                rows[:, name] = torch.minimum(rows[:, name], run.amin(dim=1).to("cpu"))
-    return minima
+                rows[:, name] = torch.minimum(rows[:, name], run.amin(dim=1))
+    return minima.to("cpu")
 
 
 def product(block: Tensor, part: Tensor) -> Tensor:
@@ -303,7 +315,10 @@ def _smallest(products: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return near, at // k * groups + chosen.gather(1, at % k)
 
 
-def _blocks(base: Base, size: int, device: str, label: str) -> Iterator[tuple[int, Tensor]]:
+def base_blocks(
+    base: Base, size: int, device: torch.device | str = "cpu", label: str = ""
+) -> Iterator[tuple[int, Tensor]]:
+    """Blocks of the base as float32 on a device, each with its first row; `label` names the work on a progress bar."""
     with progress(label, total=len(base), unit="tiles") if label else nullcontext() as bar:
         for low in range(0, len(base), size):
             part = base[low : low + size].to(device).float()

@@ -31,6 +31,7 @@ class AuditRequest:
     extras: Extras = field(default_factory=Extras)
     patients: Path | None = None
     now: datetime | None = None  # the clock; the computer's own when absent
+    device: str = "cpu"  # auto, cpu, cuda or cuda:N: where tiles are looked at and compared
 
 
 def first_audit(request: AuditRequest) -> tuple[AuditReport, bytes] | None:

@@ -6,7 +6,7 @@ import json
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -21,13 +21,15 @@ from pixcell_core.contracts import digest
 from pixcell_core.contracts.bands import band
 from pixcell_core.contracts.release import tiles_root
 from pixcell_core.errors import PixcellError
+from pixcell_core.models.devices import choose_device
 from privacy_audit import base_twins, battery
 from privacy_audit.battery import Prepared
 from privacy_audit.blinding import Blinding
 from privacy_audit.copies import exact_matches
 from privacy_audit.deciding import Decided
+from privacy_audit.distances import distances_by_eye, distances_by_shape
 from privacy_audit.duplicates import Duplicates, duplicates_result, find_duplicates
-from privacy_audit.evidence import Evidence, as_stored
+from privacy_audit.evidence import Evidence
 from privacy_audit.evidence_parts import DisclosureEvidence
 from privacy_audit.eye import Eye, SecondEye
 from privacy_audit.features import TileFeatures, join, load_features
@@ -35,7 +37,7 @@ from privacy_audit.filtering import filtered_release
 from privacy_audit.gallery import write_site_page
 from privacy_audit.identity import PLANTED, identity_curve, identity_distances, identity_rows
 from privacy_audit.judge import judge
-from privacy_audit.neighbours import Standardiser, patient_minima
+from privacy_audit.neighbours import Standardiser
 from privacy_audit.patients import View
 from privacy_audit.policy import Policy
 from privacy_audit.preconditions import (
@@ -72,7 +74,7 @@ from privacy_audit.result import TestResult
 from privacy_audit.review_queue import KEY, QUEUE
 from privacy_audit.screen import CopyScreen, ScreenScores
 from privacy_audit.self_test import TEXTURE_FLOOR, plant, recoloured_holdout
-from privacy_audit.spectrum import ShapeSpectra, patient_distances
+from privacy_audit.spectrum import ShapeSpectra
 from privacy_audit.subject import Cohort, Group, cohort_of
 from privacy_audit.tiles import TileSource, open_tiles, read_patients, require_one_size
 
@@ -96,6 +98,7 @@ def run_audit(request: AuditRequest, eye: Eye | None = None) -> AuditReport:
     Raises:
         BadInputError: a folder or file cannot be used.
     """
+    device = choose_device(request.device)
     seed = request.seed if request.seed is not None else secrets.randbelow(2**31)
     now = request.now or datetime.now(UTC)
     table = read_patients(request.patients) if request.patients else None
@@ -111,7 +114,7 @@ def run_audit(request: AuditRequest, eye: Eye | None = None) -> AuditReport:
     split = find_split(sources[0], sources[1])
     require_time_after(now, split, first[0].created_at if first else None)
     prepared = battery.prepare(request.extras, sources)
-    eye = eye or SecondEye(request.policy.copies.eye_pixels)
+    eye = eye or SecondEye(request.policy.copies.eye_pixels, device)
     out = _prepare(request.out)
     clock = _Clock()
     with clock.stage("looking"):
@@ -194,7 +197,7 @@ def _gather(
         sizes(train, holdout, synthetic, policy.preconditions),
         drawn_before(split, train, holdout, policy.preconditions),
     )
-    shapes = ShapeSpectra.fit(train.features.thumbs, holdout.features.thumbs)
+    shapes = ShapeSpectra.fit(train.features.thumbs, holdout.features.thumbs, device=eye.device)
     with clock.stage("duplicates"):
         duplicates = find_duplicates(train, shapes, policy.copies.min_overlap)
     with clock.stage("planting"):
@@ -214,8 +217,8 @@ def _gather(
     cohort = cohort_of(train, holdout)
     with clock.stage("distances"):
         asked = (synthetic.features, planted.features)
-        by_eye = _by_eye(asked, train, holdout, cohort, standardise)
-        by_shape = _by_shape(asked, train, holdout, cohort, shapes)
+        by_eye = distances_by_eye(asked, train, holdout, cohort, standardise, shapes.device)
+        by_shape = distances_by_shape(asked, train, holdout, cohort, shapes)
         distances = [by_eye[0], by_shape[0], by_eye[1], by_shape[1]]
     with clock.stage("battery"):
         parts = battery.gather(prepared, sources, groups, cohort, standardise, (released, null), policy, seed)
@@ -289,36 +292,6 @@ def _blind(screen: CopyScreen, groups: list[TileFeatures], rng: np.random.Genera
     back = np.argsort(order)
     bounds = np.cumsum([0] + [len(group) for group in groups])
     return [shuffled[back[low:high]] for low, high in pairwise(bounds)]
-
-
-def _by_eye(
-    queries: Sequence[TileFeatures], train: Group, holdout: Group, cohort: Cohort, standardise: Standardiser
-) -> list[npt.NDArray[np.float64]]:
-    base = standardise(train.features.embeddings, holdout.features.embeddings)
-    owner = torch.from_numpy(np.concatenate([cohort.of_train, cohort.of_holdout]))
-    return [
-        as_stored(
-            patient_minima(
-                standardise(one.embeddings), base, owner, cohort.patients, label="distances by the second eye"
-            ).numpy()
-        )
-        for one in queries
-    ]
-
-
-def _by_shape(
-    queries: Sequence[TileFeatures], train: Group, holdout: Group, cohort: Cohort, shapes: ShapeSpectra
-) -> list[npt.NDArray[np.float64]]:
-    base = torch.cat([shapes.base(train.features.thumbs), shapes.base(holdout.features.thumbs)])
-    owner = torch.from_numpy(np.concatenate([cohort.of_train, cohort.of_holdout]))
-    return [
-        as_stored(
-            patient_distances(
-                shapes.queries(one.thumbs), base, owner, cohort.patients, "distances by shape"
-            ).numpy()
-        )
-        for one in queries
-    ]
 
 
 def _group(source: TileSource, eye: Eye, cache: Path) -> Group:

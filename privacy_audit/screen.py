@@ -102,31 +102,42 @@ def detail_score(correlation: npt.NDArray[np.float64], policy: CopyPolicy) -> np
 
 
 class CopyScreen:
-    """Scores any tiles against one fixed reference set (the training tiles)."""
+    """Scores any tiles against one fixed reference set (the training tiles).
+
+    The set and the scores lie in the processor's memory. Vectors and correlations are compared on the device of
+    `shapes`; keypoints, of which each tile has another number, by the processor.
+    """
 
     def __init__(
         self, reference: TileFeatures, standardise: Standardiser, shapes: ShapeSpectra, policy: CopyPolicy
     ) -> None:
         self._policy, self._standardise, self._shapes = policy, standardise, shapes
+        self._device = shapes.device
         self._embeddings = standardise(reference.embeddings)
         self._spectra = shapes.base(reference.thumbs)
         self._fine = reference.thumbs
-        self._pooled = torch.cat([pooled(part.float()) for part in reference.thumbs.split(512)])
-        self._detail = DetailIndex(reference.thumbs)
+        self._pooled = torch.cat(
+            [pooled(part.to(self._device).float()).to("cpu") for part in reference.thumbs.split(512)]
+        )
+        self._detail = DetailIndex(reference.thumbs, self._device)
         self._keypoints = reference.keypoints
         self._votes = VoteIndex(reference.keypoints)
-        self._fine_plan = Shifts.of(FINE_SIDE, policy.min_overlap)
-        self._coarse_plan = Shifts.of(COARSE_SIDE, policy.min_overlap)
+        self._fine_plan = Shifts.of(FINE_SIDE, policy.min_overlap, self._device)
+        self._coarse_plan = Shifts.of(COARSE_SIDE, policy.min_overlap, self._device)
 
     def score(self, queries: TileFeatures, label: str) -> ScreenScores:
         """Score every query; `label` names the work on the progress bar."""
         k = self._policy.candidates_per_source
         by_eye = nearest(
-            self._standardise(queries.embeddings), self._embeddings, k, label=f"{label}: second eye"
+            self._standardise(queries.embeddings),
+            self._embeddings,
+            k,
+            device=self._device,
+            label=f"{label}: second eye",
         )[1]
         candidates = torch.cat([by_eye, self._candidates_by_spectrum(queries.thumbs, k, label)], dim=1)
-        shape_rows, shape_turns = self._candidates_by_shape(queries.thumbs)
-        fine = self._detail.best(queries.thumbs, 1)
+        shape_rows, shape_turns = self._candidates_by_shape(queries.thumbs, label)
+        fine = self._detail.best(queries.thumbs, 1, f"{label}: fine detail")
         found: list[tuple[Tensor, Tensor, Tensor]] = []
         moved: list[DetailShift] = []
         with progress(label, total=len(queries), unit="tiles") as bar:
@@ -213,31 +224,36 @@ class CopyScreen:
 
     def _candidates_by_spectrum(self, thumbs: Tensor, k: int, label: str) -> Tensor:
         """Reference rows (q, k) that share the most of their field with the query, wherever it lies."""
-        return most_alike(self._shapes.queries(thumbs), self._spectra, k, f"{label}: spectra")
+        return most_alike(
+            self._shapes.queries(thumbs), self._spectra, k, f"{label}: spectra", device=self._device
+        )
 
-    def _candidates_by_shape(self, thumbs: Tensor) -> tuple[Tensor, Tensor]:
+    def _candidates_by_shape(self, thumbs: Tensor, label: str) -> tuple[Tensor, Tensor]:
         """Reference rows and symmetries, both (q, m), whose pooled shape fits best without a shift."""
         keep = self._policy.verified_orientations
         rows, turns = [], []
-        for block in thumbs.split(512):
-            similar, found = [], []
-            for which in range(ORIENTATIONS):
-                turned = pooled(orient(block.float(), which))
-                near, at = most_similar(turned, self._pooled, keep)
-                similar.append(near)
-                found.append(at)
-            order = torch.cat(similar, dim=1).topk(found[0].shape[1], dim=1).indices
-            rows.append(torch.cat(found, dim=1).gather(1, order))
-            turns.append(order // found[0].shape[1])
+        with progress(f"{label}: pooled shape", total=len(thumbs), unit="tiles") as bar:
+            for block in thumbs.split(512):
+                similar, found = [], []
+                for which in range(ORIENTATIONS):
+                    turned = pooled(orient(block.to(self._device).float(), which))
+                    near, at = most_similar(turned, self._pooled, keep, device=self._device)
+                    similar.append(near)
+                    found.append(at)
+                order = torch.cat(similar, dim=1).topk(found[0].shape[1], dim=1).indices
+                rows.append(torch.cat(found, dim=1).gather(1, order))
+                turns.append(order // found[0].shape[1])
+                bar.advance(len(block))
         return torch.cat(rows), torch.cat(turns)
 
     def _best_turns(self, thumbs: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
         """Compare (q, k) candidates in every symmetry at coarse size; the best (q, m) rows and symmetries."""
         count, k = candidates.shape
         unique, inverse = candidates.unique(return_inverse=True)
-        base = spectra(_shrink(self._fine[unique]), self._coarse_plan, moving=True)[inverse.reshape(-1)]
-        small = _shrink(thumbs)
-        rows = torch.arange(count)[:, None].expand(count, k).reshape(-1)
+        base = spectra(_shrink(self._fine[unique].to(self._device)), self._coarse_plan, moving=True)
+        base = base[inverse.reshape(-1).to(self._device)]
+        small = _shrink(thumbs.to(self._device))
+        rows = torch.arange(count, device=self._device)[:, None].expand(count, k).reshape(-1)
         coarse = torch.empty(count, k, ORIENTATIONS)
         for which in range(ORIENTATIONS):
             query = spectra(orient(small, which), self._coarse_plan, moving=False)
@@ -250,9 +266,9 @@ class CopyScreen:
         """Compare (q, m) pairs at full thumbnail size; the best score, row and alignment of each query."""
         count, pairs = who.shape
         turned = torch.stack([orient(thumbs[i], int(turn)) for i, turns in enumerate(how) for turn in turns])
-        fixed = spectra(turned, self._fine_plan, moving=False)
-        moving = spectra(self._fine[who.reshape(-1)], self._fine_plan, moving=True)
-        fine, shift = correlate(fixed, moving, self._fine_plan)
+        fixed = spectra(turned.to(self._device), self._fine_plan, moving=False)
+        moving = spectra(self._fine[who.reshape(-1)].to(self._device), self._fine_plan, moving=True)
+        fine, shift = (found.to("cpu") for found in correlate(fixed, moving, self._fine_plan))
         best, at = fine.view(count, pairs).max(dim=1)
         pick = torch.arange(count) * pairs + at
         return best, who.reshape(-1)[pick], torch.cat([how.reshape(-1)[pick, None], shift[pick]], dim=1)

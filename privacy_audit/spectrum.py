@@ -35,23 +35,34 @@ _QUERIES_AT_ONCE = 256  # rows whose products in four symmetries stay near the p
 
 @dataclass(frozen=True)
 class ShapeSpectra:
-    """Turns thumbnails into unit vectors; whitened by the mean spectrum of training and holdout together."""
+    """Turns thumbnails into unit vectors; whitened by the mean spectrum of training and holdout together.
+
+    Thumbnails come from the processor's memory and vectors go back to it; between, the work is done where `mean` lies.
+    """
 
     mean: Tensor  # (2K+1, 2K+1)
 
     @classmethod
-    def fit(cls, *groups: Tensor) -> ShapeSpectra:
-        """Fit the mean magnitude on the union of (n, N, N) thumbnails."""
-        total, count = torch.zeros(2 * REACH + 1, 2 * REACH + 1), 0
+    def fit(cls, *groups: Tensor, device: torch.device | str = "cpu") -> ShapeSpectra:
+        """Fit the mean magnitude on the union of (n, N, N) thumbnails; the device of the work from here on."""
+        total, count = torch.zeros(2 * REACH + 1, 2 * REACH + 1, device=device), 0
         for group in groups:
             for block in group.split(_BLOCK):
-                total += _magnitude(block).sum(dim=0)
+                total += _magnitude(block.to(device)).sum(dim=0)
                 count += len(block)
         return cls((total / max(count, 1)).clamp_min(1e-6))
 
+    @property
+    def device(self) -> torch.device:
+        """Where vectors are made."""
+        return self.mean.device
+
     def __call__(self, thumbs: Tensor, turn: int = 0) -> Tensor:
         """Unit vectors (n, d) of (n, N, N) thumbnails after one of the symmetries `TURNS`."""
-        parts = [self._vectors(orient(_magnitude(block), turn))[0] for block in thumbs.split(_BLOCK)]
+        parts = [
+            self._vectors(orient(_magnitude(block.to(self.device)), turn))[0].to("cpu")
+            for block in thumbs.split(_BLOCK)
+        ]
         return torch.cat(parts)
 
     def base(self, thumbs: Tensor) -> Tensor:
@@ -59,9 +70,9 @@ class ShapeSpectra:
         out = torch.empty(len(thumbs), sum(_widths()) + 1)
         even = _evened_mean(self.mean)
         for block, rows in zip(thumbs.split(_BLOCK), out.split(_BLOCK), strict=True):
-            vectors, _ = self._vectors(_magnitude(block))
-            whole = torch.zeros(len(block), 2 * REACH + 1, 2 * REACH + 1)
-            whole[:, _ring()] = vectors
+            vectors, _ = self._vectors(_magnitude(block.to(self.device)))
+            whole = torch.zeros(len(block), 2 * REACH + 1, 2 * REACH + 1, device=self.device)
+            whole[:, _ring(self.device)] = vectors
             whole *= even / self.mean
             rows[:, :-1] = _parts(0.5 * (whole + whole.flip((1, 2))))
             rows[:, -1] = (vectors**2).sum(dim=1)
@@ -75,7 +86,7 @@ class ShapeSpectra:
         out = torch.empty(len(thumbs), sum(_widths()) + len(TURNS) + 1)
         even = _evened_mean(self.mean)
         for block, rows in zip(thumbs.split(_BLOCK), out.split(_BLOCK), strict=True):
-            magnitude = _magnitude(block)
+            magnitude = _magnitude(block.to(self.device))
             rows[:, : -len(TURNS) - 1] = _parts(magnitude / even)
             for number, turn in enumerate(TURNS):
                 vectors, length = self._vectors(orient(magnitude, turn))
@@ -86,7 +97,7 @@ class ShapeSpectra:
     def _vectors(self, magnitude: Tensor) -> tuple[Tensor, Tensor]:
         """Unit vectors (B, d), and the lengths (B,) they had."""
         # Half the plane suffices: the magnitude of a real image is symmetric about the origin.
-        flat = (magnitude / self.mean)[:, _ring()]
+        flat = (magnitude / self.mean)[:, _ring(self.device)]
         flat = flat - flat.mean(dim=1, keepdim=True)
         length = flat.norm(dim=1, keepdim=True).clamp_min(1e-6)
         return flat / length, length[:, 0]
@@ -116,17 +127,24 @@ def best_similarity(queries: Tensor, base: Tensor) -> Tensor:
     return out
 
 
-def most_alike(queries: Tensor, base: Tensor, k: int, label: str = "") -> Tensor:
+def most_alike(
+    queries: Tensor, base: Tensor, k: int, label: str = "", device: torch.device | str = "cpu"
+) -> Tensor:
     """The k base rows most similar to each query in any of `TURNS`, best first, (q, k)."""
 
     def measure(part: Tensor) -> Callable[[Tensor], Tensor]:
         return lambda block: best_similarity(block, part).neg_()
 
-    return smallest(queries, base, k, measure, label=label)[1]
+    return smallest(queries, base, k, measure, label=label, device=device)[1]
 
 
 def patient_distances(
-    queries: Tensor, base: Tensor, patient: Tensor, patients: int, label: str = ""
+    queries: Tensor,
+    base: Tensor,
+    patient: Tensor,
+    patients: int,
+    label: str = "",
+    device: torch.device | str = "cpu",
 ) -> Tensor:
     """D (q, P): distance of each query, in its best symmetry, to the nearest base row of each patient."""
 
@@ -134,7 +152,7 @@ def patient_distances(
         squares = part[:, -1]
         return lambda block: best_similarity(block, part).mul_(-2.0).add_(squares)
 
-    minima = minima_by_patient(queries, base, patient, patients, measure, label=label)
+    minima = minima_by_patient(queries, base, patient, patients, measure, label=label, device=device)
     return minima.add_(queries[:, -1:]).clamp_min_(0).sqrt_()
 
 
@@ -147,31 +165,33 @@ def _evened_mean(mean: Tensor) -> Tensor:
 def _parts(spectra: Tensor) -> Tensor:
     """(B, 2K+1, 2K+1) spectra, symmetric about the origin, in parts (B, D): products of parts add up to products."""
     turned = torch.stack([orient(spectra, turn) for turn in TURNS], dim=1)
-    places, weights = _places()
+    places, weights = _places(spectra.device)
+    signs_of = torch.tensor(_CHARACTERS, dtype=torch.float32).to(spectra.device) / 4
     found = []
-    for signs, place, weight in zip(_CHARACTERS, places, weights, strict=True):
+    for signs, place, weight in zip(signs_of, places, weights, strict=True):
         # One orbit is represented by one frequency, so its weight is the root of how many there are.
         values = turned.flatten(2)[:, :, place]
-        found.append(torch.einsum("bgk,g->bk", values, torch.tensor(signs, dtype=torch.float32) / 4) * weight)
+        found.append(torch.einsum("bgk,g->bk", values, signs) * weight)
     return torch.cat(found, dim=1)
 
 
-@lru_cache(maxsize=1)
-def _ring() -> Tensor:
+@lru_cache(maxsize=4)
+def _ring(device: torch.device) -> Tensor:
     """(2K+1, 2K+1) bool: the frequencies kept, of the half plane."""
     span = torch.arange(-REACH, REACH + 1).float()
     radius = torch.hypot(span[:, None], span[None, :])
-    return (radius >= LOWEST) & (radius <= REACH) & (span[None, :] >= 0)
+    return ((radius >= LOWEST) & (radius <= REACH) & (span[None, :] >= 0)).to(device)
 
 
-@lru_cache(maxsize=1)
-def _places() -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+@lru_cache(maxsize=4)
+def _places(device: torch.device) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """For each character: one frequency of each orbit on which it does not vanish, and the root of the orbit's size."""
     side = 2 * REACH + 1
     grid = torch.arange(side * side).view(side, side)
     images = torch.stack([orient(grid, which) for which in range(8)]).flatten(1)  # (8, side²)
     least = images.amin(dim=0)
-    ring = (_ring() | _ring().flip((0, 1))).flatten()
+    half = _ring(torch.device("cpu"))
+    ring = (half | half.flip((0, 1))).flatten()
     inside = torch.nonzero((least == grid.flatten()) & ring)[:, 0]
     turned = torch.stack([orient(grid, turn) for turn in TURNS]).flatten(1)[:, inside]
     opposite = side * side - 1 - inside
@@ -182,12 +202,12 @@ def _places() -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         vanishes = (fixed & (torch.tensor(signs)[:, None] < 0)).any(dim=0)
         places.append(inside[~vanishes])
         weights.append(size[~vanishes].sqrt())
-    return tuple(places), tuple(weights)
+    return tuple(one.to(device) for one in places), tuple(one.to(device) for one in weights)
 
 
 @lru_cache(maxsize=1)
 def _widths() -> tuple[int, ...]:
-    return tuple(len(place) for place in _places()[0])
+    return tuple(len(place) for place in _places(torch.device("cpu"))[0])
 
 
 def _magnitude(thumbs: Tensor) -> Tensor:

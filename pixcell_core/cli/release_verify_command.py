@@ -42,6 +42,14 @@ def verify_release(
         list[Path] | None,
         typer.Option("--withdrawals", help="A signer's list of releases that were taken back (repeatable)."),
     ] = None,
+    auditing_code: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--auditing-code",
+            metavar="DIGEST",
+            help="Auditing code whose judgement counts (repeatable): a digest, or `installed` for the code here.",
+        ),
+    ] = None,
     format: FormatOption = OutputFormat.TEXT,
 ) -> object:
     """Check a bundle offline: any changed byte fails, and the first thing wrong is named."""
@@ -72,6 +80,7 @@ def verify_release(
         ca=None if ca is None else read_authority(read_bounded(ca, 65_536), ca.name),
         revocations=tuple(Envelope.load(path) for path in revocations or ()),
         withdrawals=tuple(Envelope.load(path) for path in withdrawals or ()),
+        auditing_code=tuple(_code(word) for word in auditing_code or ()),
     )
     with open_bundle(bundle) as files:
         verifier = BundleVerifier(
@@ -84,3 +93,22 @@ def verify_release(
             emit_note(checks_text(verifier.checks))
             raise
     return BundleVerified(**report.model_dump())
+
+
+def _code(word: str) -> str:
+    from pydantic import TypeAdapter, ValidationError
+
+    from pixcell_core.contracts.artifacts import AUDITING_CODE, code_digest
+    from pixcell_core.contracts.canonical import Digest
+    from pixcell_core.errors import BadInputError
+
+    if word == "installed":
+        return code_digest(AUDITING_CODE)
+    try:
+        return TypeAdapter(Digest).validate_python(word)
+    except ValidationError as error:
+        raise BadInputError(
+            f"{word!r} is no digest of code.",
+            hint="Give sha256: and 64 hexadecimal digits, as `pixcell audit code` prints them, or `installed`.",
+            code="bad-code-digest",
+        ) from error

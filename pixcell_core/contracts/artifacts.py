@@ -26,6 +26,9 @@ TRAINING_CODE = (
 )
 """Source files and folders that decide what a training round or a patients' vote computes and what it costs."""
 
+AUDITING_CODE = ("privacy_audit", "pixcell_core/trust", "pixcell_core/contracts", "site_client/release")
+"""Source folders that decide what an audit says and what the gate lets through."""
+
 
 def base_digest(folder: Path) -> str:
     """`sha256:<hex>` over names and bytes of a saved transformer's configuration and weights.

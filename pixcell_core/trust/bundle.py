@@ -35,6 +35,7 @@ from pixcell_core.trust.bundle_files import (
 from pixcell_core.trust.bundle_report import BundleRefusedError, BundleReport, Check, Signer
 from pixcell_core.trust.bundle_rules import (
     key_file_name,
+    known_code,
     refused,
     require_current,
     require_papers,
@@ -104,6 +105,7 @@ class BundleVerifier:
         manifest = self._step("manifest", lambda: self._manifest(listing, site_key))
         verdict, signers = self._step("signatures", lambda: self._verdict(keys, site_key))
         self._step("verdict", lambda: self._permits(verdict, manifest))
+        self._step("auditing code", lambda: (None, known_code(verdict, self._known.auditing_code)))
         rule, stands = self._step("signers", lambda: self._quorum(verdict, manifest, signers, listing))
         self._step("still valid", lambda: self._current(verdict, listing))
         self._step("withdrawals", lambda: self._withdrawals(manifest, (*signers, site_key), stands))

@@ -109,6 +109,20 @@ def require_permission(verdict: Verdict, manifest: ReleaseManifest) -> None:
         )
 
 
+def known_code(verdict: Verdict, known: Sequence[str]) -> str:
+    """What is to be said of the code that judged; refused where digests are known and its is none of them."""
+    judged = str(verdict.predicate.auditor.code_digest)
+    if not known:
+        return f"NOT COMPARED: no digest of auditing code was given; {judged} judged"
+    if judged not in known:
+        raise refused(
+            f"The tiles were judged by code that is none of the {len(known)} you know: {judged}.",
+            "code-unknown",
+            hint="Ask the auditor which version judged and compare its published digest, or audit the tiles again.",
+        )
+    return f"{judged} judged, one of the {len(known)} known"
+
+
 def require_current(verdict: Verdict, now: datetime) -> None:
     """Refuse a verdict that is not yet, or no longer, valid."""
     predicate = verdict.predicate

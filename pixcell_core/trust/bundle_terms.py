@@ -49,13 +49,15 @@ class Known:
     """What the recipient knows from elsewhere than the bundle.
 
     `signers_digest` pins the document that says who must sign; `ca` is the authority whose certificates auditors must
-    hold; `revocations` and `withdrawals` are signed lists in their envelopes.
+    hold; `revocations` and `withdrawals` are signed lists in their envelopes; `auditing_code` are digests of auditing
+    code whose judgement counts, any where there are none.
     """
 
     signers_digest: str | None = None
     ca: x509.Certificate | None = None
     revocations: Sequence[Envelope] = field(default_factory=tuple)
     withdrawals: Sequence[Envelope] = field(default_factory=tuple)
+    auditing_code: Sequence[str] = field(default_factory=tuple)
 
 
 def open_signers(

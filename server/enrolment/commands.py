@@ -16,7 +16,8 @@ from pixcell_core.errors import BadInputError
 
 if TYPE_CHECKING:
     from server.enrolment.authority import Authority
-    from server.enrolment.kits import KitBook, KitShown
+    from server.enrolment.kit_state import KitShown
+    from server.enrolment.kits import KitBook
 
 DirOption = Annotated[Path, typer.Option("--dir", help="The coordinator's folder.")]
 CaDirOption = Annotated[
@@ -164,7 +165,7 @@ def _register_showing(kit: typer.Typer) -> None:
     @command
     def show(party: PartyArgument, folder: DirOption, format: FormatOption = OutputFormat.TEXT) -> KitShown:
         """Show a party's latest kit and where it lies."""
-        from server.enrolment.kits import KitShown
+        from server.enrolment.kit_state import KitShown
 
         return KitShown(**_book(folder).state(party).model_dump())
 

@@ -9,7 +9,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
-from pydantic import BaseModel
 
 from pixcell_core.contracts.atomic import write_atomically
 from pixcell_core.contracts.canonical import load_document, read_bounded
@@ -36,6 +35,7 @@ from pixcell_core.trust.dsse import Envelope
 from pixcell_core.trust.expiry import ExpiryWarning, days_left, expiry_warning
 from pixcell_core.trust.kits import open_kit, sign_kit, sign_revocations
 from server.enrolment.authority import Authority
+from server.enrolment.kit_state import KitSigned, KitState, Revoked
 from server.enrolment.revocations import read_revocations, revocations_file
 from server.enrolment.sites import SiteBook
 from server.layout import ServerLayout
@@ -45,59 +45,6 @@ KIT_DAYS = 365
 MAX_REQUEST_BYTES = 65_536
 REQUEST_FILE = "request.json"
 KIT_SUFFIX = ".kit.json"
-
-
-class KitState(BaseModel):
-    """One kit as `kit list` and `kit show` tell it."""
-
-    party: str
-    role: Role
-    version: int
-    serial: str
-    fingerprint: str
-    expires_at: datetime
-    days_left: int
-    revoked: bool
-    kit: Path
-    warning: str = ""
-
-    def __str__(self) -> str:
-        state = "REVOKED" if self.revoked else f"{self.days_left} days left"
-        text = f"{self.party}  {self.role}  version {self.version}  {state}  {self.expires_at:%Y-%m-%d}"
-        return text + (f"\n  {self.warning}" if self.warning else "")
-
-
-class KitShown(KitState):
-    """One kit with the file it lies in."""
-
-    def __str__(self) -> str:
-        return f"{super().__str__()}\n  {self.kit}"
-
-
-class KitSigned(KitState):
-    """A kit that was just signed."""
-
-    def __str__(self) -> str:
-        return (
-            f"Kit of {self.party} ({self.role}, version {self.version}) signed, "
-            f"valid until {self.expires_at:%Y-%m-%d}.\n"
-            f"Send it to the party: {self.kit}\n"
-            "It holds no secret. There: pixcell site install-kit KIT"
-        )
-
-
-class Revoked(BaseModel):
-    """What `kit revoke` did."""
-
-    party: str
-    certificates: int
-    number: int
-
-    def __str__(self) -> str:
-        return (
-            f"{self.party}: {self.certificates} certificate(s) revoked; the list has number {self.number}.\n"
-            "A running hub takes it up within seconds. Other parties are not touched."
-        )
 
 
 class KitBook:

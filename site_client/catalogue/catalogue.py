@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -13,6 +12,7 @@ from sqlalchemy.exc import DatabaseError, IntegrityError
 from sqlalchemy.orm import Session, joinedload
 
 from pixcell_core.errors import BadInputError, RefusedError
+from site_client.catalogue.records import SlideRecord, SplitRecord
 from site_client.catalogue.schema import (
     SCHEMA_VERSION,
     TRIGGERS,
@@ -32,40 +32,6 @@ from site_client.slides.storage import storage_errors
 from site_client.slides.tiling import Tile
 
 FILE_NAME = "catalogue.db"
-
-
-@dataclass(frozen=True)
-class SlideRecord:
-    """A slide of the catalogue. `part` is the patient's: train, holdout or None."""
-
-    id: int
-    sha256: str
-    patient: str
-    part: str | None
-    path: Path
-    label: str | None
-    vendor: str
-    mpp: float
-    mpp_assumed: bool
-    width: int
-    height: int
-    tissue_mm2: float
-
-    @property
-    def public_name(self) -> str:
-        """A name for rows and logs that tells neither file nor patient."""
-        return self.sha256[:16]
-
-
-@dataclass(frozen=True)
-class SplitRecord:
-    """The draw: `seed_source` is `operating-system` or `given`; the seed itself stays in the database."""
-
-    seed_source: str
-    holdout_fraction: float
-    train: int
-    holdout: int
-    drawn_at: str
 
 
 class Catalogue:
@@ -231,7 +197,7 @@ class Catalogue:
         if part is not None:
             query = query.where(Patient.part == part)
         with self._read() as session:
-            return [_slide_record(row) for row in session.scalars(query)]
+            return [SlideRecord.of(row) for row in session.scalars(query)]
 
     def patients(self, part: str | None = None) -> list[str]:
         """Patients by name, or those of one part of the split."""
@@ -316,7 +282,7 @@ class Catalogue:
         """The draw, if it was made."""
         with self._read() as session:
             row = session.scalar(select(Split))
-            return None if row is None else _split_record(row)
+            return None if row is None else SplitRecord.of(row)
 
     def require_split(self) -> SplitRecord:
         """The draw; refuse to go on without one: a holdout chosen after training proves nothing.
@@ -365,7 +331,7 @@ class Catalogue:
             )
             session.add(row)
             session.flush()
-            return _split_record(row)
+            return SplitRecord.of(row)
 
 
 def _recognise(session: Session, path: Path, patient: str, label: str | None, digest: str) -> bool:
@@ -387,24 +353,3 @@ def changed_error(path: Path) -> BadInputError:
         hint="Restore the original, or give the new scan a name of its own and add it.",
         code="slide-changed",
     )
-
-
-def _slide_record(row: Slide) -> SlideRecord:
-    return SlideRecord(
-        id=row.id,
-        sha256=row.sha256,
-        patient=row.patient.name,
-        part=row.patient.part,
-        path=Path(row.path),
-        label=row.label,
-        vendor=row.vendor,
-        mpp=row.mpp,
-        mpp_assumed=row.mpp_assumed,
-        width=row.width,
-        height=row.height,
-        tissue_mm2=row.tissue_mm2,
-    )
-
-
-def _split_record(row: Split) -> SplitRecord:
-    return SplitRecord(row.seed_source, row.holdout_fraction, row.train, row.holdout, row.drawn_at)

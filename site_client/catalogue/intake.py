@@ -8,7 +8,8 @@ from pathlib import Path
 
 from pixcell_core.cli.progress import progress
 from pixcell_core.errors import BadInputError, PixcellError, RefusedError
-from site_client.catalogue.catalogue import Catalogue, SlideRecord, changed_error
+from site_client.catalogue.catalogue import Catalogue, changed_error
+from site_client.catalogue.records import SlideRecord
 from site_client.catalogue.slide_list import SlideEntry
 from site_client.slides.identity import content_digest, locate
 from site_client.slides.parallel import default_workers, ordered_map

@@ -20,7 +20,8 @@ from pixcell_core.cli.contract import emit_note
 from pixcell_core.cli.progress import Bar, progress
 from pixcell_core.errors import RefusedError
 from pixcell_core.training.feature_store import FeatureStore, FeatureStoreWriter
-from site_client.catalogue.catalogue import Catalogue, SlideRecord
+from site_client.catalogue.catalogue import Catalogue
+from site_client.catalogue.records import SlideRecord
 from site_client.catalogue.split import HOLDOUT, TRAIN
 from site_client.features.protocols import LatentEncoder, TileEncoderProtocol, weights_digest
 from site_client.slides.parallel import default_workers, ordered_map

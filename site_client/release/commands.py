@@ -12,23 +12,12 @@ import typer
 from pixcell_core.cli.contract import FormatOption, OutputFormat, command
 from pixcell_core.cli.main import group
 from site_client.release import gate_commands
+from site_client.release.options import Audience, ReleaseOption, SiteDirOption
 
-SiteDirOption = Annotated[Path, typer.Option("--site-dir", help="The site's folder.")]
-ReleaseOption = Annotated[
-    str | None, typer.Option("--release", help="Which release (see `release show`); the newest if left out.")
-]
 AcceptPolicyOption = Annotated[
     str | None,
     typer.Option("--accept-policy", help="Another audit policy than the default: digest, name or file."),
 ]
-
-
-class ReleaseAudience(StrEnum):
-    """Who may receive the tiles: parties to a written agreement, registered users, anyone."""
-
-    AGREEMENT = "agreement"
-    REGISTERED = "registered"
-    PUBLIC = "public"
 
 
 class TileForm(StrEnum):
@@ -120,8 +109,8 @@ def withhold(
 def request(
     site_dir: SiteDirOption,
     audience: Annotated[
-        ReleaseAudience, typer.Option("--audience", help="Who may receive the tiles.")
-    ] = ReleaseAudience.AGREEMENT,
+        Audience, typer.Option("--audience", help="Who may receive the tiles.")
+    ] = Audience.AGREEMENT,
     purpose: Annotated[str | None, typer.Option("--purpose", help="What the release is for.")] = None,
     policy: Annotated[
         str | None, typer.Option("--policy", help="The audit policy to judge by: a shipped name or a file.")

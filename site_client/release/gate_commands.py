@@ -11,11 +11,8 @@ from typing import Annotated
 import typer
 
 from pixcell_core.cli.contract import FormatOption, OutputFormat, command
+from site_client.release.options import Audience, ReleaseOption, SiteDirOption
 
-SiteDirOption = Annotated[Path, typer.Option("--site-dir", help="The site's folder.")]
-ReleaseOption = Annotated[
-    str | None, typer.Option("--release", help="Which release (see `release show`); the newest if left out.")
-]
 CaOption = Annotated[
     Path | None,
     typer.Option("--ca", help="The consortium's authority (ca.crt); without it the one of the enrolment."),
@@ -32,14 +29,6 @@ class Role(StrEnum):
     AUDITOR = "auditor"
     SITE = "site"
     DATA_PROTECTION = "data-protection"
-
-
-class Audience(StrEnum):
-    """Who may receive the tiles: parties to a written agreement, registered users, anyone."""
-
-    AGREEMENT = "agreement"
-    REGISTERED = "registered"
-    PUBLIC = "public"
 
 
 LogOption = Annotated[

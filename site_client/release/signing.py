@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from pixcell_core.contracts.artifacts import code_digest
+from pixcell_core.contracts.artifacts import AUDITING_CODE, code_digest
 from pixcell_core.contracts.canonical import digest, parse_document
 from pixcell_core.contracts.gate import SignerRole
 from pixcell_core.contracts.verdict import (
@@ -48,7 +48,6 @@ from site_client.release.signers import Credentials, check_credentials, keep_cre
 from site_client.release.workspace import ReleaseFolder, ReleaseWorkspace
 
 DEFAULT_DAYS, MAX_DAYS = 365, 1095
-AUDITING_CODE = ("privacy_audit", "pixcell_core/trust", "pixcell_core/contracts", "site_client/release")
 """What judges and guards a release: its digest is signed with the verdict."""
 SHOWN_FLAGS = 20
 

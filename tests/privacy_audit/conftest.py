@@ -45,9 +45,13 @@ class TextureEye:
 
     name = "texture-grid"
 
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
+
     def embed(self, pixels: torch.Tensor) -> torch.Tensor:
-        small = torch.nn.functional.adaptive_avg_pool2d(pixels.float(), 8)
-        return torch.cat([small.flatten(1), pixels.float().flatten(2).std(dim=2)], dim=1)
+        values = pixels.to(self.device).float()
+        small = torch.nn.functional.adaptive_avg_pool2d(values, 8)
+        return torch.cat([small.flatten(1), values.flatten(2).std(dim=2)], dim=1).to("cpu")
 
 
 @dataclass(frozen=True)

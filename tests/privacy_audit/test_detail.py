@@ -159,8 +159,9 @@ def test_the_same_blends_are_missed_when_nothing_is_evened(off: str, monkeypatch
     if off != "frequencies":
         monkeypatch.setattr(detail, "_even_contrast", lambda thumbs: thumbs.float())
     if off != "contrast":
-        level = replace(detail._plan(), weight=torch.ones_like(detail._plan().weight))
-        monkeypatch.setattr(detail, "_plan", lambda: level)
+        plan = detail._plan(torch.device("cpu"))
+        level = replace(plan, weight=torch.ones_like(plan.weight))
+        monkeypatch.setattr(detail, "_plan", lambda device: level)
     assert found_blends() < 0.8
 
 

@@ -201,7 +201,7 @@ def test_evidence_survives_the_disk_and_refuses_damage(dishonest: Audited, tmp_p
 
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch) -> Iterator[typer.Typer]:
-    monkeypatch.setattr("privacy_audit.run.SecondEye", lambda side: TextureEye())
+    monkeypatch.setattr("privacy_audit.run.SecondEye", lambda side, device: TextureEye(device))
     root = typer.Typer()
     root.callback()(lambda: None)
     commands.register(root)

@@ -135,7 +135,7 @@ def test_a_screen_without_shift_search_is_invalid(
     tiles: np.ndarray, planted: tuple[TileFeatures, np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = screen.Shifts.of
-    monkeypatch.setattr(screen.Shifts, "of", lambda side, overlap: original(side, 1.0))
+    monkeypatch.setattr(screen.Shifts, "of", lambda side, overlap, device: original(side, 1.0, device))
     status, proven = self_test(tiles, planted, voted_candidates=0, **NO_DETAIL)
     assert status is Status.INVALID and not {"shift25", "shift50"} & proven
 
@@ -168,7 +168,7 @@ def test_fine_detail_finds_turns_and_shifts_by_itself(
     tiles: np.ndarray, planted: tuple[TileFeatures, np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = screen.Shifts.of
-    monkeypatch.setattr(screen.Shifts, "of", lambda side, overlap: original(side, 1.0))
+    monkeypatch.setattr(screen.Shifts, "of", lambda side, overlap, device: original(side, 1.0, device))
     assert {"d4", "shift25", "blend"} <= self_test(tiles, planted, voted_candidates=0)[1]
 
 

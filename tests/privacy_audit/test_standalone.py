@@ -332,7 +332,7 @@ def test_a_clock_in_the_past_is_a_named_error(world: World, tmp_path: Path) -> N
 
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch) -> Iterator[typer.Typer]:
-    monkeypatch.setattr("privacy_audit.run.SecondEye", lambda side: TextureEye())
+    monkeypatch.setattr("privacy_audit.run.SecondEye", lambda side, device: TextureEye(device))
     root = typer.Typer()
     root.callback()(lambda: None)
     commands.register(root)

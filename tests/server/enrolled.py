@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from server.enrolment.authority import Authority
-from server.enrolment.kits import KitBook, KitSigned
+from server.enrolment.kit_state import KitSigned
+from server.enrolment.kits import KitBook
 from server.enrolment.pki import initialise
 from server.layout import ServerLayout
 from site_client.approvals.enrolment import enrol

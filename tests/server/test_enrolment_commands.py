@@ -11,7 +11,7 @@ import typer
 from typer.testing import CliRunner
 
 from server.enrolment import commands as server_commands
-from server.enrolment.kits import KitShown
+from server.enrolment.kit_state import KitShown
 from site_client.approvals import commands as site_commands
 from tests.server.enrolled import make_enrolment, write_passphrase
 
