@@ -139,6 +139,9 @@ def run(
     Writes OUT/report.json and OUT/report.html (numbers and hashes, made to be shared) and OUT/site/ (real tiles and
     distances, never to be exported). Within a site's folder the run is an event of the site's log.
     """
+    from pixcell_core.cli.threads import wait_asleep
+
+    wait_asleep()  # before anything imports torch
     from pixcell_core.trust.keys import VerifyKey
     from privacy_audit.battery import Extras
     from privacy_audit.ledger_export import sealed_manifest

@@ -24,7 +24,6 @@ from pixcell_core.contracts import parse_json, read_bounded
 from pixcell_core.errors import BadInputError
 from privacy_audit.copies import Conformal
 from privacy_audit.evidence_parts import ConditioningEvidence
-from privacy_audit.intervals import binomial_excess
 from privacy_audit.neighbours import Standardiser, nearest
 from privacy_audit.pairs import pair_scores
 from privacy_audit.policy import CopyPolicy, Policy
@@ -117,9 +116,7 @@ def p_value(evidence: ConditioningEvidence, policy: Policy, rng: np.random.Gener
     If a tile is no nearer to its condition than to a look-alike, the sign of a patient's mean difference is a coin.
     """
     conformal = Conformal(evidence.other)
-    flag_p = _flag_p(len(evidence.other), policy)
-    flagged = int((conformal.p_values(evidence.own) <= flag_p).sum())
-    excess = binomial_excess(flagged, len(evidence.own), conformal.flag_rate(flag_p))
+    excess = conformal.excess(evidence.own, _flag_p(len(evidence.other), policy))
     difference = evidence.own - evidence.other
     patients = np.unique(evidence.owner)
     means = np.array([difference[evidence.owner == patient].mean() for patient in patients])

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pixcell_core.contracts.bands import band
-from privacy_audit.intervals import binomial_excess, two_sided
+from privacy_audit.intervals import excess_over_null, two_sided
 from privacy_audit.policy import CopyPolicy
 from privacy_audit.result import Flag, FlagKind, SecondNull, Status, TestResult, histogram
 from privacy_audit.subject import Group
@@ -65,14 +65,20 @@ class Conformal:
 
     def threshold(self, flag_p: float) -> float | None:
         """Scores strictly above this value have p <= flag_p; None when the null is too small for any to."""
-        allowed = int(np.floor(flag_p * (len(self.null) + 1) + 1e-9)) - 1
-        if allowed < 0 or not len(self.null):
-            return None
-        return float(np.sort(self.null)[::-1][min(allowed, len(self.null) - 1)])
+        allowed = self._allowed(flag_p)
+        return float(np.sort(self.null)[::-1][allowed - 1]) if allowed else None
 
-    def flag_rate(self, flag_p: float) -> float:
-        """Share of innocent tiles that are flagged by chance at this p."""
-        return max(int(np.floor(flag_p * (len(self.null) + 1) + 1e-9)), 0) / (len(self.null) + 1)
+    def excess(self, scores: npt.NDArray[np.float64], flag_p: float) -> float:
+        """Chance that as many of as many innocent tiles, or more, would be flagged."""
+        return self.chance_of(int((self.p_values(scores) <= flag_p).sum()), len(scores), flag_p)
+
+    def chance_of(self, flagged: int, count: int, flag_p: float) -> float:
+        """Chance that `flagged` or more of `count` innocent tiles are flagged; see `intervals.excess_over_null`."""
+        return excess_over_null(flagged, count, self._allowed(flag_p), len(self.null))
+
+    def _allowed(self, flag_p: float) -> int:
+        """Rank of the threshold among the null scores, largest first; 0 when the null is too small for one."""
+        return min(int(np.floor(flag_p * (len(self.null) + 1) + 1e-9)), len(self.null))
 
 
 @dataclass(frozen=True)
@@ -115,9 +121,17 @@ class Nulls:
         found = [t for _, part in self.parts if (t := part.threshold(flag_p)) is not None]
         return min(found) if found else None
 
-    def flag_rate(self, flag_p: float) -> float:
-        """Upper bound on the share of innocent tiles flagged by chance."""
-        return sum(part.flag_rate(flag_p) for _, part in self.parts)
+    def excess(self, scores: npt.NDArray[np.float64], flag_p: float) -> float:
+        """Chance of so many flags among innocent tiles: the smallest over the nulls, times their number (Bonferroni)."""
+        return min(1.0, len(self.parts) * min(part.excess(scores, flag_p) for _, part in self.parts))
+
+    def chance_over(self, share: float, count: int, flag_p: float) -> float:
+        """Upper bound on the chance that more than `share` of `count` innocent tiles are flagged."""
+        most = int(np.floor(share * count + 1e-9))
+        parts = [part for _, part in self.parts if part.threshold(flag_p) is not None]
+        # With several nulls one of them flags its part of any number.
+        least = most // max(len(parts), 1) + 1
+        return min(1.0, sum(part.chance_of(least, count, flag_p) for part in parts))
 
 
 @dataclass(frozen=True)
@@ -155,8 +169,11 @@ def near_copies(
     flagged = np.flatnonzero(flags)
     confirmed = np.flatnonzero(flags & (scores >= policy.confirm_score))
     share = len(flagged) / count
-    excess = binomial_excess(len(flagged), count, nulls.flag_rate(policy.flag_p))
-    status, why = _decide(len(flagged), len(confirmed), count, excess, float(nulls.null.max()), policy)
+    excess = nulls.excess(scores, policy.flag_p)
+    over_limit = nulls.chance_over(policy.max_flagged_share, count, policy.flag_p)
+    status, why = _decide(
+        len(flagged), len(confirmed), count, excess, over_limit, float(nulls.null.max()), policy
+    )
     why += _about_seconds(nulls, scores, policy)
     threshold = nulls.first.threshold(policy.flag_p)
     result = TestResult(
@@ -202,6 +219,7 @@ def near_copies(
             "confirmed": len(confirmed),
             "flag_p": policy.flag_p,
             "flag_threshold": threshold,
+            "chance_over_limit": round(over_limit, 8),
             "confirm_score": policy.confirm_score,
             "null_median": float(np.median(nulls.null)) if len(nulls.null) else None,
             "null_maximum": float(nulls.null.max()) if len(nulls.null) else None,
@@ -280,7 +298,13 @@ def _second_details(
 
 
 def _decide(
-    flagged: int, confirmed: int, count: int, excess: float, highest: float, policy: CopyPolicy
+    flagged: int,
+    confirmed: int,
+    count: int,
+    excess: float,
+    over_limit: float,
+    highest: float,
+    policy: CopyPolicy,
 ) -> tuple[Status, str]:
     if confirmed:
         return Status.FAIL, (
@@ -290,7 +314,8 @@ def _decide(
     if excess < policy.excess_p_fail or flagged > policy.max_flagged_share * count:
         return Status.FAIL, (
             f"{flagged} of {count} released tiles lie nearer to training than the holdout explains "
-            f"(chance of so many: {excess:.2g})."
+            f"(chance of so many: {excess:.2g}; of exceeding the limit of {policy.max_flagged_share:.2%}: "
+            f"{over_limit:.2g})."
         )
     if flagged:
         return Status.REVIEW, (

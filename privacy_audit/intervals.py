@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from scipy.stats import beta, binom, norm
+from scipy.stats import beta, betabinom, norm
 
 
 def clopper_pearson_lower(hits: int, trials: int, confidence: float = 0.95) -> float:
@@ -27,9 +27,22 @@ def two_sided(hits: int, trials: int, confidence: float = 0.95) -> tuple[float, 
     return clopper_pearson_lower(hits, trials, half), clopper_pearson_upper(hits, trials, half)
 
 
-def binomial_excess(hits: int, trials: int, rate: float) -> float:
-    """P(X >= hits) for X binomial with the given rate: how surprising so many hits are by chance."""
-    return float(binom.sf(hits - 1, trials, rate)) if hits > 0 else 1.0
+def excess_over_null(hits: int, trials: int, allowed: int, null: int) -> float:
+    """P(X >= hits): how surprising so many hits are where trials and null scores are exchangeable.
+
+    X counts trials above the `allowed`-th largest of `null` scores. That score is itself drawn, so X is no binomial: it
+    is beta-binomial with parameters `allowed` and `null + 1 - allowed` (the negative hypergeometric law of
+    ranks, David & Nagaraja, Order Statistics, 2003, 2.4). With as many trials as null scores and `allowed` = 1, five
+    hits have probability .031, where the binomial would say .004.
+
+    Raises:
+        ValueError: hits without a threshold, which cannot be.
+    """
+    if hits <= 0:
+        return 1.0
+    if not 1 <= allowed <= null:
+        raise ValueError(f"{hits} hits above a threshold that does not exist")
+    return float(betabinom.sf(hits - 1, trials, allowed, null + 1 - allowed))
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:

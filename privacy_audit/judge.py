@@ -64,7 +64,8 @@ class Judgement:
 def judge(evidence: Evidence, policy: Policy, seed: int) -> Judgement:
     """Compute every test from the evidence. Equal arguments give equal results, to the last digit."""
     nulls = nulls_of(evidence)
-    copy_policy = policy.copies.for_sizes(len(evidence.released_scores), len(evidence.null_scores))
+    sizes = (len(evidence.released_scores), len(evidence.null_scores))
+    policy = policy.model_copy(update={"copies": policy.copies.for_sizes(*sizes)})
     seen = sensitivity(
         evidence.planted_scores,
         evidence.planted_kind,
@@ -78,7 +79,7 @@ def judge(evidence: Evidence, policy: Policy, seed: int) -> Judgement:
     near = near_copies(
         evidence.released_scores,
         nulls,
-        copy_policy,
+        policy.copies,
         unrecognisable=evidence.unrecognisable,
         proven=coverage.proven_kinds(seen.detections),
         unproven=coverage.unproven_kinds(seen.detections),

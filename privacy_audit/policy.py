@@ -79,16 +79,22 @@ class CopyPolicy(_Part):
     excess_p_review: Share
     large_release_tiles: Count
     large_max_flagged_share: Share
+    large_flag_p: Share
 
     def for_sizes(self, released: int, null: int) -> CopyPolicy:
-        """The same policy with the limit for large releases where release and null are both large.
+        """The same policy with the limits for large releases where release and null are both large.
 
         Flags of a large release measured against a large null are no chance: then the generator fails, not the tiles.
+        That can only be said where chance flags far fewer than the limit, hence a smaller p.
         """
         if min(released, null) < self.large_release_tiles:
             return self
-        share = min(self.max_flagged_share, self.large_max_flagged_share)
-        return self.model_copy(update={"max_flagged_share": share})
+        return self.model_copy(
+            update={
+                "max_flagged_share": min(self.max_flagged_share, self.large_max_flagged_share),
+                "flag_p": min(self.flag_p, self.large_flag_p),
+            }
+        )
 
 
 class PatientPolicy(_Part):

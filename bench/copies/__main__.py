@@ -4,6 +4,7 @@
     python bench/copies --quick                             drawn tiles only, a minute
     python bench/copies --data DIR --real-only --part untouched     the half of the real groups on which nothing was chosen
     python bench/copies --data DIR --real-only --kinds blend --seed 3   another split of the groups
+    python bench/copies --data DIR --rate 0.00033334        at the p of large releases: above every one of 3,000 tiles
 
 Every kind of copy of the audit's ladder is planted from training tiles and searched by the audit's own screen; the
 threshold is the score that one holdout tile in a thousand exceeds. One record per data set and kind is appended to
@@ -60,6 +61,7 @@ class Bench:
     per_kind: int
     seed: int
     policy: str
+    rate: float = RATE
 
     def prepare(self) -> None:
         """Describe both sides, build the screen and score the holdout."""
@@ -78,7 +80,7 @@ class Bench:
         self.score_seconds = (time.process_time() - start) / len(null)
         self.conformal = Conformal(self.null.score)
         # The rate is a property of the threshold; a small holdout cannot reach one in a thousand.
-        self.flag_p = max(RATE, 1.0 / (len(null) + 1))
+        self.flag_p = max(self.rate, 1.0 / (len(null) + 1))
 
     def kind(self, kind: CopyKind) -> dict[str, Any]:
         """Plant `per_kind` copies of one kind and search them."""
@@ -160,11 +162,12 @@ def main() -> None:
     torch.set_num_threads(1)
     done = _read(options.out)
     for name, sides in _data(options):
-        bench = Bench(name, *sides(), options.per_kind, options.seed, options.policy)
+        bench = Bench(name, *sides(), options.per_kind, options.seed, options.policy, options.rate)
         head = {
             "data": name,
             "per_kind": options.per_kind,
             "seed": options.seed,
+            "rate": options.rate,
             "policy": load_policy(options.policy).digest,
             "code": _code(),
             "train": len(bench.train.groups),
@@ -272,6 +275,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("copies.jsonl"), help="record, appended to")
     parser.add_argument("--per-kind", type=int, default=None, help="planted copies of each kind (60)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--rate", type=float, default=RATE, help="share of innocent tiles above the threshold (.001)"
+    )
     parser.add_argument("--policy", default="core", help="audit policy whose screen is measured")
     parser.add_argument("--real-only", action="store_true", help="leave the drawn tiles out")
     parser.add_argument(
@@ -304,7 +310,7 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
 
 def _key(record: dict[str, Any], kind: str) -> str:
     parts = ("data", "per_kind", "seed", "policy", "code", "train", "holdout")
-    return "|".join(str(record[part]) for part in parts) + f"|{kind}"
+    return "|".join(str(record[part]) for part in parts) + f"|{record.get('rate', RATE)}|{kind}"
 
 
 def _code() -> str:

@@ -214,6 +214,7 @@ def test_a_large_release_is_held_to_one_in_a_thousand() -> None:
     copies = load_policy("core").copies
     assert copies.for_sizes(2999, 10_000).max_flagged_share == copies.max_flagged_share == 0.02
     assert copies.for_sizes(3000, 3000).max_flagged_share == 0.001
+    assert copies.for_sizes(3000, 3000).flag_p == copies.large_flag_p < copies.for_sizes(2999, 3000).flag_p
     assert copies.for_sizes(100_000, 2000).max_flagged_share == 0.02
 
 

@@ -51,13 +51,6 @@ def test_holm_is_the_textbook_procedure() -> None:
     assert adjusted == pytest.approx({"d": 0.02, "a": 0.03, "c": 0.06, "b": 0.06})
 
 
-def test_binomial_excess_is_the_upper_tail() -> None:
-    assert intervals.binomial_excess(3, 200, 0.001) == pytest.approx(
-        stats.binomtest(3, 200, 0.001, alternative="greater").pvalue
-    )
-    assert intervals.binomial_excess(0, 200, 0.001) == 1.0
-
-
 def slow_p(null: npt.NDArray[np.float64], score: float) -> float:
     return (1 + sum(1 for value in null if value >= score)) / (len(null) + 1)
 
