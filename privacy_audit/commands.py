@@ -52,7 +52,12 @@ def run(
     policy: PolicyOption = None,
     seed: Annotated[
         int | None,
-        typer.Option("--seed", min=0, max=2**31 - 1, help="Repeat a run; else drawn and recorded."),
+        typer.Option(
+            "--seed",
+            min=0,
+            max=2**31 - 1,
+            help="Another seed than follows from tiles and policy; the gate takes no other.",
+        ),
     ] = None,
     filtered_from: Annotated[
         Path | None,

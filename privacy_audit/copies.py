@@ -122,8 +122,15 @@ class Nulls:
         return min(found) if found else None
 
     def excess(self, scores: npt.NDArray[np.float64], flag_p: float) -> float:
-        """Chance of so many flags among innocent tiles: the smallest over the nulls, times their number (Bonferroni)."""
-        return min(1.0, len(self.parts) * min(part.excess(scores, flag_p) for _, part in self.parts))
+        """Chance of so many flags among innocent tiles: by the holdout, or by a further null at twice its p and more.
+
+        A further null can only add suspicion, so it never raises what the holdout says; one without a threshold says
+        nothing.
+        """
+        further = [
+            part.excess(scores, flag_p) for _, part in self.parts[1:] if part.threshold(flag_p) is not None
+        ]
+        return min([self.first.excess(scores, flag_p), *(len(further) * 2.0 * one for one in further)])
 
     def chance_over(self, share: float, count: int, flag_p: float) -> float:
         """Upper bound on the chance that more than `share` of `count` innocent tiles are flagged."""
@@ -188,7 +195,7 @@ def near_copies(
         value=share,
         interval=two_sided(len(flagged), count),
         interval_kind="Clopper–Pearson 95 %",
-        null=f"{nulls.words} against the same training tiles",
+        null=f"{nulls.words} against the same training tiles; tiles taken as exchangeable",
         p=excess,
         threshold=policy.max_flagged_share,
         direction="lower is safer",

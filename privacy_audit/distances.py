@@ -1,5 +1,7 @@
 """Distances of tiles to every patient, in the two views whose permutations are tested.
 
+Measured with as many tiles of a patient on either side, see `subject.cohort_of`.
+
 Legend: q queries, P patients, training first.
 """
 
@@ -27,8 +29,9 @@ def distances_by_eye(
     device: torch.device,
 ) -> list[npt.NDArray[np.float64]]:
     """D (q, P) of each set of queries, in the second eye's standardised embeddings."""
-    base = standardise(train.features.embeddings, holdout.features.embeddings)
-    owner = torch.from_numpy(np.concatenate([cohort.of_train, cohort.of_holdout]))
+    rows = cohort.compared_sides
+    base = standardise(train.features.embeddings[rows[0]], holdout.features.embeddings[rows[1]])
+    owner = torch.from_numpy(cohort.compared_owner)
     return [
         as_stored(
             patient_minima(
@@ -48,8 +51,11 @@ def distances_by_shape(
     queries: Sequence[TileFeatures], train: Group, holdout: Group, cohort: Cohort, shapes: ShapeSpectra
 ) -> list[npt.NDArray[np.float64]]:
     """D (q, P) of each set of queries, in shape spectra."""
-    base = torch.cat([shapes.base(train.features.thumbs), shapes.base(holdout.features.thumbs)])
-    owner = torch.from_numpy(np.concatenate([cohort.of_train, cohort.of_holdout]))
+    rows = cohort.compared_sides
+    base = torch.cat(
+        [shapes.base(train.features.thumbs[rows[0]]), shapes.base(holdout.features.thumbs[rows[1]])]
+    )
+    owner = torch.from_numpy(cohort.compared_owner)
     return [
         as_stored(
             patient_distances(

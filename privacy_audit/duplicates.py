@@ -81,8 +81,9 @@ def find_duplicates(train: Group, shapes: ShapeSpectra, min_overlap: float) -> D
     return Duplicates(np.unique(roots, return_inverse=True)[1].astype(np.int64))
 
 
-def duplicates_result(found: Duplicates) -> TestResult:
-    """What the report says about it: counts in bands, no verdict."""
+def duplicates_result(found: Duplicates, needed: int) -> TestResult:
+    """What the report says about it, counts in bands; INVALID where fewer than `needed` fields can be planted."""
+    few = found.fields < needed
     return TestResult(
         name=DUPLICATES,
         section="preconditions",
@@ -90,9 +91,15 @@ def duplicates_result(found: Duplicates) -> TestResult:
         statistic="share of training tiles whose field another training tile shows too",
         value=round(found.share, 2),
         direction="lower is safer",
-        status=Status.PASS,
-        gating=False,
+        status=Status.INVALID if few else Status.PASS,
+        gating=few,
         why=(
+            f"There are fewer than {needed} different fields of tissue: copies planted again and again from the same few "
+            "would prove nothing. "
+            if few
+            else ""
+        )
+        + (
             f"About {band(len(found.cluster))} training tiles show about {band(found.fields)} different fields. No "
             "threshold of this audit rests on distances between training tiles, and copies are planted from "
             "different fields."

@@ -56,6 +56,7 @@ class Evidence:
     stratum: Integers  # (P,)
     unrecognisable: float  # share of training tiles without texture
     preconditions: tuple[TestResult, ...]
+    stated: Mapping[str, Any] = field(default_factory=dict)  # what the report repeats: references, tool
     parts: Mapping[str, EvidencePart] = field(default_factory=dict)  # by the names of `evidence_parts.PARTS`
 
     def part(self, kind: type[PartT]) -> PartT | None:
@@ -95,14 +96,17 @@ class Evidence:
         Raises:
             EvidenceError: missing, too large, damaged, or of another version.
         """
-        if not path.is_file() or path.stat().st_size > MAX_EVIDENCE_BYTES:
-            raise EvidenceError(
-                f"The evidence {path.name} is not here.",
-                hint="The evidence stays at the site; verify there, or check the shareable report alone.",
-                code="evidence-missing",
-            )
+        return cls.from_bytes(read_evidence_bytes(path), path.name)
+
+    @classmethod
+    def from_bytes(cls, data: bytes, name: str = "evidence") -> Evidence:
+        """What `to_bytes` wrote.
+
+        Raises:
+            EvidenceError: damaged, or of another version.
+        """
         try:
-            with np.load(path, allow_pickle=False) as archive:
+            with np.load(io.BytesIO(data), allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in archive.files}
             words = json.loads(arrays.pop("words").tobytes())
             words["preconditions"] = tuple(TestResult.model_validate(test) for test in words["preconditions"])
@@ -126,9 +130,24 @@ class Evidence:
             return cls(**own, **words)
         except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise EvidenceError(
-                f"The evidence {path.name} is damaged or of another version.",
+                f"The evidence {name} is damaged or of another version.",
                 hint="Run the audit again.",
             ) from error
+
+
+def read_evidence_bytes(path: Path) -> bytes:
+    """The file's bytes, read once: what is digested must be what is judged.
+
+    Raises:
+        EvidenceError: missing or too large.
+    """
+    if not path.is_file() or path.stat().st_size > MAX_EVIDENCE_BYTES:
+        raise EvidenceError(
+            f"The evidence {path.name} is not here.",
+            hint="The evidence stays at the site; verify there, or check the shareable report alone.",
+            code="evidence-missing",
+        )
+    return path.read_bytes()
 
 
 def _stored(name: str, array: npt.NDArray[Any]) -> npt.NDArray[Any]:

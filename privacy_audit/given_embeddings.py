@@ -82,8 +82,9 @@ def read(path: Path, sources: tuple[TileSource, TileSource, TileSource]) -> Give
 def gather(given: GivenEmbeddings, cohort: Cohort) -> GivenEvidence:
     """Distances of the released tiles to every patient, (S, P)."""
     standardise = Standardiser.fit(given.train, given.holdout)
-    base = standardise(torch.cat([given.train, given.holdout]))
-    owner = torch.from_numpy(np.concatenate([cohort.of_train, cohort.of_holdout]))
+    rows = cohort.compared_sides
+    base = standardise(torch.cat([given.train[rows[0]], given.holdout[rows[1]]]))
+    owner = torch.from_numpy(cohort.compared_owner)
     distances = patient_minima(standardise(given.synthetic), base, owner, cohort.patients)
     return GivenEvidence(as_stored(distances.numpy()))
 

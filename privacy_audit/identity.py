@@ -57,18 +57,23 @@ def identity_distances(
 
     Args:
         rows: (K,) training rows that are planted. base: (n, d) vectors of one view, training tiles before holdout tiles.
-        cohort: the patients. duplicates: the tile itself and every tile of its field are left out of the search.
+        cohort: the patients, and which tiles are compared. duplicates: the tile itself and every tile of its field are
+            left out of the search.
     """
     owner = torch.from_numpy(np.concatenate([cohort.of_train, cohort.of_holdout]))
     # Holdout tiles are of no training field.
     field = np.concatenate([duplicates.cluster, np.full(len(cohort.of_holdout), -1)])
     planted = base[torch.from_numpy(rows)].float()
     squares = (planted * planted).sum(dim=1)[:, None]
+    compared = np.zeros(len(base), dtype=bool)
+    training, holdout = cohort.compared_sides
+    compared[training] = compared[holdout + len(cohort.of_train)] = True
     out = torch.full((len(rows), cohort.patients), float("inf"))
     for low in range(0, len(base), BASE_BLOCK):
         part = base[low : low + BASE_BLOCK].float()
         squared = product(-2.0 * planted, part) + (part * part).sum(dim=1) + squares
         same = field[rows][:, None] == field[None, low : low + BASE_BLOCK]
+        same |= ~compared[None, low : low + BASE_BLOCK]
         squared[torch.from_numpy(same)] = torch.inf
         out.scatter_reduce_(1, owner[low : low + BASE_BLOCK].expand(len(rows), -1), squared, reduce="amin")
     out = out.clamp_min(0.0).sqrt()

@@ -16,7 +16,7 @@ from pixcell_core.contracts.bands import band, band_floor
 from pixcell_core.errors import BadInputError
 from privacy_audit.geometry import pooled
 from privacy_audit.neighbours import product
-from privacy_audit.policy import PreconditionPolicy
+from privacy_audit.policy import CopyPolicy, PreconditionPolicy
 from privacy_audit.result import Status, TestResult, worst
 from privacy_audit.subject import Group
 from privacy_audit.tiles import TileSource
@@ -62,7 +62,9 @@ def disjoint(train: Group, holdout: Group, policy: PreconditionPolicy) -> TestRe
     )
 
 
-def sizes(train: Group, holdout: Group, synthetic: Group, policy: PreconditionPolicy) -> TestResult:
+def sizes(
+    train: Group, holdout: Group, synthetic: Group, policy: PreconditionPolicy, copies: CopyPolicy
+) -> TestResult:
     """Enough patients on each side, null tiles and released tiles."""
     patients = min(len(train.patient_names), len(holdout.patient_names))
     problems: list[tuple[Status, str]] = []
@@ -75,6 +77,14 @@ def sizes(train: Group, holdout: Group, synthetic: Group, policy: PreconditionPo
     if len(synthetic) < policy.min_synthetic_tiles:
         problems.append(
             (Status.INVALID, f"{len(synthetic)} released tiles, fewer than {policy.min_synthetic_tiles}")
+        )
+    if len(holdout) < copies.large_release_tiles <= len(synthetic):
+        problems.append(
+            (
+                Status.REVIEW,
+                f"a release of {len(synthetic)} tiles is large, and fewer than {copies.large_release_tiles} holdout "
+                f"tiles cannot show that at most {copies.large_max_flagged_share:.1%} of it lie near training",
+            )
         )
     # From the lower edge of the band: never better than the exact count allows, and it tells no more than the band.
     certified = 1.0 - 0.05 ** (1.0 / max(band_floor(len(holdout)), 1))
@@ -142,8 +152,8 @@ def drawn_before(
     return TestResult(
         name=DRAWN_BEFORE,
         section="preconditions",
-        claim="The holdout was drawn by patient from the same pool before anything was trained.",
-        statistic="evidence that the split came first",
+        claim="The holdout was drawn by patient from the same pool, and all patients who were drawn are here.",
+        statistic="evidence of the split, and that it came first",
         value=1.0 if status is Status.PASS else 0.0,
         threshold=1.0,
         direction="higher is safer",
@@ -221,6 +231,10 @@ def _judge_split(evidence: SplitEvidence | None, train: Group, holdout: Group) -
         return Status.REVIEW, (
             f"No {SPLIT_FILE} beside the tiles says when the holdout was drawn: a person has to vouch for it."
         )
+    absent = sum(
+        len(listed - set(tiles.patients))
+        for tiles, listed in ((train, evidence.train), (holdout, evidence.holdout))
+    )
     strangers = [
         name
         for name, tiles, listed in (
@@ -234,6 +248,12 @@ def _judge_split(evidence: SplitEvidence | None, train: Group, holdout: Group) -
             Status.INVALID,
             f"The {' and '.join(strangers)} tiles hold patients that {SPLIT_FILE} does not list there.",
         )
+    if absent:
+        return (
+            Status.REVIEW,
+            f"{SPLIT_FILE} lists patients of whom no tile is here: nothing of theirs was compared with the release. A "
+            "person has to say why.",
+        )
     if not evidence.train or not evidence.holdout or evidence.drawn is None:
         return Status.REVIEW, f"{SPLIT_FILE} does not say which patients were drawn and when."
     if evidence.trained is not None and evidence.trained < evidence.drawn:
@@ -243,7 +263,8 @@ def _judge_split(evidence: SplitEvidence | None, train: Group, holdout: Group) -
         )
     return (
         Status.PASS,
-        f"{SPLIT_FILE} lists both sides, and the holdout was drawn on {evidence.drawn:%Y-%m-%d}.",
+        f"{SPLIT_FILE} lists both sides, and the holdout was drawn on {evidence.drawn:%Y-%m-%d}"
+        + (", before training began." if evidence.trained else "; it does not say when training began."),
     )
 
 
@@ -266,7 +287,8 @@ def _time(value: dict[str, Any], keys: Sequence[str]) -> datetime | None:
     for key in keys:
         if isinstance(value.get(key), str):
             try:
-                return datetime.fromisoformat(value[key])
+                moment = datetime.fromisoformat(value[key])
+                return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
             except ValueError:
                 return None
     return None

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from pixcell_core import __version__
+from pixcell_core.contracts.artifacts import AUDITING_CODE, code_digest
 from privacy_audit.result import Flag, Status, TestResult
 
 REPORT, PAGE = "report.json", "report.html"
@@ -37,6 +38,7 @@ class Tool(_Document):
     version: str
     eye: str
     libraries: dict[str, str]
+    code: str = ""  # digest of the auditing code that measured, `artifacts.AUDITING_CODE`
 
 
 class PolicyStatement(_Document):
@@ -118,7 +120,22 @@ def tool(eye: str) -> Tool:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = "not installed"
-    return Tool(name="pixcell audit", version=__version__, eye=eye, libraries=found)
+    return Tool(
+        name="pixcell audit",
+        version=__version__,
+        eye=eye,
+        libraries=found,
+        code=code_digest(AUDITING_CODE),
+    )
+
+
+def stated(train: Reference, holdout: Reference, used: Tool) -> dict[str, Any]:
+    """What the evidence repeats of the report, so that an edit of either shows."""
+    return {
+        "train": train.model_dump(mode="json"),
+        "holdout": holdout.model_dump(mode="json"),
+        "tool": used.model_dump(mode="json"),
+    }
 
 
 def summarise(verdict: Status, tests: tuple[TestResult, ...], flagged: int, tiles: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -26,12 +27,17 @@ class AuditRequest:
     synthetic: Path
     out: Path
     policy: Policy
-    seed: int | None = None
+    seed: int | None = None  # follows from tiles and policy when absent; a gate takes no other
     filtered_from: Path | None = None
     extras: Extras = field(default_factory=Extras)
     patients: Path | None = None
     now: datetime | None = None  # the clock; the computer's own when absent
     device: str = "cpu"  # auto, cpu, cuda or cuda:N: where tiles are looked at and compared
+
+
+def seed_of(tiles_root: str, policy_digest: str) -> int:
+    """The seed of an audit of these tiles by this policy: nobody can try seeds until one passes."""
+    return int(hashlib.sha256(f"{tiles_root}|{policy_digest}".encode()).hexdigest()[:8], 16) % 2**31
 
 
 def first_audit(request: AuditRequest) -> tuple[AuditReport, bytes] | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 import shutil
 import time
 from collections.abc import Iterator
@@ -64,12 +63,13 @@ from privacy_audit.report import (
     Released,
     ReleasedFile,
     Subjects,
+    stated,
     summarise,
     timestamp,
     tool,
 )
 from privacy_audit.request import AuditRequest as AuditRequest
-from privacy_audit.request import first_audit, refuse_identifying_names, refuse_same_folder
+from privacy_audit.request import first_audit, refuse_identifying_names, refuse_same_folder, seed_of
 from privacy_audit.result import TestResult
 from privacy_audit.review_queue import KEY, QUEUE
 from privacy_audit.screen import CopyScreen, ScreenScores
@@ -99,7 +99,6 @@ def run_audit(request: AuditRequest, eye: Eye | None = None) -> AuditReport:
         BadInputError: a folder or file cannot be used.
     """
     device = choose_device(request.device)
-    seed = request.seed if request.seed is not None else secrets.randbelow(2**31)
     now = request.now or datetime.now(UTC)
     table = read_patients(request.patients) if request.patients else None
     sources = (
@@ -122,6 +121,9 @@ def run_audit(request: AuditRequest, eye: Eye | None = None) -> AuditReport:
         twins = _group(prepared.twins, eye, out / CACHE_FOLDER) if prepared.twins else None
     blinding = Blinding.make(out, request.filtered_from)
     subjects = _subjects(sources[2], train, holdout, synthetic, request.policy, blinding)
+    seed = request.seed
+    if seed is None:
+        seed = seed_of(subjects.synthetic.root, request.policy.digest)
     filtering: tuple[TestResult, ...] = ()
     if first is not None:
         files = [file.sha256 for file in subjects.synthetic.files]
@@ -132,7 +134,12 @@ def run_audit(request: AuditRequest, eye: Eye | None = None) -> AuditReport:
     evidence, scores, null = _gather(
         sources, groups, twins, eye, request.policy, seed, clock, blinding, split, prepared
     )
-    evidence = replace(evidence, preconditions=evidence.preconditions + filtering)
+    used = tool(eye.name)
+    evidence = replace(
+        evidence,
+        preconditions=evidence.preconditions + filtering,
+        stated=stated(subjects.train, subjects.holdout, used),
+    )
     with clock.stage("judging"):
         judged = judge(evidence, request.policy, seed)
     packed = evidence.to_bytes()
@@ -140,7 +147,7 @@ def run_audit(request: AuditRequest, eye: Eye | None = None) -> AuditReport:
         verdict=judged.verdict,
         summary=summarise(judged.verdict, judged.tests, len(judged.flagged), len(synthetic)),
         created_at=timestamp(now),
-        tool=tool(eye.name),
+        tool=used,
         policy=PolicyStatement(
             name=request.policy.name,
             words=request.policy.words,
@@ -194,7 +201,7 @@ def _gather(
     rng = np.random.default_rng([seed, 0])
     preconditions = (
         disjoint(train, holdout, policy.preconditions),
-        sizes(train, holdout, synthetic, policy.preconditions),
+        sizes(train, holdout, synthetic, policy.preconditions, policy.copies),
         drawn_before(split, train, holdout, policy.preconditions),
     )
     shapes = ShapeSpectra.fit(train.features.thumbs, holdout.features.thumbs, device=eye.device)
@@ -214,7 +221,7 @@ def _gather(
         scored = _blind(screen, [*tiles, twins.features] if twins else tiles, rng)
         del screen  # of a hundred thousand tiles it holds two gigabytes
     released, controls, colours, null = scored[:4]
-    cohort = cohort_of(train, holdout)
+    cohort = cohort_of(train, holdout, seed)
     with clock.stage("distances"):
         asked = (synthetic.features, planted.features)
         by_eye = distances_by_eye(asked, train, holdout, cohort, standardise, shapes.device)
@@ -252,7 +259,11 @@ def _gather(
         is_train=cohort.is_train,
         stratum=cohort.stratum,
         unrecognisable=float((train.features.texture <= TEXTURE_FLOOR).float().mean()),
-        preconditions=(*preconditions, duplicates_result(duplicates), identity),
+        preconditions=(
+            *preconditions,
+            duplicates_result(duplicates, policy.self_test.planted_per_kind),
+            identity,
+        ),
         parts=parts,
     )
     return evidence, released, null

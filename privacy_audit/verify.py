@@ -10,11 +10,19 @@ from pydantic import BaseModel
 
 from pixcell_core.contracts import digest, load_document
 from pixcell_core.contracts.release import tiles_root
-from privacy_audit.evidence import Evidence
+from privacy_audit.evidence import Evidence, read_evidence_bytes
 from privacy_audit.judge import judge
 from privacy_audit.policy import parse_policy
 from privacy_audit.render import render_page
-from privacy_audit.report import EVIDENCE, MAX_REPORT_BYTES, PAGE, REPORT, AuditReport
+from privacy_audit.report import (
+    EVIDENCE,
+    MAX_REPORT_BYTES,
+    PAGE,
+    REPORT,
+    AuditReport,
+    stated,
+    summarise,
+)
 from privacy_audit.result import worst
 from privacy_audit.tiles import open_tiles
 
@@ -64,7 +72,10 @@ def verify_audit(out: Path, synthetic: Path | None = None) -> Verification:
     policy = parse_policy(dict(report.policy.settings), "the report's policy")
     checks = [
         _check(
-            "policy", policy.digest == report.policy.digest, "its settings have the digest the report names"
+            "policy",
+            (policy.digest, policy.name, policy.words)
+            == (report.policy.digest, report.policy.name, report.policy.words),
+            "its settings have the digest and the name that the report gives",
         ),
         _check(
             "verdict",
@@ -110,9 +121,10 @@ def _evidence(out: Path, report: AuditReport, policy: Any) -> list[Check]:
     if not path.is_file():
         words = "the evidence stays at the site: tests were not computed again"
         return [Check(name="evidence", ok=None, words=words)]
-    if digest(path.read_bytes()) != report.evidence_digest:
+    data = read_evidence_bytes(path)
+    if digest(data) != report.evidence_digest:
         return [_check("evidence", False, "it is not the evidence the report was made from")]
-    evidence = Evidence.load(path)
+    evidence = Evidence.from_bytes(data, path.name)
     again = judge(evidence, policy, report.seed)
     wanted = {test.name: _plain(test) for test in report.tests}
     found = {test.name: _plain(test) for test in again.tests}
@@ -136,6 +148,17 @@ def _evidence(out: Path, report: AuditReport, policy: Any) -> list[Check]:
             "coverage",
             (again.proven_kinds, again.not_tested) == (report.proven_kinds, report.not_tested),
             "what it covers and what not follows from the evidence",
+        ),
+        _check(
+            "words",
+            report.summary
+            == summarise(again.verdict, again.tests, len(again.flagged), report.subjects.synthetic.tiles),
+            "the summary follows from the tests",
+        ),
+        _check(
+            "what was looked at",
+            stated(report.subjects.train, report.subjects.holdout, report.tool) == dict(evidence.stated),
+            "training, holdout and program are those of the evidence",
         ),
     ]
 

@@ -317,7 +317,7 @@ class LocalConsortium:
         """Run the audit on a sealed draft; `first` is the audit after which tiles were withheld."""
         features, tiles = self.site(name) / "features", str(draft["tiles_dir"])
         arguments = ["audit", "run", "--train", str(features / "train"), "--holdout", str(features / "holdout"),
-            "--synthetic", tiles, "--out", str(audit), "--seed", str(self.plan.seed)]  # fmt: skip
+            "--synthetic", tiles, "--out", str(audit)]  # fmt: skip
         if self.plan.base_twins:
             arguments += ["--base-twins", str(self.site(name) / TWINS), "--origins", str(draft["origins"])]
         arguments += ["--policy", self.plan.policy] if self.plan.policy else []

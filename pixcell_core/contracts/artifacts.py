@@ -26,8 +26,19 @@ TRAINING_CODE = (
 )
 """Source files and folders that decide what a training round or a patients' vote computes and what it costs."""
 
-AUDITING_CODE = ("privacy_audit", "pixcell_core/trust", "pixcell_core/contracts", "site_client/release")
-"""Source folders that decide what an audit says and what the gate lets through."""
+AUDITING_CODE = (
+    "privacy_audit",
+    "pixcell_core/contracts",
+    "pixcell_core/diffusion/schedule.py",
+    "pixcell_core/encoders",
+    "pixcell_core/models",
+    "pixcell_core/private",
+    "pixcell_core/training/feature_store.py",
+    "pixcell_core/trust",
+)
+"""Source files and folders, with the policies and pages beside them, that decide what an audit measures and says."""
+
+_SOURCES = (".py", ".yaml", ".html", ".css")
 
 
 def base_digest(folder: Path) -> str:
@@ -65,7 +76,9 @@ def code_digest(entries: tuple[str, ...]) -> str:
     for entry in entries:
         package, _, rest = entry.partition("/")
         place = _package_folder(package) / rest
-        sources = sorted(place.rglob("*.py")) if place.is_dir() else [place]
+        sources = [place]
+        if place.is_dir():
+            sources = sorted(path for path in place.rglob("*") if path.suffix in _SOURCES and path.is_file())
         for source in sources:
             listing[f"{package}/{source.relative_to(_package_folder(package)).as_posix()}"] = file_digest(
                 source

@@ -8,14 +8,19 @@ same verdict again, and where the tiles it names are, byte for byte, the sealed 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from pixcell_core.contracts.artifacts import AUDITING_CODE, code_digest
 from pixcell_core.contracts.canonical import digest, parse_document, read_bounded
 from pixcell_core.contracts.release import ReleaseManifest
 from pixcell_core.errors import RefusedError
-from privacy_audit.report import PAGE, REPORT, AuditReport
+from privacy_audit.evidence import MAX_EVIDENCE_BYTES
+from privacy_audit.report import EVIDENCE, PAGE, REPORT, AuditReport
+from privacy_audit.request import seed_of
 from privacy_audit.result import worst
 from site_client.release.source_tiles import SITE_ONLY_MARK, SiteOnlyError
 
@@ -51,6 +56,48 @@ class Evidence:
     def page_digest(self) -> str:
         """``sha256:<hex>`` of the shareable page."""
         return digest(self.page_bytes)
+
+
+@contextmanager
+def held_audit(folder: Path) -> Iterator[Path]:
+    """A private copy of what an audit's output says, for as long as it is examined.
+
+    The folder may lie where others write, on a disk of their own. What is read once for the signature and once for the
+    recomputation must be the same bytes.
+    """
+    with tempfile.TemporaryDirectory(prefix="pixcell-audit-") as room:  # mode 700
+        for name, limit in (
+            (REPORT, MAX_REPORT_BYTES),
+            (PAGE, MAX_REPORT_BYTES),
+            (EVIDENCE, MAX_EVIDENCE_BYTES),
+        ):
+            source, target = folder / name, Path(room) / name
+            if source.is_file():
+                target.parent.mkdir(exist_ok=True)
+                target.write_bytes(read_bounded(source, limit))
+        yield Path(room)
+
+
+def require_same_code(evidence: Evidence) -> None:
+    """Refuse an audit that was measured by other code than judges it again here."""
+    here, measured = code_digest(AUDITING_CODE), evidence.report.tool.code
+    if measured != here:
+        raise EvidenceError(
+            f"The audit was measured by the code {measured or 'of an older version'}, and this is {here}.",
+            hint="Audit with the installation that signs: `pixcell audit code` prints its digest.",
+            code="audited-by-other-code",
+        )
+
+
+def require_own_seed(evidence: Evidence) -> None:
+    """Refuse an audit whose seed somebody chose: of enough seeds one passes."""
+    report = evidence.report
+    if report.seed != seed_of(report.subjects.synthetic.root, report.policy.digest):
+        raise EvidenceError(
+            "The audit was run with a seed that was chosen; the one that counts follows from the tiles and the policy.",
+            hint="Run it again without --seed.",
+            code="seed-chosen",
+        )
 
 
 def read_evidence(folder: Path) -> Evidence:

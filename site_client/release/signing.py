@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from pixcell_core.contracts.artifacts import AUDITING_CODE, code_digest
 from pixcell_core.contracts.canonical import digest, parse_document
 from pixcell_core.contracts.gate import SignerRole
 from pixcell_core.contracts.verdict import (
@@ -37,10 +36,13 @@ from pixcell_core.trust.quorum import Standing, standing
 from site_client.release.evidence import (
     AuditCheck,
     Evidence,
+    held_audit,
     read_evidence,
     recompute_from_evidence,
     require_filtering_stated,
     require_known_policy,
+    require_own_seed,
+    require_same_code,
     require_same_tiles,
 )
 from site_client.release.seal import Seal, require_open, require_seal
@@ -147,7 +149,14 @@ def examine(
     seal: Seal, audit: Path, tiles: Path, accepted_policy: str | None, check_audit: AuditCheck
 ) -> Evidence:
     """The evidence of an audit, if it is about the sealed tiles, by the policy asked for, and comes out the same."""
-    evidence = read_evidence(audit)
+    with held_audit(audit) as held:
+        return _examine(seal, held, tiles, accepted_policy, check_audit)
+
+
+def _examine(
+    seal: Seal, held: Path, tiles: Path, accepted_policy: str | None, check_audit: AuditCheck
+) -> Evidence:
+    evidence = read_evidence(held)
     require_same_tiles(evidence, seal.manifest)
     require_filtering_stated(evidence, seal.manifest)
     found = evidence.report.policy.digest
@@ -158,7 +167,9 @@ def examine(
             code="policy-not-requested",
         )
     require_known_policy(evidence, accepted_policy)
-    check_audit(audit, tiles)
+    require_same_code(evidence)
+    require_own_seed(evidence)
+    check_audit(held, tiles)
     return evidence
 
 
@@ -256,7 +267,7 @@ def _verdict(
             auditor=Auditor(
                 name=evidence.report.tool.name,
                 version=evidence.report.tool.version,
-                code_digest=code_digest(AUDITING_CODE),
+                code_digest=evidence.report.tool.code,
                 policy_digest=evidence.report.policy.digest,
             ),
             audit_report_digest=evidence.report_digest,

@@ -62,10 +62,15 @@ def test_the_same_tile_in_two_patients_is_no_duplicate_here(fields: list[np.ndar
 
 
 def test_the_report_tells_bands_and_not_counts() -> None:
-    result = duplicates_result(Duplicates(np.arange(137) // 2))
+    result = duplicates_result(Duplicates(np.arange(137) // 2), 60)
     text = result.model_dump_json()
     assert not result.gating and result.status is Status.PASS
     assert "137" not in text and "69" not in text
+
+
+def test_copies_planted_from_few_fields_prove_nothing() -> None:
+    few = duplicates_result(Duplicates(np.arange(137) // 14), 60)
+    assert few.gating and few.status is Status.INVALID and "fewer than 60" in few.why
 
 
 def world(
@@ -128,9 +133,11 @@ def test_a_second_null_only_adds_suspicion() -> None:
     alone = near_copies(scores, Nulls((("holdout tiles", holdout),)), policy, unrecognisable=0.0)
     found = near_copies(scores, both, policy, unrecognisable=0.0)
     assert alone.flagged.tolist() == [2] and found.flagged.tolist() == [1, 2]
-    single = min(part.excess(scores, policy.flag_p) for part in (holdout, twins))
-    assert found.excess_p == pytest.approx(2 * single) and alone.excess_p == holdout.excess(
-        scores, policy.flag_p
+    by = [part.excess(scores, policy.flag_p) for part in (holdout, twins)]
+    assert alone.excess_p == by[0] and found.excess_p == min(by[0], 2 * by[1]) <= alone.excess_p
+    few = Nulls(
+        (("holdout tiles", holdout), ("twins from the base model", Conformal(rng.uniform(0, 0.3, 5))))
     )
+    assert few.excess(scores, policy.flag_p) == by[0]  # one twin takes nothing from what the holdout says
     assert "base model" in found.result.null
     assert both.threshold(0.01) == twins.threshold(0.01)

@@ -20,6 +20,7 @@ from privacy_audit.tiles import TileSource, open_tiles
 from tests.privacy_audit.conftest import TextureEye, World
 
 RULES = load_policy("rehearsal").preconditions
+COPIES = load_policy("rehearsal").copies
 
 
 def group(folder: Path, name: str = "training") -> Group:
@@ -89,11 +90,37 @@ def test_repeated_fields_count_as_one_cluster(train: Group) -> None:
 def test_small_samples_do_not_pass(
     train: Group, holdout: Group, rule: dict[str, int], status: Status
 ) -> None:
-    assert sizes(train, holdout, train, RULES.model_copy(update=rule)).status is status
+    assert sizes(train, holdout, train, RULES.model_copy(update=rule), COPIES).status is status
+
+
+def test_a_large_release_needs_a_large_holdout(train: Group, holdout: Group) -> None:
+    def judged(large: int) -> Status:
+        rules = RULES.model_copy(update={"review_patients_below": 12})
+        return sizes(
+            train, holdout, train, rules, COPIES.model_copy(update={"large_release_tiles": large})
+        ).status
+
+    assert len(holdout) == len(train) == 108
+    assert judged(108) is Status.PASS and judged(109) is Status.PASS
+    fewer = few(holdout, 107)
+    rules = RULES.model_copy(update={"review_patients_below": 12})
+    found = sizes(train, fewer, train, rules, COPIES.model_copy(update={"large_release_tiles": 108}))
+    assert found.status is Status.REVIEW and "large" in found.why
+
+
+def few(group: Group, count: int) -> Group:
+    kept = range(count)
+    return replace(
+        group,
+        ids=group.ids[:count],
+        patients=group.patients[:count],
+        strata=group.strata[:count],
+        features=group.features.select(list(kept)),
+    )
 
 
 def test_small_counts_of_patients_are_not_printed(train: Group, holdout: Group) -> None:
-    found = sizes(train, holdout, train, RULES.model_copy(update={"min_count_shown": 20}))
+    found = sizes(train, holdout, train, RULES.model_copy(update={"min_count_shown": 20}), COPIES)
     assert found.value is None and found.details["train_patients"] == "fewer than 20"
 
 
@@ -111,6 +138,12 @@ def sources(world: World, folder: Path) -> tuple[TileSource, TileSource]:
     [
         ({}, Status.PASS),
         ({"train": ["someone"]}, Status.INVALID),
+        ({"train": [f"tpatient-{number:02d}" for number in range(13)]}, Status.REVIEW),  # one is not here
+        ({"holdout": [f"hpatient-{number:02d}" for number in range(13)]}, Status.REVIEW),
+        (
+            {"drawn_at": "2026-01-05T08:00:00", "training_started_at": "2026-01-06T08:00:00+00:00"},
+            Status.PASS,
+        ),
         ({"holdout": None}, Status.REVIEW),
         ({"drawn_at": "yesterday"}, Status.REVIEW),
         ({"training_started_at": "2026-01-01T00:00:00+00:00"}, Status.REVIEW),

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from pixcell_core.contracts import canonical_bytes
-from pixcell_core.errors import PixcellError
+from pixcell_core.errors import PixcellError, RefusedError
 from pixcell_core.trust.dsse import sign_envelope
 from pixcell_core.trust.keys import SigningKey
 from privacy_audit import commands, review_candidates, review_queue
@@ -25,6 +25,7 @@ from privacy_audit.deciding import decide
 from privacy_audit.disclosure import NAME as DISCLOSURE
 from privacy_audit.evidence_parts import HumanEvidence
 from privacy_audit.policy import load_policy
+from privacy_audit.report import AuditReport
 from privacy_audit.result import Status
 from privacy_audit.review_queue import (
     DECISIONS_TYPE,
@@ -110,6 +111,41 @@ def test_a_confirmed_copy_turns_the_verdict_to_fail(out: Path) -> None:
     pairs, joined = page.count('class="tiles"'), page.count('class="matches"')
     assert pairs == 40 and joined > 0, "places that match are joined by lines here too"
     assert page.count("data:image/png") == 2 * (pairs + joined)
+
+
+def test_what_one_reader_saw_no_other_reading_undoes(out: Path) -> None:
+    """A second key that says that all is well would otherwise turn a confirmed copy into PASS."""
+    seen = calls(out)
+    seen[next(item.id for item in key_of(out).items if item.kind == "pair")] = "same field"
+    first = sign_decisions(load_queue(out), seen, REVIEWER)
+    write_decided(out, decide(out, first, REVIEWER.verify_key, datetime.now(UTC)))
+    for key in (SigningKey.generate(), REVIEWER):
+        clean = sign_decisions(load_queue(out), calls(out), key)
+        with pytest.raises(RefusedError) as refused:
+            decide(out, clean, key.verify_key, datetime.now(UTC))
+        assert refused.value.code == "reading-stands"
+
+
+def test_only_the_same_reader_finishes_a_reading(out: Path) -> None:
+    some = dict(list(calls(out).items())[:4])
+    begun = decide(
+        out, sign_decisions(load_queue(out), some, REVIEWER), REVIEWER.verify_key, datetime.now(UTC)
+    )
+    assert _reading(begun.report) is Status.REVIEW
+    write_decided(out, begun)
+    stranger = SigningKey.generate()
+    with pytest.raises(RefusedError):
+        decide(
+            out, sign_decisions(load_queue(out), calls(out), stranger), stranger.verify_key, datetime.now(UTC)
+        )
+    whole = sign_decisions(load_queue(out), calls(out), REVIEWER)
+    assert _reading(decide(out, whole, REVIEWER.verify_key, datetime.now(UTC)).report) is Status.PASS
+
+
+def _reading(report: AuditReport) -> Status:
+    test = report.test(review_queue.NAME)
+    assert test is not None
+    return test.status
 
 
 def test_a_clean_reading_passes_and_leaves_the_other_tests_as_they_were(out: Path, honest: Audited) -> None:

@@ -16,7 +16,8 @@ from PIL import Image
 from pixcell_core.errors import BadInputError
 from privacy_audit.report import AuditReport
 from privacy_audit.result import Status
-from privacy_audit.verify import verify_audit
+from privacy_audit.run import write_report
+from privacy_audit.verify import load_report, verify_audit
 from site_client.release.evidence import refuse_site_only
 from site_client.release.source_tiles import SiteOnlyError
 from tests.privacy_audit.conftest import Audited, World, audit, small_policy, stain_of, tissue_tile
@@ -115,7 +116,9 @@ def test_verification_recomputes_the_verdict(dishonest: Audited, world: World) -
     assert found.verified and found.complete and found.exit_code == 0
 
 
-@pytest.mark.parametrize("what", ["verdict", "score", "page", "policy", "evidence", "tile"])
+@pytest.mark.parametrize(
+    "what", ["verdict", "score", "page", "policy", "evidence", "tile", "summary", "patients", "tool", "name"]
+)
 def test_verification_sees_every_kind_of_tampering(
     dishonest: Audited, world: World, tmp_path: Path, what: str
 ) -> None:
@@ -128,6 +131,14 @@ def test_verification_sees_every_kind_of_tampering(
         body["verdict"] = "PASS"
     elif what == "score":
         body["flagged"] = body["flagged"][1:]
+    elif what == "summary":
+        body["summary"] = "These tiles may be put before the signer."
+    elif what == "patients":
+        body["subjects"]["train"]["patients"] = "1000 to 1999"
+    elif what == "tool":
+        body["tool"]["eye"] = "another"
+    elif what == "name":
+        body["policy"]["words"] = "stricter than it was"
     elif what == "policy":
         body["policy"]["settings"]["copies"]["flag_p"] = 0.001
     elif what == "page":
@@ -139,6 +150,8 @@ def test_verification_sees_every_kind_of_tampering(
         shutil.copytree(world.dishonest, synthetic)
         next(synthetic.glob("*.png")).write_bytes(next(world.honest.glob("*.png")).read_bytes())
     path.write_text(json.dumps(body))
+    if what in ("summary", "patients", "tool", "name"):  # with a page that agrees
+        write_report(out, load_report(out))
     found = verify_audit(out, synthetic)
     assert not found.verified and found.exit_code == 1
 

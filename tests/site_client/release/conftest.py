@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pixcell_core.contracts.artifacts import AUDITING_CODE, code_digest
 from pixcell_core.contracts.release import ReleaseManifest
 from pixcell_core.errors import PixcellError, RefusedError
 from pixcell_core.trust.bundle import BundleReport, verify_bundle
 from pixcell_core.trust.bundle_files import open_bundle
 from pixcell_core.trust.keys import SigningKey
 from privacy_audit.policy import load_policy
+from privacy_audit.request import seed_of
 from site_client.release.draft import seal_draft
 from site_client.release.export import ExportedBundle, export_release
 from site_client.release.progress import Progress, progress_of
@@ -78,9 +80,15 @@ def audit_report(manifest: ReleaseManifest) -> dict[str, Any]:
         "verdict": "PASS",
         "summary": "These tiles may be put before the signer.",
         "created_at": "2026-03-01T11:00:00Z",
-        "tool": {"name": "pixcell audit", "version": "0.1.0", "eye": "second eye", "libraries": {}},
+        "tool": {
+            "name": "pixcell audit",
+            "version": "0.1.0",
+            "eye": "second eye",
+            "libraries": {},
+            "code": code_digest(AUDITING_CODE),
+        },
         "policy": {"name": "default", "words": "default", "digest": load_policy().digest, "settings": {}},
-        "seed": 7,
+        "seed": seed_of(manifest.tiles_root, load_policy().digest),
         "subjects": {
             "synthetic": {
                 "tiles": len(files),
