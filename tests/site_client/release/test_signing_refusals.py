@@ -12,6 +12,7 @@ import pytest
 from pixcell_core.contracts.verdict import VerdictException
 from pixcell_core.errors import BadInputError, PixcellError
 from pixcell_core.trust.keys import SigningKey
+from privacy_audit.request import seed_of
 from site_client.release.evidence import recompute_from_evidence
 from site_client.release.export import export_release
 from tests.site_client.release.conftest import set_verdict
@@ -79,12 +80,18 @@ def test_reports_that_carry_no_signature(room: Room, change: Change, code: str) 
     assert not release.report.exists()
 
 
+def by_policy(report: dict[str, Any], policy: str) -> None:
+    """Another policy, and the seed that follows from it."""
+    report["policy"]["digest"] = policy
+    report["seed"] = seed_of(report["subjects"]["synthetic"]["root"], policy)
+
+
 def test_thresholds_of_the_sites_own_need_the_signers_word(room: Room) -> None:
     release = room.draft()
     own = "sha256:" + "4" * 64
 
     def lenient(report: dict[str, Any]) -> None:
-        report["policy"]["digest"] = own
+        by_policy(report, own)
 
     audit = room.audit(release, lenient)
     room.refused("unknown-policy", lambda: room.sign(release, audit))
@@ -99,7 +106,7 @@ def test_a_policy_is_accepted_by_name_or_file(room: Room, tmp_path: Path) -> Non
     release = room.draft()
 
     def rehearsed(report: dict[str, Any]) -> None:
-        report["policy"]["digest"] = load_policy("rehearsal").digest
+        by_policy(report, load_policy("rehearsal").digest)
 
     audit = room.audit(release, rehearsed)
     room.refused("unknown-policy", lambda: room.sign(release, audit))
@@ -156,7 +163,7 @@ def test_another_verdict_over_a_signed_one(room: Room) -> None:
     release = room.signed()
 
     def other(report: dict[str, Any]) -> None:
-        report["seed"] = 8
+        report["summary"] = "Put otherwise."
 
     assert (
         room.refusal(lambda: room.sign(release, room.audit(release, other), room.second)) == "already-signed"
