@@ -21,10 +21,16 @@ def verify_release(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle: its folder or .zip file.")],
     trust: Annotated[
         list[Path] | None,
-        typer.Option("--trust", help="Public key file of an auditor you trust (repeatable)."),
+        typer.Option(
+            "--trust",
+            help="Public key file of an auditor you trust (repeatable); one at least must have signed as an auditor.",
+        ),
     ] = None,
     threshold: Annotated[
-        int, typer.Option("--threshold", min=1, help="How many trusted signatures the verdict needs.")
+        int,
+        typer.Option(
+            "--threshold", min=1, help="How many of the keys you trust must have signed the verdict."
+        ),
     ] = 1,
     signers: Annotated[
         str | None,

@@ -11,11 +11,12 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, TypeVar
 
 import rfc8785
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from pixcell_core.errors import BadInputError
 
@@ -51,6 +52,18 @@ class Document(BaseModel):
         """The canonical bytes (RFC 8785)."""
         return canonical_bytes(self)
 
+
+def _within_reach(moment: datetime) -> datetime:
+    # Not at the ends of the calendar: a day or an hour more or less must still be a date.
+    if not FIRST_YEAR <= moment.year <= LAST_YEAR:
+        raise ValueError(f"the year is not between {FIRST_YEAR} and {LAST_YEAR}")
+    return moment
+
+
+FIRST_YEAR, LAST_YEAR = 1970, 9000
+
+Moment = Annotated[AwareDatetime, AfterValidator(_within_reach)]
+"""A date and time with its offset from UTC, of a year with which one can reckon."""
 
 DocumentT = TypeVar("DocumentT", bound=BaseModel)
 

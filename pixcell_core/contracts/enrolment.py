@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import AwareDatetime, Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
-from pixcell_core.contracts.canonical import Digest, Document
+from pixcell_core.contracts.canonical import Digest, Document, Moment
 from pixcell_core.contracts.study import SiteName
 from pixcell_core.trust.keys import VerifyKey
 
@@ -25,16 +25,18 @@ HubAddress = Annotated[
 NodeKeyText = Annotated[str, StringConstraints(pattern=r"^ecdsa-sha2-nistp384 [A-Za-z0-9+/=]{100,300}$")]
 """A P-384 public key in OpenSSH form, without a comment: the identity of the site's network client."""
 
-ApprovalKeyText = Annotated[str, StringConstraints(pattern=r"^-----BEGIN PUBLIC KEY-----\n", max_length=400)]
+ApprovalKeyText = Annotated[
+    str, StringConstraints(pattern=r"^-----BEGIN PUBLIC KEY-----\n[\n\r -~]*$", max_length=400)
+]
 """An Ed25519 public key in PEM: the key by which a site signs its approvals."""
 
 TlsRequestText = Annotated[
-    str, StringConstraints(pattern=r"^-----BEGIN CERTIFICATE REQUEST-----\n", max_length=4096)
+    str, StringConstraints(pattern=r"^-----BEGIN CERTIFICATE REQUEST-----\n[\n\r -~]*$", max_length=4096)
 ]
 """A PKCS#10 request in PEM, signed by the TLS key it names: the requester holds the private half."""
 
 CertificateText = Annotated[
-    str, StringConstraints(pattern=r"^-----BEGIN CERTIFICATE-----\n", max_length=8192)
+    str, StringConstraints(pattern=r"^-----BEGIN CERTIFICATE-----\n[\n\r -~]*$", max_length=8192)
 ]
 """One X.509 certificate in PEM."""
 
@@ -53,7 +55,7 @@ class EnrolmentRequest(Document):
     node_key: NodeKeyText
     approval_key: ApprovalKeyText
     tls_request: TlsRequestText | None = None
-    created_at: AwareDatetime
+    created_at: Moment
 
     @property
     def fingerprint(self) -> str:
@@ -84,8 +86,8 @@ class Kit(Document):
     request_digest: Digest
     node_key: NodeKeyText
     approval_key: ApprovalKeyText
-    issued_at: AwareDatetime
-    expires_at: AwareDatetime
+    issued_at: Moment
+    expires_at: Moment
 
     @model_validator(mode="after")
     def _lasts(self) -> Self:
@@ -100,7 +102,7 @@ class RevokedCertificate(Document):
     serial: Serial
     party: SiteName
     version: Annotated[int, Field(ge=1, le=1_000_000)]
-    revoked_at: AwareDatetime
+    revoked_at: Moment
     reason: Annotated[str, StringConstraints(max_length=200)] = ""
 
 
@@ -110,7 +112,7 @@ class RevocationList(Document):
     schema_version: Literal["revocations/v1"] = "revocations/v1"
     consortium: Digest
     number: Annotated[int, Field(ge=0, le=2**40)]
-    issued_at: AwareDatetime
+    issued_at: Moment
     revoked: Annotated[tuple[RevokedCertificate, ...], Field(max_length=MAX_REVOKED)] = ()
 
     @property

@@ -7,9 +7,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AwareDatetime, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from pixcell_core.contracts.canonical import Digest, Document, DocumentError, DocumentT, first_complaint
+from pixcell_core.contracts.canonical import (
+    Digest,
+    Document,
+    DocumentError,
+    DocumentT,
+    Moment,
+    first_complaint,
+)
 from pixcell_core.contracts.release import MAX_TILES, Line, Prose
 from pixcell_core.contracts.study import SiteName
 from pixcell_core.contracts.verdict import Audience
@@ -32,7 +39,7 @@ class NamedSigner(Document):
     role: SignerRole
     name: Line
     key_id: Digest
-    not_after: AwareDatetime | None = None
+    not_after: Moment | None = None
 
 
 class Signers(Document):
@@ -79,7 +86,7 @@ class ReleaseRequest(Document):
     purpose: Prose
     policy_digest: Digest
     signers_digest: Digest | None
-    requested_at: AwareDatetime
+    requested_at: Moment
 
 
 class Refusal(Document):
@@ -92,7 +99,7 @@ class Refusal(Document):
     role: SignerRole
     reason: Prose
     audit_report_digest: Digest | None
-    refused_at: AwareDatetime
+    refused_at: Moment
 
 
 class WithdrawnRelease(Document):
@@ -100,7 +107,7 @@ class WithdrawnRelease(Document):
 
     manifest_digest: Digest
     reason: Prose
-    withdrawn_at: AwareDatetime
+    withdrawn_at: Moment
 
 
 class Withdrawals(Document):
@@ -109,7 +116,7 @@ class Withdrawals(Document):
     schema_version: Literal["pixcell.release-withdrawals/v1"] = "pixcell.release-withdrawals/v1"
     site: SiteName
     number: Annotated[int, Field(ge=1, le=2**40)]
-    issued_at: AwareDatetime
+    issued_at: Moment
     withdrawn: Annotated[tuple[WithdrawnRelease, ...], Field(min_length=1, max_length=MAX_WITHDRAWN)]
 
     @model_validator(mode="after")

@@ -29,6 +29,8 @@ ANCHORED = "log.anchored"
 
 HashText = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 ProofPath = Annotated[tuple[HashText, ...], Field(max_length=MAX_PROOF_HASHES)]
+KeyText = Annotated[str, StringConstraints(max_length=4096, pattern=r"^[\n\r -~]*$")]
+"""A public key in PEM."""
 TreeSize = Annotated[int, Field(ge=0, lt=2**53)]
 
 
@@ -60,7 +62,7 @@ class HeadOffer(Document):
 
     schema_version: Literal["pixcell.log-offer/v1"] = "pixcell.log-offer/v1"
     party: SiteName
-    log_key: Annotated[str, StringConstraints(max_length=4096)]
+    log_key: KeyText
     head: Envelope
     since: TreeSize = 0
     path: ProofPath = ()
@@ -81,6 +83,6 @@ class AnchorNews(Document):
     """What the coordinator tells a site with a question: its log's key, the size it anchored last, and the receipt."""
 
     schema_version: Literal["pixcell.anchor-news/v1"] = "pixcell.anchor-news/v1"
-    log_key: Annotated[str, StringConstraints(max_length=4096)]
+    log_key: KeyText
     anchored: TreeSize = 0
     receipt: AnchorReceipt | None = None

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Annotated, Literal, Self
 
-from pydantic import AwareDatetime, Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
-from pixcell_core.contracts.canonical import Digest, Document
+from pixcell_core.contracts.canonical import Digest, Document, Moment
+from pixcell_core.contracts.seen_text import Line as Line
+from pixcell_core.contracts.seen_text import Prose as Prose
+from pixcell_core.contracts.seen_text import TileLabel as TileLabel
 from pixcell_core.contracts.study import SiteName
 from pixcell_core.trust.merkle import merkle_root
 
@@ -28,14 +31,8 @@ DEFAULT_USAGE = (
     "identify persons. The verdict's expiry date binds: ask for a new audit after it."
 )
 
-UNSEEN = "\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff"
-"""Control, zero-width and direction characters, which can make a signed text look like another."""
-
-Line = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=f"^[^\t\n{UNSEEN}]*$")]
-Prose = Annotated[str, StringConstraints(min_length=1, max_length=4000, pattern=f"^[^{UNSEEN}]*$")]
 TileFormat = Literal["png", "jpg"]
 TileName = Annotated[str, StringConstraints(pattern=r"^\d{5}\.(png|jpg)$")]
-TileLabel = Annotated[str, StringConstraints(min_length=1, max_length=80, pattern=f"^[^\t\n/\\\\{UNSEEN}]+$")]
 
 
 class PrivacyStatement(Document):
@@ -140,7 +137,7 @@ class ReleaseManifest(Document):
     generator: Generator
     privacy: PrivacyStatement | None
     ledger_head: Digest | None
-    created_at: AwareDatetime
+    created_at: Moment
     width: Annotated[int, Field(ge=1, le=16_384)]
     height: Annotated[int, Field(ge=1, le=16_384)]
     tile_count: Annotated[int, Field(ge=1, le=MAX_TILES)]
@@ -187,10 +184,16 @@ class BundleListing(Document):
     schema_version: Literal["pixcell.bundle/v1"] = "pixcell.bundle/v1"
     site: SiteName
     manifest_digest: Digest
-    exported_at: AwareDatetime
+    exported_at: Moment
     log_size: Annotated[int, Field(ge=0)]
     log_root: Digest | None
     files: Annotated[tuple[BundleFile, ...], Field(min_length=1, max_length=3 * MAX_TILES + 64)]
+
+    @model_validator(mode="after")
+    def _once_each(self) -> Self:
+        if len({entry.name for entry in self.files}) != len(self.files):
+            raise ValueError("one file stands twice in the list")
+        return self
 
 
 def tile_name(number: int, form: TileFormat = "png") -> str:

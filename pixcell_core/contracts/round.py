@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, Field, StringConstraints
+from pydantic import Field, StringConstraints
 
-from pixcell_core.contracts.canonical import Digest, Document
+from pixcell_core.contracts.canonical import Digest, Document, Moment
 from pixcell_core.contracts.log_heads import AnchorNews
 from pixcell_core.contracts.masking import MaskedRequest
 from pixcell_core.contracts.remedies import remedy_of
@@ -155,8 +155,8 @@ class RoundRecord(Document):
     included: tuple[SiteName, ...]
     excluded: tuple[Exclusion, ...]
     traffic: tuple[SiteTraffic, ...] = ()
-    started_at: AwareDatetime
-    committed_at: AwareDatetime
+    started_at: Moment
+    committed_at: Moment
 
     @property
     def bytes_out(self) -> int:
@@ -187,7 +187,7 @@ class SiteState(Document):
     configured: bool = False
     training: bool = False
     rounds_counted: int = 0
-    last_reply_at: AwareDatetime | None = None
+    last_reply_at: Moment | None = None
     bytes_out: Annotated[int, Field(ge=0)] = 0
     bytes_in: Annotated[int, Field(ge=0)] = 0
     code: RefusalCode = "ok"
@@ -211,8 +211,8 @@ class RunState(Document):
     committed: int = 0
     replies: int = 0
     process: int | None = None
-    started_at: AwareDatetime
-    updated_at: AwareDatetime
-    deadline_at: AwareDatetime | None = None
+    started_at: Moment
+    updated_at: Moment
+    deadline_at: Moment | None = None
     sites: tuple[SiteState, ...]
     history: tuple[RoundRecord, ...] = ()

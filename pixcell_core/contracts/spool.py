@@ -16,9 +16,9 @@ from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import AwareDatetime, Field, StringConstraints
+from pydantic import Field, StringConstraints
 
-from pixcell_core.contracts.canonical import Digest, Document, digest, read_bounded
+from pixcell_core.contracts.canonical import Digest, Document, Moment, digest, read_bounded
 from pixcell_core.contracts.round import KnownHead, Reason, RefusalCode
 from pixcell_core.errors import BadInputError
 
@@ -49,8 +49,8 @@ class TrainJob(Document):
     study: dict[str, object]
     study_digest: Digest
     round: Annotated[int, Field(ge=1)]
-    created_at: AwareDatetime
-    expires_at: AwareDatetime
+    created_at: Moment
+    expires_at: Moment
     input_digest: Digest
     known_heads: Annotated[tuple[KnownHead, ...], Field(max_length=4)] = ()
 
@@ -76,7 +76,7 @@ class TrainerBeat(Document):
     schema_version: Literal["trainer-beat/v1"] = "trainer-beat/v1"
     process: int
     instance: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
-    beat_at: AwareDatetime
+    beat_at: Moment
     base_digest: Digest
     code_digest: Digest
     ready: bool

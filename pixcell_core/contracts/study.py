@@ -12,9 +12,9 @@ import math
 from datetime import UTC, datetime
 from typing import Annotated, Literal, Self
 
-from pydantic import AwareDatetime, Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
-from pixcell_core.contracts.canonical import Digest, Document, parse_document
+from pixcell_core.contracts.canonical import Digest, Document, Moment, parse_document
 from pixcell_core.errors import RefusedError
 from pixcell_core.trust.dsse import Envelope, sign_envelope, verify_envelope
 from pixcell_core.trust.keys import SigningKey, VerifyKey
@@ -95,7 +95,9 @@ class SiteKey(Document):
     """The identity of one site as its peers know it: the Ed25519 key that signs its approvals, in PEM."""
 
     site: SiteName
-    approval_key: Annotated[str, StringConstraints(pattern=r"^-----BEGIN PUBLIC KEY-----\n", max_length=400)]
+    approval_key: Annotated[
+        str, StringConstraints(pattern=r"^-----BEGIN PUBLIC KEY-----\n[\n\r -~]*$", max_length=400)
+    ]
 
     @property
     def key_id(self) -> str:
@@ -159,8 +161,8 @@ class Study(Document):
     schema_version: Literal["study/v1"] = "study/v1"
     id: StudyId
     title: Annotated[str, StringConstraints(max_length=200)] = ""
-    created_at: AwareDatetime
-    expires_at: AwareDatetime
+    created_at: Moment
+    expires_at: Moment
     base_digest: Digest
     code_digest: Digest
     app_digest: Digest | None = None
@@ -247,8 +249,8 @@ class Approval(Document):
     decision: Literal["approve", "deny", "revoke"]
     epsilon_cap: Annotated[float, Field(gt=0)]
     sequence: Annotated[int, Field(ge=0, lt=2**53)] = 0
-    decided_at: AwareDatetime
-    expires_at: AwareDatetime
+    decided_at: Moment
+    expires_at: Moment
 
     def sign(self, key: SigningKey) -> Envelope:
         """The envelope by which this decision travels."""

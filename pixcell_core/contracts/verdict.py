@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import AwareDatetime, Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
-from pixcell_core.contracts.canonical import Digest, Document
+from pixcell_core.contracts.canonical import Digest, Document, Moment
 from pixcell_core.contracts.release import (
     MAX_TILES,
     Conditioning,
@@ -100,8 +100,8 @@ class VerdictPredicate(Document):
     proven_kinds: tuple[Line, ...]
     signers_digest: Digest | None = None
     request_digest: Digest | None = None
-    issued_at: AwareDatetime
-    expires_at: AwareDatetime
+    issued_at: Moment
+    expires_at: Moment
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -16,7 +16,7 @@ from pixcell_core.contracts.canonical import digest, parse_document, parse_json
 from pixcell_core.contracts.gate import Signers
 from pixcell_core.contracts.release import BundleListing, ReleaseManifest
 from pixcell_core.contracts.verdict import Verdict
-from pixcell_core.errors import BadInputError, PixcellError
+from pixcell_core.errors import PixcellError
 from pixcell_core.trust.bundle_files import (
     FIXED_NAMES,
     LISTING,
@@ -32,6 +32,7 @@ from pixcell_core.trust.bundle_files import (
     BundleFiles,
     require_bundle_name,
 )
+from pixcell_core.trust.bundle_origin import prove_origin, require_enough_keys, told_signers
 from pixcell_core.trust.bundle_report import BundleRefusedError, BundleReport, Check, Signer
 from pixcell_core.trust.bundle_rules import (
     key_file_name,
@@ -55,7 +56,7 @@ from pixcell_core.trust.quorum import Standing, standing
 from pixcell_core.trust.tile_c2pa import c2pa_name, without_credential
 from pixcell_core.trust.tile_dicom import dicom_name, encode_dicom
 from pixcell_core.trust.tile_jpeg import decode_named
-from pixcell_core.trust.tile_png import pixel_digest
+from pixcell_core.trust.tile_png import pixel_digest, require_png_form
 
 __all__ = [
     "BundleRefusedError",
@@ -93,11 +94,7 @@ class BundleVerifier:
 
     def run(self, on_tile: Callable[[], None] = lambda: None) -> BundleReport:
         """All checks; the first that fails raises :class:`BundleRefusedError`."""
-        if self._threshold < 1 or (self._trusted is not None and len(self._trusted) < self._threshold):
-            raise BadInputError(
-                f"{self._threshold} trusted signatures were asked for with fewer trusted keys given.",
-                hint="Give one --trust file for each signature you require.",
-            )
+        require_enough_keys(self._trusted, self._threshold)
         names = self._step("form", self._form)
         keys = self._step("keys", lambda: self._keys(names))
         listing, site_key = self._step("file list", lambda: self._listing(keys))
@@ -116,32 +113,17 @@ class BundleVerifier:
         self._step("audit report", lambda: self._report(verdict, manifest))
         self._step("request", lambda: self._request(verdict, manifest, site_key))
         self._step("datasheet", lambda: self._papers(verdict, manifest, stands, listing, names))
-        trusted = self._step("origin", lambda: self._origin(signers, stands))
+        trusted = self._step(
+            "origin", lambda: prove_origin(self._trusted, self._threshold, stands, self._known)
+        )
         return BundleReport.of(
             manifest,
             verdict,
             trusted=trusted,
             checks=self.checks,
-            signers=self._signers(stands, site_key, vouched),
+            signers=told_signers(self._trusted, stands, site_key, vouched, self._known),
             signed=stands.words,
             exported_at=listing.exported_at,
-        )
-
-    def _signers(self, stands: Standing, site_key: VerifyKey, vouched: dict[str, str]) -> tuple[Signer, ...]:
-        """Every signer, and whether the caller has grounds outside the bundle to trust that key."""
-        known = {key.key_id for key in self._trusted or ()}
-        given: list[tuple[str, str, str]] = [(one.role, one.key_id, one.name) for one in stands.given]
-        if self._known.signers_digest is not None:
-            known |= {key_id for _, key_id, _ in given}
-        if self._known.ca is not None:
-            known |= set(vouched)
-        if site_key.key_id not in {key_id for _, key_id, _ in given}:
-            given.append(("exporter", site_key.key_id, ""))
-        return tuple(
-            Signer(
-                role=role, key_id=key_id, trusted=key_id in known, name=name, certificate=vouched.get(key_id)
-            )
-            for role, key_id, name in given
         )
 
     def _step(self, name: str, work: Callable[[], tuple[T, str]]) -> T:
@@ -183,6 +165,8 @@ class BundleVerifier:
         if len(envelope.signatures) != 1:
             raise refused(f"{LISTING} carries more signatures than the site's.", "bundle-changed")
         listing = parse_document(BundleListing, payload, name=LISTING)
+        if listing.to_bytes() != payload:
+            raise refused(f"The signed list in {LISTING} is not in canonical form.", "bundle-changed")
         return (listing, keys[envelope.key_ids[0]]), f"signed by {_short(envelope.key_ids[0])}"
 
     def _unchanged(self, listing: BundleListing, names: list[str]) -> tuple[None, str]:
@@ -211,6 +195,7 @@ class BundleVerifier:
         for name, wanted in ((SHEET, manifest.sample_sheet_digest), (README, manifest.readme_digest)):
             if digest(self._files.read(name)) != wanted:
                 raise refused(f"{name} is not the one that was sealed.", "bundle-changed")
+        require_png_form(self._files.read(SHEET), name=SHEET)
         return (
             manifest,
             f"{manifest.tile_count} tiles of {manifest.site}, sealed as {_short(manifest.digest)}"
@@ -366,29 +351,6 @@ class BundleVerifier:
                 f"{REPORT} says {said!r}, the signed verdict {predicate.verdict}.", "bundle-changed"
             )
         return None, f"the evidence the verdict on {_short(manifest.digest)} rests on"
-
-    def _origin(self, signers: tuple[VerifyKey, ...], stands: Standing) -> tuple[bool, str]:
-        proofs = []
-        if self._trusted is not None:
-            known = {key.key_id for key in self._trusted}
-            found = [key for key in signers if key.key_id in known]
-            if len(found) < self._threshold:
-                raise refused(
-                    f"{len(found)} of the keys you trust signed the verdict; {self._threshold} needed.",
-                    "untrusted-signer",
-                    hint="Compare the signers' key ids with their owners over another channel.",
-                )
-            proofs.append(f"signed by {len(found)} of the keys you trust")
-        if self._known.signers_digest is not None:
-            proofs.append(f"{stands.words}, of those the document you trust names")
-        if self._known.ca is not None:
-            proofs.append("every auditor and the site certified by the authority you trust")
-        if not proofs:
-            return (
-                False,
-                "NOT PROVEN: no key was given; the bundle's own keys prove it whole, not whose it is",
-            )
-        return True, "; ".join(proofs)
 
 
 def verify_bundle(

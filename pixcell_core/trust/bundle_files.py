@@ -36,6 +36,7 @@ _NAME = re.compile(
     r"tiles/\d{5}\.(png|jpg)|dicom/\d{5}\.dcm|c2pa/\d{5}\.png|keys/[0-9a-f]{64}\.pub|certificates/[0-9a-f]{64}\.json"
 )
 _END_OF_DIRECTORY = 22  # bytes of a ZIP's last record without a comment (APPNOTE 4.3.16)
+_ZIP64_LOCATOR = 20  # bytes of the record before it that leads to another directory (APPNOTE 4.3.15)
 _MAX_ENTRY = 512  # bytes of one entry of the directory: 46, its name, and room
 _FIRST_MOMENT = (1980, 1, 1, 0, 0, 0)
 _BLOCK = 1 << 20
@@ -201,12 +202,32 @@ def _bound_directory(path: Path) -> None:
     """Look at the archive's last record before its directory is read into memory: it says how large that is."""
     with path.open("rb") as stream:
         size = stream.seek(0, os.SEEK_END)
-        stream.seek(max(0, size - _END_OF_DIRECTORY))
+        stream.seek(max(0, size - _END_OF_DIRECTORY - _ZIP64_LOCATOR))
         end = stream.read()
+    before, end = end[:-_END_OF_DIRECTORY], end[-_END_OF_DIRECTORY:]
     if len(end) < _END_OF_DIRECTORY or not end.startswith(b"PK\x05\x06"):
         raise _form("it is neither a folder nor a whole ZIP archive")
+    if before.startswith(b"PK\x06\x07") or end[20:] != b"\0\0":
+        raise _form("another directory or a comment stands where none is written")
     entries, directory = int.from_bytes(end[10:12], "little"), int.from_bytes(end[12:16], "little")
     if directory > max(entries, 1) * _MAX_ENTRY or directory > size:
+        raise _form("its directory is larger than its entries", "zip-bomb")
+    _count_entries(path, size - _END_OF_DIRECTORY - directory, directory, entries)
+
+
+def _count_entries(path: Path, start: int, length: int, entries: int) -> None:
+    """Walk the directory, of which the reader makes an object for every entry it finds, however many were announced."""
+    with path.open("rb") as stream:
+        stream.seek(max(0, start))
+        directory = stream.read(length)
+    at = found = 0
+    while at < length:
+        head = directory[at : at + 46]
+        at += 46 + sum(int.from_bytes(head[place : place + 2], "little") for place in (28, 30, 32))
+        found += 1
+        if found > entries or len(head) < 46:
+            break
+    if found != entries or at != length:
         raise _form("its directory is larger than its entries", "zip-bomb")
 
 

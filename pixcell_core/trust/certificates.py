@@ -28,6 +28,15 @@ NODE_KEY_URN = "urn:pixcell:node-key:"
 _PARTY = re.compile(rf"urn:pixcell:({'|'.join(get_args(Role))}):([a-z0-9][a-z0-9-]{{0,39}})")
 _NODE_KEY = re.compile(r"urn:pixcell:node-key:([0-9a-f]{64})")
 TLS_CURVES = ("secp256r1", "secp384r1")
+_MALFORMED = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
+"""What the X.509 library raises for a stranger's certificate, at once or when a part of it is first looked at."""
 
 
 class CertificateError(RefusedError):
@@ -58,7 +67,7 @@ def party_of(certificate: x509.Certificate) -> PartyCertificate:
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         uris = names.get_values_for_type(x509.UniformResourceIdentifier)
-    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError) as error:
+    except (x509.ExtensionNotFound, *_MALFORMED) as error:
         raise _nobody() from error
     parties = [found for uri in uris if (found := _PARTY.fullmatch(uri))]
     nodes = [found for uri in uris if (found := _NODE_KEY.fullmatch(uri))]
@@ -95,7 +104,7 @@ def read_certificate(data: bytes, name: str = "certificate") -> x509.Certificate
     """One PEM certificate; an input error for anything else."""
     try:
         return x509.load_pem_x509_certificate(data)
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except _MALFORMED as error:
         raise BadInputError(
             f"{name} is not a certificate.", hint="Ask its author for the file again.", code="bad-certificate"
         ) from error
@@ -108,7 +117,7 @@ def read_authority(data: bytes, name: str = "ca.crt") -> x509.Certificate:
         is_ca = ca.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
         ca.verify_directly_issued_by(ca)
         fits = is_ca and isinstance(ca.public_key(), Ed25519PublicKey)
-    except (ValueError, TypeError, x509.ExtensionNotFound, InvalidSignature, UnsupportedAlgorithm) as error:
+    except (x509.ExtensionNotFound, InvalidSignature, *_MALFORMED) as error:
         raise _no_authority(name) from error
     if not fits:
         raise _no_authority(name)
@@ -135,7 +144,7 @@ def issued_by(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
     """Whether `ca` signed `certificate`."""
     try:
         certificate.verify_directly_issued_by(ca)
-    except (ValueError, TypeError, InvalidSignature):
+    except (InvalidSignature, *_MALFORMED):
         return False
     return True
 

@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from pixcell_core.contracts.audit_facts import AuditFacts
-from pixcell_core.contracts.release import UNSEEN, ReleaseManifest
+from pixcell_core.contracts.release import ReleaseManifest
+from pixcell_core.contracts.seen_text import without_unseen
 from pixcell_core.contracts.verdict import Verdict
 from pixcell_core.trust.datasheet import AUDIENCE_WORDS
 from pixcell_core.trust.quorum import NamedSignature
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~&])")
-_HIDDEN = re.compile(f"[{UNSEEN}]")
 _LONGEST = 600
 
 _INTENDED = {
@@ -211,7 +211,7 @@ def _use(manifest: ReleaseManifest, verdict: Verdict) -> list[str]:
 
 def _plain(text: str) -> str:
     """Words of others as words: no mark-up of theirs, no line of their own, nothing unseen, of a bearable length."""
-    seen = _HIDDEN.sub("", " ".join(text.split()))
+    seen = without_unseen(" ".join(text.split()))
     return _SPECIAL.sub(r"\\\1", seen if len(seen) <= _LONGEST else seen[: _LONGEST - 1] + "…")
 
 

@@ -78,8 +78,22 @@ def open_kit(envelope: Envelope, ca: x509.Certificate) -> Kit:
 
 
 def check_times(kit: Kit, now: datetime | None = None) -> None:
-    """Refuse a kit that is over (`kit-expired`) or not valid yet (`clock-wrong`)."""
+    """Refuse a kit that is over (`kit-expired`) or not valid yet (`clock-wrong`), or whose authority is (`ca-expired`)."""
     moment = now or datetime.now(UTC)
+    ca = read_certificate(kit.ca.encode("ascii"), "The CA")
+    if moment >= ca.not_valid_after_utc + CLOCK_SLACK:
+        raise KitError(
+            f"The authority that signed the kit of {kit.party} expired on {ca.not_valid_after_utc:%Y-%m-%d}.",
+            hint="Nothing it signed counts any more. Ask the coordinator for a kit of the consortium's new authority.",
+            code="ca-expired",
+        )
+    if moment < ca.not_valid_before_utc - CLOCK_SLACK:
+        raise KitError(
+            f"The authority that signed the kit of {kit.party} is of {ca.not_valid_before_utc:%Y-%m-%d %H:%M} UTC, "
+            f"but this machine's clock says {moment:%Y-%m-%d %H:%M} UTC.",
+            hint="Set this machine's clock (or ask the coordinator to look at theirs), then try again.",
+            code="clock-wrong",
+        )
     if moment < kit.issued_at - CLOCK_SLACK:
         raise KitError(
             f"The kit was made on {kit.issued_at:%Y-%m-%d %H:%M} UTC, but this machine's clock says "

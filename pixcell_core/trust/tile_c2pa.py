@@ -34,6 +34,8 @@ def without_credential(data: bytes, *, name: str) -> bytes:
             found += 1
             if length > MAX_CREDENTIAL_BYTES:
                 raise _wrong(name, f"its credential is larger than {MAX_CREDENTIAL_BYTES} bytes")
+            if at + len(chunk) == len(data):
+                raise _wrong(name, "its credential lies behind its end")
         else:
             kept += chunk
         at += len(chunk)

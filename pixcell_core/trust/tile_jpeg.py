@@ -13,6 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from pixcell_core.contracts.release import TileFormat
+from pixcell_core.trust.tile_jpeg_scan import jpeg_header, scan_is_whole
 from pixcell_core.trust.tile_png import (
     MARK_KEYWORD,
     MARK_TEXT,
@@ -21,14 +22,14 @@ from pixcell_core.trust.tile_png import (
     TilePngError,
     decode_tile,
     encode_tile,
+    require_png_form,
 )
 
 JPEG_QUALITY = 95
 
 _MARK = f"{MARK_KEYWORD}: {MARK_TEXT}".encode("latin-1")
-_JFIF = b"JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00"
 _APP0, _COM, _DQT, _SOF0, _DHT, _SOS = 0xE0, 0xFE, 0xDB, 0xC0, 0xC4, 0xDA
-_MAX_TABLES = 4
+_KINDS = frozenset({_APP0, _COM, _DQT, _SOF0, _DHT, _SOS})
 
 
 class TileJpegError(TilePngError):
@@ -48,26 +49,40 @@ def encode_jpeg_tile(pixels: npt.NDArray[np.uint8]) -> bytes:
     return out.getvalue()
 
 
-def decode_jpeg_tile(data: bytes, *, name: str = "tile") -> npt.NDArray[np.uint8]:
-    """Pixels of a marked tile, uint8 (H, W, 3). Refuses metadata, thumbnails, and tiles without the mark."""
+def require_jpeg_form(data: bytes, *, name: str = "tile") -> tuple[int, int]:
+    """Height and width (px) of a file that holds one coded picture and the mark, in the form written here, and no more.
+
+    Every byte before the coded part follows from the size, and the coded part ends with its last block.
+    """
     if len(data) > MAX_TILE_BYTES or not data.startswith(b"\xff\xd8"):
         raise _wrong(name, "it is not a JPEG file of a tile's size")
-    seen: list[int] = []
-    at = 2
-    while not seen or seen[-1] != _SOS:
-        kind, length = data[at + 1 : at + 2], int.from_bytes(data[at + 2 : at + 4], "big")
+    height = width = 0
+    kind, at = 0, 2
+    while kind != _SOS:
+        length = int.from_bytes(data[at + 2 : at + 4], "big")
         body = data[at + 4 : at + 2 + length]
-        if data[at : at + 1] != b"\xff" or not kind or length < 2 or len(body) != length - 2:
+        if data[at : at + 1] != b"\xff" or length < 2 or len(body) != length - 2:
             raise _wrong(name, "it is cut off or damaged")
-        _check_segment(kind[0], body, name)
-        seen.append(kind[0])
+        kind = data[at + 1]
+        if kind not in _KINDS:
+            raise _wrong(name, f"it carries a segment of kind {kind:02X}, and metadata may not leave")
+        if kind == _SOF0:
+            height, width = int.from_bytes(body[1:3], "big"), int.from_bytes(body[3:5], "big")
         at += 2 + length
-    _check_scan(data[at:], name)
-    once = (_APP0, _SOF0, _SOS)
-    if seen.count(_COM) != 1:
-        raise _wrong(name, "it lacks the one mark that says it is synthetic")
-    if any(seen.count(kind) != 1 for kind in once) or max(seen.count(_DQT), seen.count(_DHT)) > _MAX_TABLES:
-        raise _wrong(name, "its parts are not those of one baseline picture")
+    if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE):
+        raise _wrong(name, "it is not of a tile's size")
+    if data[:at] != jpeg_header(height, width, _MARK):
+        raise _wrong(name, "its mark, tables or parts are not as they are written here")
+    scan = data[at:]
+    _check_scan(scan, name)
+    if not scan_is_whole(scan[:-2], height, width):
+        raise _wrong(name, "its coded part holds less than its pixels, or bytes besides")
+    return height, width
+
+
+def decode_jpeg_tile(data: bytes, *, name: str = "tile") -> npt.NDArray[np.uint8]:
+    """Pixels of a marked tile, uint8 (H, W, 3). Refuses metadata, tiles without the mark, and hidden bytes."""
+    require_jpeg_form(data, name=name)
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
             if image.mode != "RGB":
@@ -89,25 +104,11 @@ def decode_named(data: bytes, name: str) -> npt.NDArray[np.uint8]:
     return decode_tile(data, name=name)
 
 
-def _check_segment(kind: int, body: bytes, name: str) -> None:
-    if kind == _APP0:
-        fits = body == _JFIF
-    elif kind == _COM:
-        fits = body == _MARK
-    elif kind == _DQT:
-        fits = len(body) == 65 and body[0] < _MAX_TABLES
-    elif kind == _DHT:
-        fits = len(body) >= 17 and len(body) == 17 + sum(body[1:17])
-    elif kind == _SOF0:
-        height, width = int.from_bytes(body[1:3], "big"), int.from_bytes(body[3:5], "big")
-        sides = 0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE
-        fits = len(body) == 15 and body[0] == 8 and sides and body[5] == 3 and set(body[7::3]) == {0x11}
-    elif kind == _SOS:
-        fits = len(body) == 10 and body[0] == 3
-    else:
-        raise _wrong(name, f"it carries a segment of kind {kind:02X}, and metadata may not leave")
-    if not fits:
-        raise _wrong(name, f"its segment of kind {kind:02X} is not as it is written here")
+def require_named_form(data: bytes, name: str) -> tuple[int, int]:
+    """Height and width (px) of a tile in the one form that its name says; refuses whatever else the file holds."""
+    if name.endswith(".jpg"):
+        return require_jpeg_form(data, name=name)
+    return require_png_form(data, name=name)
 
 
 def _check_scan(scan: bytes, name: str) -> None:

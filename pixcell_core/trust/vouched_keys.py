@@ -11,9 +11,9 @@ from datetime import UTC, datetime
 from typing import Annotated, Literal
 
 from cryptography import x509
-from pydantic import AwareDatetime, StringConstraints
+from pydantic import StringConstraints
 
-from pixcell_core.contracts.canonical import Document, parse_document
+from pixcell_core.contracts.canonical import Document, Moment, parse_document
 from pixcell_core.contracts.enrolment import Kit, RevocationList
 from pixcell_core.contracts.study import SiteName
 from pixcell_core.trust.certificates import read_authority
@@ -38,9 +38,11 @@ class VouchedKey(Document):
     schema_version: Literal["vouched-key/v1"] = "vouched-key/v1"
     party: SiteName
     purpose: Purpose
-    public_key: Annotated[str, StringConstraints(pattern=r"^-----BEGIN PUBLIC KEY-----\n", max_length=400)]
+    public_key: Annotated[
+        str, StringConstraints(pattern=r"^-----BEGIN PUBLIC KEY-----\n[\n\r -~]*$", max_length=400)
+    ]
     kit: Envelope
-    vouched_at: AwareDatetime
+    vouched_at: Moment
 
 
 def vouch(

@@ -129,12 +129,19 @@ class AnchorBook:
         Raises `AnchorRefusedError` with the codes `log-forked` (another head of the same size, or no growth from the
         anchored one), `log-rolled-back` (an older size), `log-key-changed`, `log-offer-gap` (growth is shown from
         another size than the anchored one), `kit-revoked`, `kit-expired`, `coordinator-log-rewritten` (this log lacks
-        the head the party was shown); the errors of a false envelope; `unknown-party`.
+        the head the party was shown), `log-head-signatures` (others signed the head too); the errors of a false
+        envelope; `unknown-party`.
         """
         moment = now or datetime.now(UTC)
         found = self._opened(offer, moment)
         log_key = VerifyKey.from_pem(found.log_key.encode("ascii"), name="the log's key")
         head = open_head(found.head, [log_key])
+        if len(found.head.signatures) != 1:
+            raise AnchorRefusedError(
+                f"The head of {found.party} carries {len(found.head.signatures)} signatures; a log's key signs alone.",
+                hint="The party offers the head as its log holds it: pixcell log offer LOG …",
+                code="log-head-signatures",
+            )
         self._require_own_past(found)
         # Before the turn is taken: copying takes it as well, and the anchor then also covers every act so far.
         self._log.copy_acts(now=moment)
@@ -255,11 +262,12 @@ class AnchorBook:
     def _refused(
         self, found: HeadOffer, now: datetime, message: str, *, hint: str, code: str
     ) -> AnchorRefusedError:
-        """Keep the head that was refused, once, and give back the error to raise."""
+        """Keep the head that was refused, once by its size and root, and give back the error to raise."""
         log = self._log.events()
         head = found.head.model_dump(mode="json")
         data = {"party": found.party, "code": code, "log_key": found.log_key, "head": head}
-        if not any(entry.kind == REFUSED and entry.data == data for entry in log.entries()):
+        refused = (_identity(entry) for entry in log.entries() if entry.kind == REFUSED)
+        if _identity_of(found.party, found.head) not in refused:
             log.append(REFUSED, data, now=now)
             ActLog(self._layout.registry()).note("log-head-refused", f"{found.party}/{code}")
         return AnchorRefusedError(message, hint=hint, code=code)
@@ -273,6 +281,16 @@ class AnchorBook:
         return AnchorReceipt(
             party=found.party, head=Envelope.model_validate(held), anchored=anchored, grown=grown
         )
+
+
+def _identity(entry: LogEntry) -> tuple[str, int, str]:
+    return _identity_of(str(entry.data["party"]), Envelope.model_validate(entry.data["head"]))
+
+
+def _identity_of(party: str, envelope: Envelope) -> tuple[str, int, str]:
+    """What makes a refused head another one: not its time, its signatures, or the rule that it broke."""
+    head = parse_document(TreeHead, envelope.unsafe_unverified_payload(), name="a refused head")
+    return party, head.tree_size, head.root
 
 
 def _read(entry: LogEntry) -> AnchoredHead:

@@ -11,6 +11,7 @@ from pixcell_core.contracts.verdict import Verdict
 from pixcell_core.errors import RefusedError
 from pixcell_core.trust.bundle_files import MAX_FILE_BYTES, PAGE, README, REPORT, REQUEST, SHEET, VERDICT
 from pixcell_core.trust.dsse import verify_envelope
+from pixcell_core.trust.tile_jpeg import require_named_form
 from site_client.release.evidence import refuse_site_only
 from site_client.release.workspace import POLICY, ReleaseFolder, ReleaseWorkspace
 
@@ -67,7 +68,7 @@ def require_open(workspace: ReleaseWorkspace, release: ReleaseFolder) -> None:
 
 
 def require_sealed_tiles(release: ReleaseFolder, manifest: ReleaseManifest) -> None:
-    """Refuse when a sealed tile is missing or is no longer the file that was sealed."""
+    """Refuse when a sealed tile is missing, no longer the file that was sealed, or not in the form that may leave."""
     for tile in manifest.tiles:
         path = release.tiles / tile.name
         if not path.is_file() or path.is_symlink() or file_digest(path) != tile.file_digest:
@@ -76,6 +77,7 @@ def require_sealed_tiles(release: ReleaseFolder, manifest: ReleaseManifest) -> N
                 hint="The release folder was changed. Draft again from the generator's tiles, and audit that.",
                 code="sealed-tile-changed",
             )
+        require_named_form(read_bounded(path, MAX_FILE_BYTES), tile.name)
 
 
 def _require_request(

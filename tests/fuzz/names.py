@@ -5,5 +5,5 @@ ROOM = "PIXCELL_FUZZ_ROOM"
 
 NAMES = (
     *("archive", "envelope", "documents", "json", "policy", "signed-policy", "log", "proof"),
-    *("ledger-line", "ledger-export", "tile-png", "tile-jpeg", "public-key"),
+    *("ledger-line", "ledger-export", "tile-png", "tile-jpeg", "authority", "public-key"),
 )

@@ -30,6 +30,7 @@ from pixcell_core.errors import PixcellError
 from pixcell_core.private.ledger_record import decode_chained
 from pixcell_core.trust.bundle import verify_bundle
 from pixcell_core.trust.bundle_files import archive_bytes, open_bundle
+from pixcell_core.trust.certificates import authority_key, issued_by, read_authority
 from pixcell_core.trust.dsse import Envelope, sign_envelope, valid_signers
 from pixcell_core.trust.keys import SigningKey, VerifyKey
 from pixcell_core.trust.log import EventLog, verify_log
@@ -100,6 +101,7 @@ def _archive_seeds() -> list[bytes]:
         whole[:-22],
         archive_bytes([("bundle.dsse.json", _envelope())]),
         b"PK\x05\x06" + b"\0" * 18,
+        b"PK\x06\x07" + b"\0" * 16 + b"PK\x05\x06" + b"\0" * 18,
     ]
 
 
@@ -134,6 +136,8 @@ def _document_seeds() -> list[bytes]:
     ]
     signers = {"site": "north", "needed": 2, "signers": named}
     found = [bytes([DOCUMENTS.index(Withdrawals)]) + canonical_bytes(listed)]
+    first_day = {**listed, "issued_at": "0001-01-01T00:00:00+14:00"}
+    found.append(bytes([DOCUMENTS.index(Withdrawals)]) + canonical_bytes(first_day))
     return [*found, bytes([DOCUMENTS.index(Signers)]) + canonical_bytes(signers)]
 
 
@@ -205,6 +209,23 @@ def _export_seeds() -> list[bytes]:
     return [json.dumps(body).encode(), json.dumps({"status": "ok", "data": body}).encode()]
 
 
+def _authority(data: bytes) -> object:
+    certificate = read_authority(data)
+    return issued_by(certificate, certificate), authority_key(certificate)
+
+
+def _authority_seeds() -> list[bytes]:
+    """A true authority, and one whose key usage became a second list of basic constraints."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    from server.enrolment.authority import Authority
+
+    made = Authority.make(NOW).certificate
+    twice = made.public_bytes(Encoding.DER).replace(b"\x06\x03\x55\x1d\x0f", b"\x06\x03\x55\x1d\x13")
+    return [made.public_bytes(Encoding.PEM), x509.load_der_x509_certificate(twice).public_bytes(Encoding.PEM)]
+
+
 def _tile_seeds() -> list[bytes]:
     return [encode_tile(np.zeros((side, side, 3), np.uint8)) for side in (1, 8)]
 
@@ -238,6 +259,7 @@ TARGETS: dict[str, Target] = {
     "ledger-export": Target(_export, _export_seeds),
     "tile-png": Target(decode_tile, _tile_seeds, 4096),
     "tile-jpeg": Target(_jpeg, _jpeg_seeds, 4096),
+    "authority": Target(_authority, functools.cache(_authority_seeds), 4096),
     "public-key": Target(_public_key, lambda: [_key().verify_key.to_pem()], 4096),
 }
 

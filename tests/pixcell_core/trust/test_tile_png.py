@@ -12,7 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from pixcell_core.trust.tile_png import MARK_TEXT, TilePngError, decode_tile, encode_tile, pixel_digest
+from pixcell_core.trust.tile_png import (
+    MARK_TEXT,
+    TilePngError,
+    decode_tile,
+    encode_tile,
+    pixel_digest,
+    require_png_form,
+)
 
 
 def tile(seed: int = 1, height: int = 40, width: int = 33) -> npt.NDArray[np.uint8]:
@@ -75,6 +82,60 @@ def test_everything_else_is_refused() -> None:
     for name, data in mutants.items():
         with pytest.raises(TilePngError):
             decode_tile(data, name=name)
+
+
+HIDDEN = np.random.default_rng(7).bytes(18_000)
+END = chunk(b"IEND", b"")
+
+
+def rebuilt(parts: list[bytes], before: bytes = b"", end: bytes = END) -> bytes:
+    """The tile with other pixel chunks: what a writer of one's own would leave."""
+    good = encode_tile(tile())
+    head = good[: good.index(b"IDAT") - 4]
+    return head + before + b"".join(chunk(b"IDAT", part) for part in parts) + end
+
+
+def rows(pixels: npt.NDArray[np.uint8]) -> bytes:
+    """The bytes below the compression: a filter byte (none) before each row (PNG, 9.2)."""
+    plain = pixels.reshape(pixels.shape[0], -1)
+    return np.concatenate([np.zeros((plain.shape[0], 1), np.uint8), plain], axis=1).tobytes()
+
+
+def test_the_same_rows_in_another_stream_are_a_tile() -> None:
+    assert np.array_equal(decode_tile(rebuilt([zlib.compress(rows(tile()))])), tile())
+
+
+def test_nothing_hides_beside_the_pixels() -> None:
+    """Every picture reader shows these as the tile that was audited; each holds bytes that no reader looks at."""
+    raw = rows(tile())
+    stream = zlib.compress(raw)
+    empty_blocks = stream[:2] + b"\x00\x00\x00\xff\xff" * 3000 + stream[2:]
+    mutants = {
+        "a chunk after the stream's end": rebuilt([stream, HIDDEN]),
+        "bytes after the stream's end": rebuilt([stream + HIDDEN]),
+        "a second stream": rebuilt([stream + zlib.compress(HIDDEN)]),
+        "rows below the picture": rebuilt([zlib.compress(raw + HIDDEN)]),
+        "a bomb below the picture": rebuilt([zlib.compress(raw + bytes(30_000_000))]),
+        "blocks that hold nothing": rebuilt([empty_blocks]),
+        "an end with a body": rebuilt([stream], end=chunk(b"IEND", HIDDEN)),
+        "cuts that spell": rebuilt([stream[at : at + 7] for at in range(0, len(stream), 7)]),
+        "empty chunks": rebuilt([stream, b"", b""]),
+        "two ends": rebuilt([stream], end=END + END),
+        "a header twice": rebuilt([stream], before=encode_tile(tile())[8:33]),
+        "too few rows": rebuilt([zlib.compress(raw[:-1])]),
+        "no checksum": rebuilt([stream[:-1]]),
+    }
+    for name, data in mutants.items():
+        with pytest.raises(TilePngError):
+            decode_tile(data, name=name)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (8, 8), (256, 256), (300, 1000), (33, 5000)])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_what_is_written_here_is_in_the_form(height: int, width: int, seed: int) -> None:
+    noise = tile(seed, height, width)
+    for pixels in (noise, noise // 16, np.zeros_like(noise)):
+        assert require_png_form(encode_tile(pixels)) == (height, width)
 
 
 def _saved(

@@ -11,12 +11,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
 
-from pixcell_core.contracts.canonical import load_document
-from pixcell_core.contracts.log_heads import ANCHORED, AnchorReceipt, HeadOffer
+from pixcell_core.contracts.canonical import load_document, parse_document
+from pixcell_core.contracts.log_heads import ANCHORED, OFFER_PAYLOAD_TYPE, AnchorReceipt, HeadOffer
 from pixcell_core.errors import PixcellError
-from pixcell_core.trust.dsse import Envelope, SignatureRefusedError
+from pixcell_core.trust.dsse import Envelope, SignatureRefusedError, add_signature, sign_envelope
 from pixcell_core.trust.keys import SigningKey, VerifyKey
-from pixcell_core.trust.log import EventLog, LogBrokenError, head_at, newest_head, read_entries, verify_log
+from pixcell_core.trust.log import (
+    HEAD_PAYLOAD_TYPE,
+    EventLog,
+    LogBrokenError,
+    TreeHead,
+    head_at,
+    newest_head,
+    read_entries,
+    verify_log,
+)
 from pixcell_core.trust.log_proof import ProofRefusedError, check_receipt, make_offer, prove_consistency
 from server.log_anchor.act_log import CoordinatorLog
 from server.log_anchor.anchors import REFUSED, AnchorBook, AnchorRefusedError
@@ -132,6 +141,40 @@ def test_forks_and_rollbacks_are_refused_by_name_and_kept_as_evidence(made: Enro
     party.write(4)
     assert code_of(party.book.anchor, party.offer()) == "log-offer-gap"
     assert not party.book.anchor(party.offer(since=3)).again, "an honest log goes on after the alarm"
+
+
+def test_one_refused_head_is_one_event_however_it_is_dressed(made: Enrolment) -> None:
+    """A party may sign what it likes: strangers' signatures on a head, or its time, make no new evidence of it."""
+    party = Party(made).write(1, 2, 3)
+    party.anchor()
+    fork = party.other_log("fork", 1, 2, 99)
+    party.kept = None
+    assert code_of(party.book.anchor, party.offer(fork, 0)) == "log-forked"
+    approval, offer = SigningKey.load(party.folder.approval_key), party.offer(fork, 0)
+    found = parse_document(HeadOffer, offer.unsafe_unverified_payload())
+    for _ in range(3):
+        junk = found.model_copy(update={"head": add_signature(found.head, SigningKey.generate())})
+        dressed = sign_envelope(OFFER_PAYLOAD_TYPE, junk.to_bytes(), [approval])
+        assert code_of(party.book.anchor, dressed) == "log-head-signatures"
+    head = parse_document(TreeHead, found.head.unsafe_unverified_payload())
+    for hour in range(3):
+        later = head.model_copy(update={"time": f"2031-01-01T{hour:02d}:00:00Z"})
+        again = sign_envelope(HEAD_PAYLOAD_TYPE, later.to_bytes(), [party.log_key])
+        timed = found.model_copy(update={"head": again})
+        dressed = sign_envelope(OFFER_PAYLOAD_TYPE, timed.to_bytes(), [approval])
+        assert code_of(party.book.anchor, dressed) == "log-forked"
+    assert kinds(party)[-2:] == [REFUSED, "act.log-head-refused"]
+    assert kinds(party).count(REFUSED) == 1
+
+
+def test_a_true_head_with_another_signature_is_not_anchored(made: Enrolment) -> None:
+    party = Party(made).write(1)
+    found = parse_document(HeadOffer, party.offer().unsafe_unverified_payload())
+    junk = found.model_copy(update={"head": add_signature(found.head, SigningKey.generate())})
+    dressed = sign_envelope(OFFER_PAYLOAD_TYPE, junk.to_bytes(), [SigningKey.load(party.folder.approval_key)])
+    assert code_of(party.book.anchor, dressed) == "log-head-signatures"
+    assert party.book.last("north") is None
+    party.anchor()
 
 
 @given(data=st.data())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -113,6 +114,29 @@ def test_a_directory_larger_than_its_entries_is_not_read(tmp_path: Path, sample:
     made = bytearray(archive_with([("README.txt", b"a")]))
     made[-10:-6] = (2**31).to_bytes(4, "little")
     path = tmp_path / "directory.zip"
+    path.write_bytes(bytes(made))
+    assert sample.refuses(path).code == "zip-bomb"
+
+
+def test_an_old_record_of_no_entries_before_a_new_one_of_many(tmp_path: Path, sample: Sample) -> None:
+    """Zip64: the last record says that there is nothing, and a locator before it leads the reader to 20,000 entries."""
+    kernel = archive_with([(f"tiles/{number:05d}.png", b"") for number in range(20_000)])
+    at = kernel.index(b"PK\x01\x02")
+    body, entries = kernel[:at], kernel[at:-22]
+    long = struct.pack("<4sQ2H2L4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, 20_000, 20_000, len(entries), at)
+    locator = struct.pack("<4sLQL", b"PK\x06\x07", 0, len(body + entries), 1)
+    path = tmp_path / "zip64.zip"
+    path.write_bytes(body + entries + long + locator + b"PK\x05\x06" + b"\0" * 18)
+    with zipfile.ZipFile(path) as archive:
+        assert len(archive.infolist()) == 20_000
+    assert "another directory" in sample.refuses(path).message
+
+
+def test_more_entries_than_were_announced(tmp_path: Path, sample: Sample) -> None:
+    """The reader makes an object of every entry that fits, whatever number stands in the last record."""
+    made = bytearray(archive_with([(f"tiles/{number:05d}.png", b"") for number in range(8)]))
+    made[-14:-10] = (1).to_bytes(2, "little") * 2
+    path = tmp_path / "b.zip"
     path.write_bytes(bytes(made))
     assert sample.refuses(path).code == "zip-bomb"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 import zlib
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -55,6 +56,7 @@ def test_only_the_credential_comes_out(sample: Sample) -> None:
         credited(png, b"x" * (MAX_CREDENTIAL_BYTES + 1)),
         credited(png, b"claim")[:-1],
         credited(png, b"claim")[:45],
+        png + chunk(b"claim"),
     ):
         with pytest.raises(TilePngError):
             without_credential(bad, name="t")
@@ -90,6 +92,18 @@ def test_a_credential_on_another_picture(room: Room, tmp_path: Path) -> None:
         with pytest.raises(PixcellError) as refused:
             verify_bundle(InMemory(resigned(made, files, made.site_key)), trusted_keys=None, now=room.now)
         assert refused.value.code == code
+
+
+def test_nothing_hides_in_the_dicom_form(room: Room, tmp_path: Path) -> None:
+    """Bytes behind the pixels, a private element and a message in the preamble: the form follows from the tile alone."""
+    made = exported(room, tmp_path)
+    data = made.files["dicom/00001.dcm"]
+    private = struct.pack("<HH2sH", 0x7FE1, 0x0010, b"LO", 10) + b"patient 7 "
+    for laden in (data + b"patient 7", data + private, b"patient 7".ljust(128, b"\0") + data[128:]):
+        files = resigned(made, {**made.files, "dicom/00001.dcm": laden}, made.site_key)
+        with pytest.raises(PixcellError) as refused:
+            verify_bundle(InMemory(files), trusted_keys=None, now=room.now)
+        assert refused.value.code == "bundle-changed" and "DICOM" in refused.value.message
 
 
 def test_jpeg_tiles_take_no_credential(room: Room, tmp_path: Path) -> None:
