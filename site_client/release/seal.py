@@ -51,17 +51,21 @@ def require_seal(workspace: ReleaseWorkspace, release: ReleaseFolder) -> Seal:
 
 
 def require_open(workspace: ReleaseWorkspace, release: ReleaseFolder) -> None:
-    """Refuse a release that a signer refused (`release-refused`) or that was taken back (`release-withdrawn`)."""
-    state = workspace.state(release)
-    if state == "withdrawn":
+    """Refuse a release that a signer refused (`release-refused`) or that was taken back (`release-withdrawn`).
+
+    Both are read from a log that was verified here, and from the files beside it; either is enough. Raises `log-broken`
+    where the log was changed, or cut off behind a head that the coordinator anchored.
+    """
+    workspace.log_state()
+    if workspace.withdrawn(release):
         raise ClosedError(
             f"Release {release.release_id} was withdrawn.",
             hint="Draft other tiles and have them audited.",
             code="release-withdrawn",
         )
-    if release.refusal() is not None:
+    if workspace.declined(release):
         raise ClosedError(
-            f"Release {release.release_id} was refused by a signer.",
+            f"Release {release.release_id} was refused by a signer, or its very tiles were under another name.",
             hint="Read the reason: pixcell release show. A refusal stands; draft other tiles.",
         )
 
