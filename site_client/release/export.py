@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pixcell_core.contracts.canonical import digest, file_digest, parse_document, read_bounded
+from pixcell_core.contracts.canonical import digest, file_digest, read_bounded
 from pixcell_core.contracts.release import BundleFile, BundleListing, ReleaseManifest
 from pixcell_core.contracts.verdict import Verdict
-from pixcell_core.errors import BadInputError, RefusedError
+from pixcell_core.errors import BadInputError
 from pixcell_core.trust.bundle import LISTING_PAYLOAD_TYPE, BundleReport, verify_bundle
 from pixcell_core.trust.bundle_files import (
     LISTING,
@@ -38,29 +38,17 @@ from pixcell_core.trust.bundle_rules import (
     written_papers,
 )
 from pixcell_core.trust.bundle_terms import Known, check_certificates
-from pixcell_core.trust.dsse import (
-    IN_TOTO_PAYLOAD_TYPE,
-    Envelope,
-    add_signature,
-    sign_envelope,
-    valid_signers,
-    verify_envelope,
-)
+from pixcell_core.trust.dsse import Envelope, add_signature, sign_envelope, valid_signers
 from pixcell_core.trust.durable import WriteFailedError, sync_folder
 from pixcell_core.trust.keys import VerifyKey
 from pixcell_core.trust.quorum import Standing, standing
 from site_client.release.evidence import refuse_site_only
 from site_client.release.other_forms import OtherForms
 from site_client.release.seal import Seal, require_open, require_seal
-from site_client.release.signers import Credentials, known_keys, site_certificate
+from site_client.release.signers import Credentials, site_certificate
 from site_client.release.signing import require_terms
+from site_client.release.verdict_file import GateRefusedError, open_verdict
 from site_client.release.workspace import ReleaseFolder, ReleaseWorkspace
-
-
-class GateRefusedError(RefusedError):
-    """The gate stays shut."""
-
-    default_code = "gate-refused"
 
 
 @dataclass(frozen=True)
@@ -103,7 +91,7 @@ def export_release(
     with workspace.recording_refusals("export", facts, now=now), _scratch(out) as scratch:
         require_open(workspace, release)
         manifest = release.manifest()
-        envelope, verdict, signers = _open_verdict(workspace, release, auditors)
+        envelope, verdict, signers = open_verdict(workspace, release, auditors)
         require_permission(verdict, manifest)
         require_current(verdict, now)
         seal = require_seal(workspace, release)
@@ -167,38 +155,6 @@ def _outside_knowledge(
     lists = (*given.revocations, *(() if kept is None else (kept,)))
     # Whether there must be a certificate is the signers' document's word, or the caller's by --ca.
     return Known(ca=given.ca, revocations=lists)
-
-
-def _open_verdict(
-    workspace: ReleaseWorkspace, release: ReleaseFolder, auditors: tuple[VerifyKey, ...]
-) -> tuple[Envelope, Verdict, list[VerifyKey]]:
-    """The verdict, if every signature on it is true, by a known key, and an auditor this site accepts is among them."""
-    envelope = release.verdict()
-    if envelope is None:
-        raise GateRefusedError(
-            f"Release {release.release_id} has no signed verdict.",
-            hint="Audit its tiles, then: pixcell release sign --site-dir DIR --audit OUT --key KEY",
-            code="no-verdict",
-        )
-    keys, own = known_keys(workspace, release, auditors), workspace.site_key().key_id
-    accepted, rule = workspace.accepted_auditors(), release.signers()
-    for key_id in envelope.key_ids:
-        named = None if rule is None else rule.of(key_id)
-        speaks_as_auditor = key_id != own if named is None else named.role == "auditor"
-        refused = accepted is not None and speaks_as_auditor and key_id not in accepted
-        if key_id not in keys or refused:
-            raise GateRefusedError(
-                f"The verdict is signed by {key_id}, which this site does not accept.",
-                hint="Sign with `pixcell release sign` at this site, by an auditor it accepts.",
-                code="unknown-auditor",
-            )
-    if set(envelope.key_ids) == {own}:
-        raise GateRefusedError(
-            "The verdict is signed by the site itself.", hint="An auditor signs.", code="auditor-is-site"
-        )
-    signers = [keys[key_id] for key_id in envelope.key_ids]
-    payload = verify_envelope(envelope, signers, len(signers), payload_type=IN_TOTO_PAYLOAD_TYPE)
-    return envelope, parse_document(Verdict, payload, name=VERDICT), signers
 
 
 @dataclass(frozen=True)
