@@ -43,6 +43,7 @@ from pixcell_core.trust.durable import WriteFailedError, sync_folder
 from pixcell_core.trust.keys import VerifyKey
 from pixcell_core.trust.quorum import Standing, standing
 from site_client.release.evidence import refuse_site_only
+from site_client.release.failed_audits import require_unfailed
 from site_client.release.other_forms import OtherForms
 from site_client.release.seal import Seal, require_open, require_seal
 from site_client.release.signers import Credentials, site_certificate
@@ -96,6 +97,7 @@ def export_release(
         require_current(verdict, now)
         seal = require_seal(workspace, release)
         require_terms(verdict, seal)
+        require_unfailed(workspace, manifest, verdict.predicate.auditor.policy_digest)
         if seal.signers is None:
             envelope = add_signature(envelope, workspace.site_key())
             signers = list(valid_signers(envelope, [*signers, workspace.site_key().verify_key]))

@@ -39,6 +39,7 @@ from site_client.release.evidence import (
     require_known_policy,
     require_same_tiles,
 )
+from site_client.release.failed_audits import require_unfailed
 from site_client.release.seal import Seal, require_open, require_seal
 from site_client.release.signers import Credentials, check_credentials, keep_credentials, require_signer
 from site_client.release.verdict_file import open_verdict
@@ -109,10 +110,12 @@ def sign_release(
             evidence = examine(seal, audit, release.tiles, accepted_policy, check_audit)
             verdict = _verdict(release, seal, evidence, exception, audience, now, days)
             require_permission(verdict, seal.manifest)
+            require_unfailed(workspace, seal.manifest, evidence.report.policy.digest, own_log)
             envelope, verdict = _signed(workspace, release, seal, verdict, key, now)
             write_evidence(release, evidence)
         else:
             envelope, verdict = _countersigned(workspace, release, seal, key, now)
+            require_unfailed(workspace, seal.manifest, verdict.predicate.auditor.policy_digest, own_log)
         workspace.record_signer(release, key.verify_key)
         if certificate is not None and credentials is not None:
             keep_credentials(release, key.verify_key, credentials)
