@@ -150,19 +150,20 @@ def seal_draft(
         if release.path.exists():
             # The same tiles sealed twice within one second are the same release.
             return release
+        # The event first: a crash in between leaves a line about nothing, and never a folder that no line is about.
+        workspace.log().append(
+            "release.sealed",
+            {
+                "release": release.release_id,
+                "manifest": manifest.digest,
+                "tiles": manifest.tile_count,
+                "tiles_root": manifest.tiles_root,
+                "study": manifest.study_digest,
+            },
+            now=now,
+        )
         folder.rename(release.path)
         sync_folder(workspace.releases)
-    workspace.log().append(
-        "release.sealed",
-        {
-            "release": release.release_id,
-            "manifest": manifest.digest,
-            "tiles": manifest.tile_count,
-            "tiles_root": manifest.tiles_root,
-            "study": manifest.study_digest,
-        },
-        now=now,
-    )
     return release
 
 

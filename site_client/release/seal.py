@@ -15,6 +15,10 @@ from site_client.release.evidence import refuse_site_only
 from site_client.release.workspace import POLICY, ReleaseFolder, ReleaseWorkspace
 
 
+SEALINGS = ("release.sealed", "release.filtered")
+"""Kinds of the events by which a manifest stands in the site's log: of a draft, and of what was left after withholding."""
+
+
 class UnsealedError(RefusedError):
     """Something under the seal was changed."""
 
@@ -42,6 +46,7 @@ def require_seal(workspace: ReleaseWorkspace, release: ReleaseFolder) -> Seal:
     Codes: `manifest-changed`, `sealed-tile-changed`, `unsealed`, `site-only` for a page with pictures of real tiles.
     """
     manifest = release.manifest()
+    _require_sealing(workspace, release, manifest)
     require_sealed_tiles(release, manifest)
     for name, wanted in ((SHEET, manifest.sample_sheet_digest), (README, manifest.readme_digest)):
         _require_file(release, name, wanted)
@@ -80,6 +85,13 @@ def require_sealed_tiles(release: ReleaseFolder, manifest: ReleaseManifest) -> N
                 hint="The release folder was changed. Draft again from the generator's tiles, and audit that.",
                 code="sealed-tile-changed",
             )
+
+
+def _require_sealing(workspace: ReleaseWorkspace, release: ReleaseFolder, manifest: ReleaseManifest) -> None:
+    """The manifest is unsigned until the export: what says that this site sealed it, and so, is the signed log."""
+    sealed = {entry.data.get("manifest") for entry in workspace.events_of(release) if entry.kind in SEALINGS}
+    if manifest.digest not in sealed:
+        raise _unsealed("the site's log does not say that this manifest was sealed")
 
 
 def _require_request(

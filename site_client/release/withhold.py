@@ -52,20 +52,22 @@ def withhold_flagged(
             filtered = ReleaseFolder(workspace.releases / release_id_of(remainder))
             if filtered.path.exists():
                 return filtered
+            # The event first, as in drafting.
+            workspace.log().append(
+                "release.filtered",
+                {
+                    "release": filtered.release_id,
+                    "from": release.release_id,
+                    "manifest": remainder.digest,
+                    "tiles": remainder.tile_count,
+                    "tiles_root": remainder.tiles_root,
+                    "withheld": len(flagged),
+                    "report": evidence.report_digest,
+                },
+                now=now,
+            )
             folder.rename(filtered.path)
             sync_folder(workspace.releases)
-        workspace.log().append(
-            "release.filtered",
-            {
-                "release": filtered.release_id,
-                "from": release.release_id,
-                "manifest": remainder.digest,
-                "tiles": remainder.tile_count,
-                "withheld": len(flagged),
-                "report": evidence.report_digest,
-            },
-            now=now,
-        )
     return filtered
 
 

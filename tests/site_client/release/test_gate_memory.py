@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pixcell_core.contracts.canonical import load_document
 from pixcell_core.contracts.log_heads import RECEIPT_FILE, AnchorReceipt
 from pixcell_core.errors import RefusedError
+from pixcell_core.trust.bundle_files import MANIFEST
 from pixcell_core.trust.keys import SigningKey
 from pixcell_core.trust.log_proof import make_offer
 from server.log_anchor.anchors import AnchorBook
 from site_client.release.draft import seal_draft
 from site_client.release.export import export_release
 from site_client.release.refuse import refuse_release
+from site_client.release.request import request_release
 from site_client.release.review import review_release
 from site_client.release.withdraw import withdraw_release
-from site_client.release.workspace import REFUSAL, ReleaseFolder, ReleaseWorkspace
+from site_client.release.workspace import REFUSAL, ReleaseFolder, ReleaseWorkspace, release_id_of
 from tests.server.enrolled import make_enrolment
 from tests.site_client.release.conftest import Room, write_surrogates
 from tests.site_client.release.test_gate_road import believe
@@ -137,3 +140,49 @@ def test_a_log_cut_behind_an_anchored_head_opens_nothing(tmp_path: Path, lines: 
     with pytest.raises(RefusedError) as refused:
         export_release(room.workspace, tmp_path / "b", now=room.now)
     assert refused.value.code == "log-broken" and not (tmp_path / "b").exists()
+
+
+def rewritten(release: ReleaseFolder, **changes: Any) -> ReleaseFolder:
+    """The same tiles under a manifest that somebody wrote by hand, in a folder of its right name."""
+    forged = release.manifest().model_copy(update=changes)
+    folder = release.path.with_name(release_id_of(forged))
+    shutil.copytree(release.path, folder)
+    (folder / MANIFEST).write_bytes(forged.to_bytes())
+    return ReleaseFolder(folder)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"ledger_head": "sha256:" + "7" * 64}, {"licence": "CC0-1.0"}, {"study_digest": None}]
+)
+def test_a_manifest_that_was_never_sealed_here(room: Room, tmp_path: Path, changes: dict[str, Any]) -> None:
+    forged = rewritten(room.draft(), **changes)
+    assert forged.manifest().digest not in log_file(room).read_text()
+    acts = acts_on(room, forged, tmp_path / "b")
+    for name in ("sign", "review", "refuse"):
+        room.refused("unsealed", acts[name])
+    room.refused(
+        "unsealed", lambda: request_release(room.workspace, now=room.now, release_id=forged.release_id)
+    )
+    assert room.progress(forged).state == "damaged"
+    assert "does not say" in room.progress(forged).blocked_by
+
+
+def test_a_signed_manifest_that_was_never_sealed_here(room: Room, tmp_path: Path) -> None:
+    """With a verdict that an auditor far away signed: the site's log still does not know the manifest."""
+    release = room.signed()
+    cut(room, len(lines_of(room)))
+    room.refused("unsealed", lambda: export_release(room.workspace, tmp_path / "b", now=room.now))
+    assert not (tmp_path / "b").exists() and release.verdict() is not None
+
+
+def test_a_draft_is_in_the_log_before_it_is_in_the_folder(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pixcell_core.trust.log.EventLog.append", stop)
+        with pytest.raises(KeyboardInterrupt):
+            room.draft()
+    assert room.workspace.all_releases() == [] and room.kinds() == []
