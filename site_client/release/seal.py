@@ -14,7 +14,6 @@ from pixcell_core.trust.dsse import verify_envelope
 from site_client.release.evidence import refuse_site_only
 from site_client.release.workspace import POLICY, ReleaseFolder, ReleaseWorkspace
 
-
 SEALINGS = ("release.sealed", "release.filtered")
 """Kinds of the events by which a manifest stands in the site's log: of a draft, and of what was left after withholding."""
 
