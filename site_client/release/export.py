@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -46,7 +47,7 @@ from site_client.release.evidence import refuse_site_only
 from site_client.release.failed_audits import require_unfailed
 from site_client.release.other_forms import OtherForms
 from site_client.release.seal import Seal, require_open, require_seal
-from site_client.release.signers import Credentials, site_certificate
+from site_client.release.signers import Credentials, require_enrolled_authority, site_certificate
 from site_client.release.signing import require_terms
 from site_client.release.verdict_file import GateRefusedError, open_verdict
 from site_client.release.workspace import ReleaseFolder, ReleaseWorkspace
@@ -83,9 +84,7 @@ def export_release(
     """
     release = workspace.require().find(release_id)
     if out.exists() or out.is_symlink():
-        raise BadInputError(
-            f"{out} exists already.", hint="Give a path where nothing is yet.", code="out-exists"
-        )
+        raise _out_exists(out)
     if not out.parent.is_dir():
         raise BadInputError(f"There is no folder {out.parent}.", hint="Make it first.", code="out-exists")
     facts = {"release": release.release_id}
@@ -104,6 +103,7 @@ def export_release(
         stands = standing(envelope.key_ids, seal.signers, manifest.site_key_id, at=now).require()
         site_key = workspace.site_key().verify_key
         certificates = release.certificates() | site_certificate(workspace, manifest.site, now)
+        require_enrolled_authority(workspace, certificates, site_key, credentials)
         known = _outside_knowledge(workspace, certificates, release, credentials)
         check_certificates(
             certificates,
@@ -138,8 +138,7 @@ def export_release(
             },
             now=now,
         )
-        made.rename(out)
-        sync_folder(out.parent)
+        _put_in_place(made, out)
     return ExportedBundle(out, release, report, whole)
 
 
@@ -259,6 +258,39 @@ def _write(
             path.write_bytes(data)
     except OSError as error:
         raise _cannot_write(error) from error
+
+
+def _put_in_place(made: Path, out: Path) -> None:
+    """Give the finished bundle its name, in one step and over nothing: what came there meanwhile stays as it is."""
+    try:
+        if made.is_dir():
+            out.mkdir()
+            made.rename(out)
+        else:
+            _link(made, out)
+        sync_folder(out.parent)
+    except FileExistsError as error:
+        raise _out_exists(out) from error
+    except OSError as error:
+        raise (_out_exists(out) if error.errno == errno.ENOTEMPTY else _cannot_write(error)) from error
+
+
+def _link(made: Path, out: Path) -> None:
+    try:
+        os.link(made, out)
+        made.unlink()
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP):
+            raise
+        # A disk without hard links (a memory stick): hold the name with an empty file of our own, and replace that.
+        out.open("xb").close()
+        made.replace(out)
+
+
+def _out_exists(out: Path) -> BadInputError:
+    return BadInputError(
+        f"{out} exists already.", hint="Give a path where nothing is yet.", code="out-exists"
+    )
 
 
 def _other_forms(

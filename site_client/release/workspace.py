@@ -9,6 +9,7 @@ from the files themselves and from the signed log, never from a flag beside them
 
 from __future__ import annotations
 
+import fcntl
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -17,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from pixcell_core.cli.contract import emit_note
 from pixcell_core.contracts.canonical import load_document, parse_document, parse_json, read_bounded
 from pixcell_core.contracts.gate import Signers, Withdrawals
 from pixcell_core.contracts.log_heads import MAX_PROOF_BYTES, RECEIPT_FILE, AnchorReceipt
@@ -227,10 +229,29 @@ class ReleaseWorkspace:
         log.append(kind, data, now=now)
 
     @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Let one act at a time into this room, between processes: what one has looked at no other changes meanwhile."""
+        self.releases.mkdir(parents=True, exist_ok=True)
+        with (self.releases / ".lock").open("w") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                emit_note("note: another command is at work on this site's releases; waiting for it.")
+                fcntl.flock(stream, fcntl.LOCK_EX)
+            yield
+
+    @contextmanager
     def recording_refusals(
         self, act: str, facts: Mapping[str, str], *, now: datetime, own: EventLog | None = None
     ) -> Iterator[None]:
-        """Make every refusal inside an event of the site's log and of who acted, then let it through."""
+        """Act alone in this room; every refusal inside is an event of the site's log and of who acted, then goes on."""
+        with self.alone(), self._recording(act, facts, now, own):
+            yield
+
+    @contextmanager
+    def _recording(
+        self, act: str, facts: Mapping[str, str], now: datetime, own: EventLog | None
+    ) -> Iterator[None]:
         try:
             yield
         except RefusedError as error:
