@@ -18,6 +18,10 @@ SEALINGS = ("release.sealed", "release.filtered")
 """Kinds of the events by which a manifest stands in the site's log: of a draft, and of what was left after withholding."""
 
 
+FILINGS = ("release.audited", "release.signed")
+"""Kinds of the events that name the report and the page which were put into the release's folder."""
+
+
 class UnsealedError(RefusedError):
     """Something under the seal was changed."""
 
@@ -118,22 +122,24 @@ def _require_request(
 
 
 def _require_evidence(workspace: ReleaseWorkspace, release: ReleaseFolder) -> None:
-    """The filed report and page are those that were signed, or those the log says were filed."""
+    """The filed report and page are those that were signed, or those the log says were filed.
+
+    Signing writes the log, then report and page, then the verdict: one that was interrupted left files the log names.
+    """
     if release.page.exists():
         refuse_site_only(PAGE, read_bounded(release.page, MAX_FILE_BYTES))
-    envelope = release.verdict()
+    envelope, files = release.verdict(), {"report": release.report, "page": release.page}
     if envelope is not None:
         predicate = parse_document(Verdict, envelope.unsafe_unverified_payload(), name=VERDICT).predicate
-        wanted = (predicate.audit_report_digest, predicate.audit_page_digest)
-    elif release.report.exists():
-        filed = [entry for entry in workspace.events_of(release) if entry.kind == "release.audited"]
-        if not filed:
-            raise _unsealed("an audit lies here that was never filed")
-        wanted = (str(filed[-1].data.get("report")), str(filed[-1].data.get("page")))
-    else:
+        _require_file(release, REPORT, predicate.audit_report_digest)
+        _require_file(release, PAGE, predicate.audit_page_digest)
         return
-    for name, expected in zip((REPORT, PAGE), wanted, strict=True):
-        _require_file(release, name, expected)
+    filed = [entry.data for entry in workspace.events_of(release) if entry.kind in FILINGS]
+    for what, path in files.items():
+        if path.exists() and not filed:
+            raise _unsealed("an audit lies here that was never filed")
+        if path.exists() and digest(read_bounded(path, MAX_FILE_BYTES)) not in {d.get(what) for d in filed}:
+            raise _unsealed(f"{path.name} was changed")
 
 
 def _require_file(release: ReleaseFolder, name: str, wanted: str) -> None:

@@ -106,21 +106,19 @@ def sign_release(
         seal = require_seal(workspace, release)
         require_signer(workspace, seal, key.verify_key, role, now)
         certificate = check_credentials(workspace, release, seal, key.verify_key, role, credentials, now)
+        evidence: Evidence | None = None
         if role == "auditor" and audit is not None:
             evidence = examine(seal, audit, release.tiles, accepted_policy, check_audit)
             verdict = _verdict(release, seal, evidence, exception, audience, now, days)
             require_permission(verdict, seal.manifest)
             require_unfailed(workspace, seal.manifest, evidence.report.policy.digest, own_log)
             envelope, verdict = _signed(workspace, release, seal, verdict, key, now)
-            write_evidence(release, evidence)
         else:
             envelope, verdict = _countersigned(workspace, release, seal, key, now)
             require_unfailed(workspace, seal.manifest, verdict.predicate.auditor.policy_digest, own_log)
-        workspace.record_signer(release, key.verify_key)
-        if certificate is not None and credentials is not None:
-            keep_credentials(release, key.verify_key, credentials)
         signed = envelope.to_bytes()
-        # The event first: a signature that stands nowhere in the log must not exist.
+        # The events first: a signature that stands nowhere in a log must not exist, and a log that cannot be written
+        # must leave the release as it was.
         workspace.note(
             "release.signed",
             {
@@ -133,12 +131,18 @@ def sign_release(
                 "tiles_root": seal.manifest.tiles_root,
                 "policy": verdict.predicate.auditor.policy_digest,
                 "report": verdict.predicate.audit_report_digest,
+                "page": verdict.predicate.audit_page_digest,
                 "envelope": digest(signed),
                 "signatures": len(envelope.signatures),
             },
             now=now,
             own=own_log,
         )
+        workspace.record_signer(release, key.verify_key)
+        if certificate is not None and credentials is not None:
+            keep_credentials(release, key.verify_key, credentials)
+        if evidence is not None:
+            write_evidence(release, evidence)
         write_whole(release.path / VERDICT, signed)
     stands = standing(envelope.key_ids, seal.signers, seal.manifest.site_key_id, at=now)
     return SignedVerdict(release, verdict, envelope, stands)
