@@ -145,7 +145,7 @@ def test_the_list_of_withdrawals_only_grows(room: Room, tmp_path: Path) -> None:
         room.sign(room.workspace.find(release), room.audit(room.workspace.find(release)))
         export_release(room.workspace, tmp_path / f"b{number}", now=room.now, release_id=release)
         withdraw_release(room.workspace, f"reason {number}", now=room.now, release_id=release)
-        (next(room.source.glob("*.png"))).unlink()
+        room.draw_others()
         workspace = room.workspace
         file = workspace.withdrawals_file
         listed = WithdrawalList(file, "north", workspace.site_key(), workspace.log()).published()
