@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from pixcell_core.training.feature_store import FeatureStore
+from pixcell_core.trust.tile_png import pixel_digest
 
 
 def _dress_up(tile: Image.Image, kind: str) -> Image.Image:
@@ -29,7 +30,10 @@ def _dress_up(tile: Image.Image, kind: str) -> Image.Image:
 
 
 def plant_real_tiles(site_dir: Path, surrogates: Path, count: int, seed: int, record: Path) -> dict[str, str]:
-    """Replace `count` surrogates by private tiles of the site; returns which, and how each was dressed up."""
+    """Replace `count` surrogates by private tiles of the site; returns which, and how each was dressed up.
+
+    The generator's record is made to fit: it is the site's own file, and a draft refuses tiles that are not in it.
+    """
     if record.exists():
         kept: dict[str, str] = json.loads(record.read_text())
         return kept
@@ -38,14 +42,19 @@ def plant_real_tiles(site_dir: Path, surrogates: Path, count: int, seed: int, re
     names = sorted(p.name for p in surrogates.glob("surrogate-*.png"))
     victims = sorted(names[i] for i in rng.choice(len(names), size=count, replace=False))
     kinds = ("unchanged", "jpeg", "mirrored", "turned")
-    planted = {}
+    planted, digests = {}, {}
     for i, victim in enumerate(victims):
         patient = store.patients[int(rng.integers(len(store.patients)))]
         pixels = store.pixels(patient)
         order = np.argsort([-float(p.float().std()) for p in pixels])
         tile = pixels[int(order[int(rng.integers(max(1, len(order) // 2)))])]
         image = Image.fromarray(tile.permute(1, 2, 0).numpy())
-        _dress_up(image, kinds[i % len(kinds)]).save(surrogates / victim, format="PNG")
+        dressed = _dress_up(image, kinds[i % len(kinds)])
+        dressed.save(surrogates / victim, format="PNG")
+        digests[victim] = pixel_digest(np.asarray(dressed))
         planted[victim] = kinds[i % len(kinds)]
+    generation = surrogates / "generation.json"
+    said = json.loads(generation.read_text())
+    generation.write_text(json.dumps(said | {"pixel_digests": said["pixel_digests"] | digests}))
     record.write_text(json.dumps(planted, indent=1))
     return planted

@@ -74,8 +74,9 @@ class Generator(Document):
 class GenerationRecord(Document):
     """Written by the generator beside its tiles as ``generation.json``; read when a release is drafted.
 
-    ``tile_size`` is in pixels, ``labels`` goes from file name to label. It holds no privacy statement:
-    that comes from the site's ledger, never from the generator's own account.
+    ``tile_size`` is in pixels, ``labels`` goes from file name to label, ``pixel_digests`` from file name to the digest
+    of the decoded pixels (`pixel_digest`); records of earlier versions lack them. It holds no privacy statement: that
+    comes from the site's ledger, never from the generator's own account.
     """
 
     tiles: Annotated[int, Field(ge=1, le=MAX_TILES)]
@@ -88,6 +89,7 @@ class GenerationRecord(Document):
     adapter_digest: Digest | None
     study_digest: Digest | None
     labels: dict[str, TileLabel | None]
+    pixel_digests: dict[str, Digest] | None = None
 
     def generator(self) -> Generator:
         """What the manifest says about the making of the tiles."""

@@ -6,6 +6,7 @@ predicate of our own. It travels in a DSSE envelope and means nothing outside it
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
@@ -31,6 +32,9 @@ VERDICT_PREDICATE_TYPE: PredicateType = "urn:pixcell:predicate:release-verdict:v
 
 Audience = Literal["agreement", "registered", "public"]
 """Who may receive the tiles: parties to a written agreement, registered users, anyone."""
+
+MAX_VERDICT_DAYS = 1095
+"""No verdict holds longer, whoever signs it: attacks improve, and tiles are audited anew."""
 
 VerdictStatus = Literal["PASS", "REVIEW", "FAIL", "INVALID"]
 
@@ -107,6 +111,8 @@ class VerdictPredicate(Document):
     def _consistent(self) -> Self:
         if self.expires_at <= self.issued_at:
             raise ValueError("a verdict expires after it is issued")
+        if self.expires_at - self.issued_at > timedelta(days=MAX_VERDICT_DAYS):
+            raise ValueError(f"a verdict holds at most {MAX_VERDICT_DAYS} days")
         if self.verdict != "REVIEW" and self.exception is not None:
             raise ValueError(
                 "only REVIEW can carry an exception: FAIL and INVALID need a new audit, PASS needs none"

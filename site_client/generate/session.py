@@ -22,6 +22,7 @@ from pixcell_core.starter import STARTER, load_autoencoder
 from pixcell_core.starter.weights import load_folder, weights_digest
 from pixcell_core.training.adapters import attach_lora, load_adapter_state
 from pixcell_core.training.feature_store import FeatureStore
+from pixcell_core.trust.tile_png import pixel_digest
 from site_client.approvals.site_folder import SiteFolder
 from site_client.generate.candidates import PublicCandidates, candidates_of_study
 from site_client.generate.conditions import (
@@ -113,6 +114,7 @@ def run_generation(
         adapter_digest=adapter_digest,
         study_digest=study.digest if study else None,
         labels={name: c.label for name, c in zip(names, conditions, strict=True)},
+        pixel_digests={name: pixel_digest(np.asarray(Image.open(request.out / name))) for name in names},
     )
     write_record(request.out / "generation.json", record.model_dump())
     behind = {

@@ -32,6 +32,7 @@ class GenerationRecord(BaseModel):
     adapter_digest: str | None
     study_digest: str | None
     labels: dict[str, str | None]
+    pixel_digests: dict[str, str]
 
     def __str__(self) -> str:
         return f"{self.tiles} surrogate tiles of {self.tile_size} px, policy {self.conditioning_policy}"

@@ -6,7 +6,8 @@ import csv
 import io
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -32,7 +33,7 @@ from pixcell_core.trust.tile_jpeg import decode_named, encode_as
 from pixcell_core.trust.tile_png import pixel_digest
 from site_client.generate.policy_names import PRIVATE, VOTE_PURPOSE
 from site_client.release.sheet import SHEET_TILES, Terms, readme, sample_sheet
-from site_client.release.source_tiles import TABLE, SourceTile, SourceTiles, read_source
+from site_client.release.source_tiles import TABLE, SourceTile, read_source
 from site_client.release.workspace import ORIGINS, ReleaseFolder, ReleaseWorkspace, release_id_of
 
 if TYPE_CHECKING:
@@ -64,12 +65,13 @@ class LedgerFacts:
 
 @dataclass(frozen=True)
 class _Encoded:
-    """One tile in the form that leaves, not yet numbered."""
+    """One tile in the form that leaves, not yet numbered; `source_digest` is of the pixels before, which JPEG changes."""
 
     source: SourceTile
     file: Path
     file_digest: str
     pixel_digest: str
+    source_digest: str
 
 
 def seal_draft(
@@ -101,7 +103,7 @@ def seal_draft(
     with drafting_folder(workspace.releases) as scratch:
         encoded, (height, width) = _encode_all(source.decode(), scratch, tile_format, on_tile)
         # After decoding: a picture that shows real tiles is refused by that name first.
-        require_recorded(source)
+        require_recorded(source.record, encoded)
         encoded.sort(key=lambda tile: (tile.pixel_digest, tile.file.name))
         folder = scratch / "sealed"
         (folder / "tiles").mkdir(parents=True)
@@ -150,19 +152,20 @@ def seal_draft(
         if release.path.exists():
             # The same tiles sealed twice within one second are the same release.
             return release
+        # The event first: a crash in between leaves a line about nothing, and never a folder that no line is about.
+        workspace.log().append(
+            "release.sealed",
+            {
+                "release": release.release_id,
+                "manifest": manifest.digest,
+                "tiles": manifest.tile_count,
+                "tiles_root": manifest.tiles_root,
+                "study": manifest.study_digest,
+            },
+            now=now,
+        )
         folder.rename(release.path)
         sync_folder(workspace.releases)
-    workspace.log().append(
-        "release.sealed",
-        {
-            "release": release.release_id,
-            "manifest": manifest.digest,
-            "tiles": manifest.tile_count,
-            "tiles_root": manifest.tiles_root,
-            "study": manifest.study_digest,
-        },
-        now=now,
-    )
     return release
 
 
@@ -219,27 +222,54 @@ def ledger_facts(site_dir: Path, record: GenerationRecord) -> LedgerFacts:
     return LedgerFacts(statement, head)
 
 
-def require_recorded(source: SourceTiles) -> None:
-    """Refuse tiles that the generator's record does not name: nobody could say which policy steered them.
+def require_recorded(record: GenerationRecord, tiles: Sequence[_Encoded]) -> None:
+    """Refuse any other tiles than exactly those of the generator's record, pixel by pixel.
 
-    Where the policy is `private` the labels must be the record's too: one typed into a table beside the tiles would
-    leave under a promise that does not hold for it.
+    Of others nobody could say which policy steered them, and of fewer nobody could say who left which out. Where the
+    policy is `private` the labels must be the record's too: one typed into a table beside the tiles would leave under a
+    promise that does not hold for it.
     """
-    known, voted = source.record.labels, source.record.conditioning_policy == PRIVATE
-    unnamed = [tile.path.name for tile in source.tiles if tile.path.name not in known]
+    known, voted = record.labels, record.conditioning_policy == PRIVATE
+    names = Counter(tile.source.path.name for tile in tiles)
+    unnamed = [name for name, count in names.items() if name not in known or count > 1]
     if unnamed:
         raise RefusedError(
-            f"{len(unnamed)} tiles (first: {unnamed[0]}) are not named in the record of this folder, so no conditioning "
-            "policy can be stated for them.",
+            f"{len(unnamed)} tiles (first: {unnamed[0]}) are not named in the record of this folder, or are here twice, "
+            "so no conditioning policy can be stated for them.",
             hint="Draft from the folder as `pixcell site generate` wrote it; other tiles are another release.",
             code="tile-not-in-record",
         )
-    odd = [tile.path.name for tile in source.tiles if voted and tile.label != known[tile.path.name]]
+    missing = [name for name in known if name not in names]
+    if missing:
+        raise RefusedError(
+            f"{len(missing)} of the {len(known)} tiles that were generated are missing (first: {missing[0]}).",
+            hint="Draft all of them. What an audit flags leaves by `pixcell release withhold`, which says so.",
+            code="tiles-missing",
+        )
+    _require_pixels(record, tiles)
+    odd = [tile for tile in tiles if voted and tile.source.label != known[tile.source.path.name]]
     if odd:
         raise RefusedError(
-            f"{len(odd)} tiles (first: {odd[0]}) have another label than the private votes gave them.",
+            f"{len(odd)} tiles (first: {odd[0].source.path.name}) have another label than the private votes gave them.",
             hint="Draft from the folder as `pixcell site generate` wrote it, without a table of labels.",
             code="labels-not-voted",
+        )
+
+
+def _require_pixels(record: GenerationRecord, tiles: Sequence[_Encoded]) -> None:
+    drawn = record.pixel_digests
+    if drawn is None:
+        raise RefusedError(
+            "The record of this folder names no pixels: an earlier version wrote it.",
+            hint="Run `pixcell site generate` on this folder once more: it keeps the tiles and writes the record anew.",
+            code="pixels-not-recorded",
+        )
+    changed = [tile for tile in tiles if drawn.get(tile.source.path.name) != tile.source_digest]
+    if changed:
+        raise RefusedError(
+            f"{len(changed)} tiles (first: {changed[0].source.path.name}) are not the pixels that were generated.",
+            hint="Draft from the folder as `pixcell site generate` wrote it.",
+            code="source-tile-changed",
         )
 
 
@@ -261,7 +291,7 @@ def _encode_all(
             raise PixcellError("A tile did not survive encoding.", hint="Report this: it is a fault of ours.")
         path = scratch / f"{number:06d}.{form}"
         _write(path, data)
-        encoded.append(_Encoded(source, path, digest(data), pixel_digest(shipped)))
+        encoded.append(_Encoded(source, path, digest(data), pixel_digest(shipped), pixel_digest(pixels)))
         size = (pixels.shape[0], pixels.shape[1])
         on_tile()
     return encoded, size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -11,10 +12,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pixcell_core.contracts.canonical import digest, file_digest, parse_document, read_bounded
+from pixcell_core.contracts.canonical import digest, file_digest, read_bounded
 from pixcell_core.contracts.release import BundleFile, BundleListing, ReleaseManifest
 from pixcell_core.contracts.verdict import Verdict
-from pixcell_core.errors import BadInputError, RefusedError
+from pixcell_core.errors import BadInputError
 from pixcell_core.trust.bundle import LISTING_PAYLOAD_TYPE, BundleReport, verify_bundle
 from pixcell_core.trust.bundle_files import (
     LISTING,
@@ -38,29 +39,18 @@ from pixcell_core.trust.bundle_rules import (
     written_papers,
 )
 from pixcell_core.trust.bundle_terms import Known, check_certificates
-from pixcell_core.trust.dsse import (
-    IN_TOTO_PAYLOAD_TYPE,
-    Envelope,
-    add_signature,
-    sign_envelope,
-    valid_signers,
-    verify_envelope,
-)
+from pixcell_core.trust.dsse import Envelope, add_signature, sign_envelope, valid_signers
 from pixcell_core.trust.durable import WriteFailedError, sync_folder
 from pixcell_core.trust.keys import VerifyKey
 from pixcell_core.trust.quorum import Standing, standing
 from site_client.release.evidence import refuse_site_only
+from site_client.release.failed_audits import require_unfailed
 from site_client.release.other_forms import OtherForms
 from site_client.release.seal import Seal, require_open, require_seal
-from site_client.release.signers import Credentials, known_keys, site_certificate
+from site_client.release.signers import Credentials, require_enrolled_authority, site_certificate
 from site_client.release.signing import require_terms
+from site_client.release.verdict_file import GateRefusedError, open_verdict
 from site_client.release.workspace import ReleaseFolder, ReleaseWorkspace
-
-
-class GateRefusedError(RefusedError):
-    """The gate stays shut."""
-
-    default_code = "gate-refused"
 
 
 @dataclass(frozen=True)
@@ -94,26 +84,26 @@ def export_release(
     """
     release = workspace.require().find(release_id)
     if out.exists() or out.is_symlink():
-        raise BadInputError(
-            f"{out} exists already.", hint="Give a path where nothing is yet.", code="out-exists"
-        )
+        raise _out_exists(out)
     if not out.parent.is_dir():
         raise BadInputError(f"There is no folder {out.parent}.", hint="Make it first.", code="out-exists")
     facts = {"release": release.release_id}
     with workspace.recording_refusals("export", facts, now=now), _scratch(out) as scratch:
         require_open(workspace, release)
         manifest = release.manifest()
-        envelope, verdict, signers = _open_verdict(workspace, release, auditors)
+        envelope, verdict, signers = open_verdict(workspace, release, auditors)
         require_permission(verdict, manifest)
         require_current(verdict, now)
         seal = require_seal(workspace, release)
         require_terms(verdict, seal)
+        require_unfailed(workspace, manifest, verdict.predicate.auditor.policy_digest)
         if seal.signers is None:
             envelope = add_signature(envelope, workspace.site_key())
             signers = list(valid_signers(envelope, [*signers, workspace.site_key().verify_key]))
         stands = standing(envelope.key_ids, seal.signers, manifest.site_key_id, at=now).require()
         site_key = workspace.site_key().verify_key
         certificates = release.certificates() | site_certificate(workspace, manifest.site, now)
+        require_enrolled_authority(workspace, certificates, site_key, credentials)
         known = _outside_knowledge(workspace, certificates, release, credentials)
         check_certificates(
             certificates,
@@ -148,8 +138,7 @@ def export_release(
             },
             now=now,
         )
-        made.rename(out)
-        sync_folder(out.parent)
+        _put_in_place(made, out)
     return ExportedBundle(out, release, report, whole)
 
 
@@ -167,38 +156,6 @@ def _outside_knowledge(
     lists = (*given.revocations, *(() if kept is None else (kept,)))
     # Whether there must be a certificate is the signers' document's word, or the caller's by --ca.
     return Known(ca=given.ca, revocations=lists)
-
-
-def _open_verdict(
-    workspace: ReleaseWorkspace, release: ReleaseFolder, auditors: tuple[VerifyKey, ...]
-) -> tuple[Envelope, Verdict, list[VerifyKey]]:
-    """The verdict, if every signature on it is true, by a known key, and an auditor this site accepts is among them."""
-    envelope = release.verdict()
-    if envelope is None:
-        raise GateRefusedError(
-            f"Release {release.release_id} has no signed verdict.",
-            hint="Audit its tiles, then: pixcell release sign --site-dir DIR --audit OUT --key KEY",
-            code="no-verdict",
-        )
-    keys, own = known_keys(workspace, release, auditors), workspace.site_key().key_id
-    accepted, rule = workspace.accepted_auditors(), release.signers()
-    for key_id in envelope.key_ids:
-        named = None if rule is None else rule.of(key_id)
-        speaks_as_auditor = key_id != own if named is None else named.role == "auditor"
-        refused = accepted is not None and speaks_as_auditor and key_id not in accepted
-        if key_id not in keys or refused:
-            raise GateRefusedError(
-                f"The verdict is signed by {key_id}, which this site does not accept.",
-                hint="Sign with `pixcell release sign` at this site, by an auditor it accepts.",
-                code="unknown-auditor",
-            )
-    if set(envelope.key_ids) == {own}:
-        raise GateRefusedError(
-            "The verdict is signed by the site itself.", hint="An auditor signs.", code="auditor-is-site"
-        )
-    signers = [keys[key_id] for key_id in envelope.key_ids]
-    payload = verify_envelope(envelope, signers, len(signers), payload_type=IN_TOTO_PAYLOAD_TYPE)
-    return envelope, parse_document(Verdict, payload, name=VERDICT), signers
 
 
 @dataclass(frozen=True)
@@ -301,6 +258,39 @@ def _write(
             path.write_bytes(data)
     except OSError as error:
         raise _cannot_write(error) from error
+
+
+def _put_in_place(made: Path, out: Path) -> None:
+    """Give the finished bundle its name, in one step and over nothing: what came there meanwhile stays as it is."""
+    try:
+        if made.is_dir():
+            out.mkdir()
+            made.rename(out)
+        else:
+            _link(made, out)
+        sync_folder(out.parent)
+    except FileExistsError as error:
+        raise _out_exists(out) from error
+    except OSError as error:
+        raise (_out_exists(out) if error.errno == errno.ENOTEMPTY else _cannot_write(error)) from error
+
+
+def _link(made: Path, out: Path) -> None:
+    try:
+        os.link(made, out)
+        made.unlink()
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP):
+            raise
+        # A disk without hard links (a memory stick): hold the name with an empty file of our own, and replace that.
+        out.open("xb").close()
+        made.replace(out)
+
+
+def _out_exists(out: Path) -> BadInputError:
+    return BadInputError(
+        f"{out} exists already.", hint="Give a path where nothing is yet.", code="out-exists"
+    )
 
 
 def _other_forms(

@@ -32,7 +32,8 @@ def progress_of(workspace: ReleaseWorkspace, release: ReleaseFolder, now: dateti
     if state == "withdrawn":
         taken = [entry.data for entry in workspace.events_of(release) if entry.kind == WITHDRAWN]
         roles = " and ".join(dict.fromkeys(str(data.get("role", "site")) for data in taken))
-        return Progress(state, "", f"it was taken back by the {roles}", "")
+        by = f"by the {roles}" if roles else "on a list here, and the log does not say so"
+        return Progress(state, "", f"it was taken back {by}", "")
     if state == "exported":
         return Progress(state, "", "", "withdraw, if it must be taken back")
     try:
@@ -92,6 +93,7 @@ def _signed(release: ReleaseFolder, seal: Seal, now: datetime) -> Progress:
 
 def _refusal(release: ReleaseFolder) -> str:
     envelope = release.refusal()
-    assert envelope is not None
+    if envelope is None:
+        return "a signer refused these tiles, as the log says; the signed reason is not here"
     said = parse_document(Refusal, envelope.unsafe_unverified_payload(), name="the refusal")
     return f"by {said.role}, {said.reason}"

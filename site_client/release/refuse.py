@@ -14,7 +14,7 @@ from pixcell_core.trust.keys import SigningKey
 from pixcell_core.trust.log import EventLog
 from site_client.release.seal import ClosedError, require_open, require_seal
 from site_client.release.signers import require_signer
-from site_client.release.workspace import REFUSAL, ReleaseFolder, ReleaseWorkspace
+from site_client.release.workspace import DECLINED, REFUSAL, ReleaseFolder, ReleaseWorkspace
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def refuse_release(
         )
         envelope = sign_envelope(REFUSAL_PAYLOAD_TYPE, refusal.to_bytes(), [key])
         workspace.note(
-            "release.declined",
+            DECLINED,
             {
                 **facts,
                 "site": seal.manifest.site,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pixcell_core.contracts.verdict import VerdictStatus
 from site_client.release.evidence import AuditCheck, Evidence, recompute_from_evidence
+from site_client.release.failed_audits import AUDITED
 from site_client.release.progress import Progress, progress_of
 from site_client.release.seal import Seal, require_open, require_seal
 from site_client.release.signing import SigningRefusedError, examine, write_evidence
@@ -53,9 +54,10 @@ def review_release(
         evidence = examine(seal, audit, release.tiles, accepted_policy, check_audit)
         status: VerdictStatus = evidence.report.verdict.value
         workspace.log().append(
-            "release.audited",
+            AUDITED,
             {
                 "release": release.release_id,
+                "tiles_root": seal.manifest.tiles_root,
                 "verdict": status,
                 "report": evidence.report_digest,
                 "page": evidence.page_digest,

@@ -15,6 +15,13 @@ from pixcell_core.trust.tile_jpeg import require_named_form
 from site_client.release.evidence import refuse_site_only
 from site_client.release.workspace import POLICY, ReleaseFolder, ReleaseWorkspace
 
+SEALINGS = ("release.sealed", "release.filtered")
+"""Kinds of the events by which a manifest stands in the site's log: of a draft, and of what was left after withholding."""
+
+
+FILINGS = ("release.audited", "release.signed")
+"""Kinds of the events that name the report and the page which were put into the release's folder."""
+
 
 class UnsealedError(RefusedError):
     """Something under the seal was changed."""
@@ -43,6 +50,7 @@ def require_seal(workspace: ReleaseWorkspace, release: ReleaseFolder) -> Seal:
     Codes: `manifest-changed`, `sealed-tile-changed`, `unsealed`, `site-only` for a page with pictures of real tiles.
     """
     manifest = release.manifest()
+    _require_sealing(workspace, release, manifest)
     require_sealed_tiles(release, manifest)
     for name, wanted in ((SHEET, manifest.sample_sheet_digest), (README, manifest.readme_digest)):
         _require_file(release, name, wanted)
@@ -52,17 +60,21 @@ def require_seal(workspace: ReleaseWorkspace, release: ReleaseFolder) -> Seal:
 
 
 def require_open(workspace: ReleaseWorkspace, release: ReleaseFolder) -> None:
-    """Refuse a release that a signer refused (`release-refused`) or that was taken back (`release-withdrawn`)."""
-    state = workspace.state(release)
-    if state == "withdrawn":
+    """Refuse a release that a signer refused (`release-refused`) or that was taken back (`release-withdrawn`).
+
+    Both are read from a log that was verified here, and from the files beside it; either is enough. Raises `log-broken`
+    where the log was changed, or cut off behind a head that the coordinator anchored.
+    """
+    workspace.log_state()
+    if workspace.withdrawn(release):
         raise ClosedError(
             f"Release {release.release_id} was withdrawn.",
             hint="Draft other tiles and have them audited.",
             code="release-withdrawn",
         )
-    if release.refusal() is not None:
+    if workspace.declined(release):
         raise ClosedError(
-            f"Release {release.release_id} was refused by a signer.",
+            f"Release {release.release_id} was refused by a signer, or its very tiles were under another name.",
             hint="Read the reason: pixcell release show. A refusal stands; draft other tiles.",
         )
 
@@ -78,6 +90,13 @@ def require_sealed_tiles(release: ReleaseFolder, manifest: ReleaseManifest) -> N
                 code="sealed-tile-changed",
             )
         require_named_form(read_bounded(path, MAX_FILE_BYTES), tile.name)
+
+
+def _require_sealing(workspace: ReleaseWorkspace, release: ReleaseFolder, manifest: ReleaseManifest) -> None:
+    """The manifest is unsigned until the export: what says that this site sealed it, and so, is the signed log."""
+    sealed = {entry.data.get("manifest") for entry in workspace.events_of(release) if entry.kind in SEALINGS}
+    if manifest.digest not in sealed:
+        raise _unsealed("the site's log does not say that this manifest was sealed")
 
 
 def _require_request(
@@ -105,22 +124,24 @@ def _require_request(
 
 
 def _require_evidence(workspace: ReleaseWorkspace, release: ReleaseFolder) -> None:
-    """The filed report and page are those that were signed, or those the log says were filed."""
+    """The filed report and page are those that were signed, or those the log says were filed.
+
+    Signing writes the log, then report and page, then the verdict: one that was interrupted left files the log names.
+    """
     if release.page.exists():
         refuse_site_only(PAGE, read_bounded(release.page, MAX_FILE_BYTES))
-    envelope = release.verdict()
+    envelope, files = release.verdict(), {"report": release.report, "page": release.page}
     if envelope is not None:
         predicate = parse_document(Verdict, envelope.unsafe_unverified_payload(), name=VERDICT).predicate
-        wanted = (predicate.audit_report_digest, predicate.audit_page_digest)
-    elif release.report.exists():
-        filed = [entry for entry in workspace.events_of(release) if entry.kind == "release.audited"]
-        if not filed:
-            raise _unsealed("an audit lies here that was never filed")
-        wanted = (str(filed[-1].data.get("report")), str(filed[-1].data.get("page")))
-    else:
+        _require_file(release, REPORT, predicate.audit_report_digest)
+        _require_file(release, PAGE, predicate.audit_page_digest)
         return
-    for name, expected in zip((REPORT, PAGE), wanted, strict=True):
-        _require_file(release, name, expected)
+    filed = [entry.data for entry in workspace.events_of(release) if entry.kind in FILINGS]
+    for what, path in files.items():
+        if path.exists() and not filed:
+            raise _unsealed("an audit lies here that was never filed")
+        if path.exists() and digest(read_bounded(path, MAX_FILE_BYTES)) not in {d.get(what) for d in filed}:
+            raise _unsealed(f"{path.name} was changed")
 
 
 def _require_file(release: ReleaseFolder, name: str, wanted: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -168,7 +168,7 @@ def check_site_certificate(
     given = credentials or Credentials()
     for key_id, envelope in site_certificate(workspace, seal.manifest.site, now).items():
         if key_id == key.key_id:
-            ca = given.ca or authority_of_vouched(envelope)
+            ca = given.ca or enrolled_authority(workspace) or authority_of_vouched(envelope)
             revoked = revocations_of(given.revocations, ca)
             site = seal.manifest.site
             open_vouched_key(envelope, key, site, ca=ca, moments=[now], revocations=revoked)
@@ -178,12 +178,39 @@ def authority_for(
     workspace: ReleaseWorkspace, certificate: Envelope, given: x509.Certificate | None
 ) -> x509.Certificate:
     """The authority a kit is checked against: as given, else the one this site enrolled with, else the kit's own."""
+    return given or enrolled_authority(workspace) or own_authority(certificate)
+
+
+def enrolled_authority(workspace: ReleaseWorkspace) -> x509.Certificate | None:
+    """The authority of the consortium this site enrolled with; None at a site that is not enrolled."""
     pinned = SiteFolder(workspace.site_dir).hub_ca
-    if given is not None:
-        return given
-    if pinned.is_file():
-        return read_authority(read_bounded(pinned, _MAX_CERTIFICATE_BYTES), pinned.name)
-    return own_authority(certificate)
+    if not pinned.is_file():
+        return None
+    return read_authority(read_bounded(pinned, _MAX_CERTIFICATE_BYTES), pinned.name)
+
+
+def require_enrolled_authority(
+    workspace: ReleaseWorkspace,
+    certificates: Mapping[str, Envelope],
+    site_key: VerifyKey,
+    credentials: Credentials | None,
+) -> None:
+    """Refuse, where no authority is given, certificates of another than the one this site enrolled with.
+
+    They lie in the release's folder, and an authority is quickly made. Whether there must be a certificate is another
+    question: the signers' document answers it, or who gives an authority.
+    """
+    pinned = enrolled_authority(workspace)
+    if pinned is None or (credentials is not None and credentials.ca is not None):
+        return
+    for key_id, envelope in certificates.items():
+        own = authority_of_vouched(envelope) if key_id == site_key.key_id else own_authority(envelope)
+        if fingerprint(own) != fingerprint(pinned):
+            raise SignerRefusedError(
+                f"The certificate behind {key_id} is of another consortium than the one this site enrolled with.",
+                hint="If it is the right one, give its authority: --ca CA.crt. Otherwise have another auditor sign.",
+                code="kit-of-another-consortium",
+            )
 
 
 def keep_credentials(release: ReleaseFolder, key: VerifyKey, credentials: Credentials) -> None:
@@ -193,7 +220,7 @@ def keep_credentials(release: ReleaseFolder, key: VerifyKey, credentials: Creden
     folder = release.path / CERTIFICATES
     folder.mkdir(exist_ok=True)
     write_whole(folder / f"{key.key_id.removeprefix('sha256:')}.json", credentials.certificate.to_bytes())
-    ca = credentials.ca or own_authority(credentials.certificate)
+    ca = credentials.ca or own_authority(credentials.certificate)  # checked before against the enrolled one
     kept = release.revocations()
     lists = [*credentials.revocations, *([] if kept is None else [kept])]
     if lists:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from pixcell_core.contracts.canonical import digest, parse_document
+from pixcell_core.contracts.canonical import digest
 from pixcell_core.contracts.gate import SignerRole
 from pixcell_core.contracts.verdict import (
+    MAX_VERDICT_DAYS,
     Audience,
     Auditor,
     Subject,
@@ -22,15 +23,10 @@ from pixcell_core.contracts.verdict import (
 from pixcell_core.errors import BadInputError, RefusedError
 from pixcell_core.trust.bundle_files import VERDICT
 from pixcell_core.trust.bundle_rules import require_current, require_permission
-from pixcell_core.trust.dsse import (
-    IN_TOTO_PAYLOAD_TYPE,
-    Envelope,
-    add_signature,
-    sign_envelope,
-    verify_envelope,
-)
+from pixcell_core.trust.dsse import IN_TOTO_PAYLOAD_TYPE, Envelope, add_signature, sign_envelope
 from pixcell_core.trust.durable import write_whole
 from pixcell_core.trust.keys import SigningKey
+from pixcell_core.trust.kits import CLOCK_SLACK
 from pixcell_core.trust.log import EventLog
 from pixcell_core.trust.quorum import Standing, standing
 from site_client.release.evidence import (
@@ -45,12 +41,13 @@ from site_client.release.evidence import (
     require_same_code,
     require_same_tiles,
 )
+from site_client.release.failed_audits import require_unfailed
 from site_client.release.seal import Seal, require_open, require_seal
 from site_client.release.signers import Credentials, check_credentials, keep_credentials, require_signer
+from site_client.release.verdict_file import open_verdict
 from site_client.release.workspace import ReleaseFolder, ReleaseWorkspace
 
-DEFAULT_DAYS, MAX_DAYS = 365, 1095
-"""What judges and guards a release: its digest is signed with the verdict."""
+DEFAULT_DAYS = 365
 SHOWN_FLAGS = 20
 
 
@@ -92,9 +89,10 @@ def sign_release(
     and INVALID never. Without `audience` the request's holds. Raises a :class:`RefusedError` that says
     why. Signature and refusal are events of the site's log, and of `own_log`, the signer's.
     """
-    if not 1 <= days <= MAX_DAYS:
+    if not 1 <= days <= MAX_VERDICT_DAYS:
         raise BadInputError(
-            f"A verdict holds 1 to {MAX_DAYS} days, not {days}.", hint="Attacks improve: re-audit instead."
+            f"A verdict holds 1 to {MAX_VERDICT_DAYS} days, not {days}.",
+            hint="Attacks improve: re-audit instead.",
         )
     if role == "auditor" and audit is None:
         raise BadInputError(
@@ -109,19 +107,19 @@ def sign_release(
         seal = require_seal(workspace, release)
         require_signer(workspace, seal, key.verify_key, role, now)
         certificate = check_credentials(workspace, release, seal, key.verify_key, role, credentials, now)
+        evidence: Evidence | None = None
         if role == "auditor" and audit is not None:
             evidence = examine(seal, audit, release.tiles, accepted_policy, check_audit)
             verdict = _verdict(release, seal, evidence, exception, audience, now, days)
             require_permission(verdict, seal.manifest)
-            envelope, verdict = _signed(release, verdict, key)
-            write_evidence(release, evidence)
+            require_unfailed(workspace, seal.manifest, evidence.report.policy.digest, own_log)
+            envelope, verdict = _signed(workspace, release, seal, verdict, key, now)
         else:
             envelope, verdict = _countersigned(workspace, release, seal, key, now)
-        workspace.record_signer(release, key.verify_key)
-        if certificate is not None and credentials is not None:
-            keep_credentials(release, key.verify_key, credentials)
+            require_unfailed(workspace, seal.manifest, verdict.predicate.auditor.policy_digest, own_log)
         signed = envelope.to_bytes()
-        # The event first: a signature that stands nowhere in the log must not exist.
+        # The events first: a signature that stands nowhere in a log must not exist, and a log that cannot be written
+        # must leave the release as it was.
         workspace.note(
             "release.signed",
             {
@@ -134,12 +132,18 @@ def sign_release(
                 "tiles_root": seal.manifest.tiles_root,
                 "policy": verdict.predicate.auditor.policy_digest,
                 "report": verdict.predicate.audit_report_digest,
+                "page": verdict.predicate.audit_page_digest,
                 "envelope": digest(signed),
                 "signatures": len(envelope.signatures),
             },
             now=now,
             own=own_log,
         )
+        workspace.record_signer(release, key.verify_key)
+        if certificate is not None and credentials is not None:
+            keep_credentials(release, key.verify_key, credentials)
+        if evidence is not None:
+            write_evidence(release, evidence)
         write_whole(release.path / VERDICT, signed)
     stands = standing(envelope.key_ids, seal.signers, seal.manifest.site_key_id, at=now)
     return SignedVerdict(release, verdict, envelope, stands)
@@ -184,16 +188,7 @@ def _countersigned(
     workspace: ReleaseWorkspace, release: ReleaseFolder, seal: Seal, key: SigningKey, now: datetime
 ) -> tuple[Envelope, Verdict]:
     """The auditor's verdict with one more signature: the same words, nothing added."""
-    envelope = release.verdict()
-    if envelope is None:
-        raise SigningRefusedError(
-            f"Release {release.release_id} has no verdict to sign yet.",
-            hint="An auditor signs first: pixcell release sign --audit OUT --key AUDITOR.key",
-            code="no-verdict",
-        )
-    keys = (*workspace.recorded_signers(release), workspace.site_key().verify_key)
-    payload = verify_envelope(envelope, keys, len(envelope.signatures), payload_type=IN_TOTO_PAYLOAD_TYPE)
-    verdict = parse_document(Verdict, payload, name=VERDICT)
+    envelope, verdict, _ = open_verdict(workspace, release)
     require_permission(verdict, seal.manifest)
     require_current(verdict, now)
     require_terms(verdict, seal)
@@ -291,17 +286,41 @@ def _flagged(release: ReleaseFolder, evidence: Evidence) -> str:
     return f" Flagged: {', '.join(named[:SHOWN_FLAGS])}{more}."
 
 
-def _signed(release: ReleaseFolder, verdict: Verdict, key: SigningKey) -> tuple[Envelope, Verdict]:
-    """A new envelope, or the existing one with one more signature where it rests on the same evidence."""
-    existing = release.verdict()
-    if existing is None:
+def _signed(
+    workspace: ReleaseWorkspace,
+    release: ReleaseFolder,
+    seal: Seal,
+    verdict: Verdict,
+    key: SigningKey,
+    now: datetime,
+) -> tuple[Envelope, Verdict]:
+    """A new envelope, or the existing one with one more signature where it rests on the same evidence.
+
+    The file lies in the site's folder: what stands on it beyond this signer's own words is looked at before it is
+    signed, its signatures and its dates.
+    """
+    if release.verdict() is None:
         return sign_envelope(IN_TOTO_PAYLOAD_TYPE, verdict.to_bytes(), [key]), verdict
-    before = parse_document(Verdict, existing.unsafe_unverified_payload(), name=VERDICT)
+    existing, before, _ = open_verdict(workspace, release, (key.verify_key,))
     same = {"issued_at": verdict.predicate.issued_at, "expires_at": verdict.predicate.expires_at}
     if before.predicate.model_copy(update=same) != verdict.predicate or before.subject != verdict.subject:
         raise SigningRefusedError(
             "Another verdict on these tiles is signed already.",
             hint="A second auditor signs the same audit with the same words. Otherwise draft the release again.",
+            code="already-signed",
+        )
+    require_current(before, now)
+    if before.predicate.expires_at > verdict.predicate.expires_at + CLOCK_SLACK:
+        raise SigningRefusedError(
+            f"The verdict that lies here holds until {before.predicate.expires_at:%Y-%m-%d}, "
+            f"you asked for {verdict.predicate.expires_at:%Y-%m-%d}.",
+            hint="If you stand by the longer time: --days. Otherwise draft the release again and sign first.",
+            code="holds-too-long",
+        )
+    if before.predicate.issued_at < seal.manifest.created_at - CLOCK_SLACK:
+        raise SigningRefusedError(
+            "The verdict that lies here says that it is older than the tiles it is about.",
+            hint="Nobody could have signed it then. Draft the release again and have that audited.",
             code="already-signed",
         )
     return add_signature(existing, key), before

@@ -17,9 +17,17 @@ from pixcell_core.contracts.release import FilteredFrom, ReleasedTile, ReleaseMa
 from pixcell_core.errors import RefusedError
 from pixcell_core.trust.bundle_files import MANIFEST, README, SHEET
 from pixcell_core.trust.durable import sync_folder, write_whole
+from privacy_audit.filtering import withholding_answers
 from site_client.release.draft import drafting_folder, sheet_of
-from site_client.release.evidence import Evidence, read_evidence, require_same_tiles
-from site_client.release.seal import require_sealed_tiles
+from site_client.release.evidence import (
+    AuditCheck,
+    Evidence,
+    read_evidence,
+    recompute_from_evidence,
+    require_same_tiles,
+)
+from site_client.release.failed_audits import require_unfailed
+from site_client.release.seal import require_open, require_seal
 from site_client.release.sheet import Terms, readme
 from site_client.release.source_tiles import TABLE
 from site_client.release.workspace import ORIGINS, ReleaseFolder, ReleaseWorkspace, release_id_of
@@ -32,40 +40,51 @@ class NothingToWithholdError(RefusedError):
 
 
 def withhold_flagged(
-    workspace: ReleaseWorkspace, audit: Path, *, now: datetime, release_id: str | None = None
+    workspace: ReleaseWorkspace,
+    audit: Path,
+    *,
+    now: datetime,
+    release_id: str | None = None,
+    check_audit: AuditCheck = recompute_from_evidence,
 ) -> ReleaseFolder:
     """Seal a second draft: the audited release without its flagged tiles. The first draft stays as it is.
 
-    Raises a :class:`RefusedError` where the audit says anything but REVIEW, flags nothing, is about other tiles, or
-    where the release was filtered before.
+    Raises a :class:`RefusedError` where the audit does not come out the same from its evidence, says anything but a
+    REVIEW by the near-copy screen alone, flags nothing, is about other tiles or failed before; where the release was
+    filtered before, refused, withdrawn, or changed under its seal.
     """
     release = workspace.require().find(release_id)
     with workspace.recording_refusals("withhold", {"release": release.release_id}, now=now):
-        manifest = release.manifest()
-        require_sealed_tiles(release, manifest)
+        require_open(workspace, release)
+        manifest = require_seal(workspace, release).manifest
         evidence = read_evidence(audit)
         require_same_tiles(evidence, manifest)
         flagged = _flagged(evidence, manifest)
+        require_unfailed(workspace, manifest, evidence.report.policy.digest)
+        # A report is a file anyone can write: which tiles it flags is believed only where the evidence says the same.
+        check_audit(audit, release.tiles)
         kept = [tile for tile in manifest.tiles if tile.name not in flagged]
         with drafting_folder(workspace.releases) as folder:
             remainder = _reseal(release, manifest, kept, evidence, folder, now)
             filtered = ReleaseFolder(workspace.releases / release_id_of(remainder))
             if filtered.path.exists():
                 return filtered
+            # The event first, as in drafting.
+            workspace.log().append(
+                "release.filtered",
+                {
+                    "release": filtered.release_id,
+                    "from": release.release_id,
+                    "manifest": remainder.digest,
+                    "tiles": remainder.tile_count,
+                    "tiles_root": remainder.tiles_root,
+                    "withheld": len(flagged),
+                    "report": evidence.report_digest,
+                },
+                now=now,
+            )
             folder.rename(filtered.path)
             sync_folder(workspace.releases)
-        workspace.log().append(
-            "release.filtered",
-            {
-                "release": filtered.release_id,
-                "from": release.release_id,
-                "manifest": remainder.digest,
-                "tiles": remainder.tile_count,
-                "withheld": len(flagged),
-                "report": evidence.report_digest,
-            },
-            now=now,
-        )
     return filtered
 
 
@@ -88,6 +107,11 @@ def _flagged(evidence: Evidence, manifest: ReleaseManifest) -> set[str]:
         raise NothingToWithholdError(
             f"The audit flags {len(flagged)} of {manifest.tile_count} tiles: there is nothing to withhold, or nothing left.",
             hint="Its REVIEW has another reason. Read the report: a named person may answer for it.",
+        )
+    if not withholding_answers(evidence.report):
+        raise NothingToWithholdError(
+            "The audit's REVIEW has other reasons than the near-copy screen: withholding tiles does not answer them.",
+            hint="Read the report: a named person may answer for it, or draw other tiles.",
         )
     return flagged
 

@@ -9,6 +9,7 @@ from the files themselves and from the signed log, never from a flag beside them
 
 from __future__ import annotations
 
+import fcntl
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -17,8 +18,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pixcell_core.contracts.canonical import load_document, parse_json, read_bounded
-from pixcell_core.contracts.gate import Signers
+from pixcell_core.cli.contract import emit_note
+from pixcell_core.contracts.canonical import load_document, parse_document, parse_json, read_bounded
+from pixcell_core.contracts.gate import Signers, Withdrawals
+from pixcell_core.contracts.log_heads import MAX_PROOF_BYTES, RECEIPT_FILE, AnchorReceipt
 from pixcell_core.contracts.release import ReleaseManifest
 from pixcell_core.errors import BadInputError, PixcellError, RefusedError
 from pixcell_core.trust.bundle_files import MANIFEST, PAGE, REPORT, REQUEST, SIGNERS, VERDICT
@@ -35,6 +38,9 @@ CERTIFICATES = "certificates"
 
 ORIGINS = "origins.json"
 """Which source file became which tile. Private to the site; no bundle may hold a file of this name."""
+
+DECLINED = "release.declined"
+"""Kind of the event by which a signer's no stands in the logs of that signer and of the site."""
 
 _NEVER = datetime.min.replace(tzinfo=UTC)
 _RELEASE_ID = re.compile(r"[0-9a-f]{16}")
@@ -206,9 +212,14 @@ class ReleaseWorkspace:
         key.save(folder / f"{key.key_id.removeprefix('sha256:')}.pub")
 
     def log_state(self) -> LogReport:
-        """The verified state of the site's event log."""
+        """The verified state of the site's event log: whole, the site's, and no shorter than the coordinator holds it.
+
+        Raises :class:`LogBrokenError` where an event was changed, or cut off after its head was anchored.
+        """
         folder = self.log().folder
-        return verify_log(folder, trusted_keys=[self.site_key().verify_key])
+        kept = folder / RECEIPT_FILE
+        anchored = (load_document(AnchorReceipt, kept, MAX_PROOF_BYTES).head,) if kept.is_file() else ()
+        return verify_log(folder, trusted_keys=[self.site_key().verify_key], earlier_heads=anchored)
 
     def note(self, kind: str, data: dict[str, Any], *, now: datetime, own: EventLog | None = None) -> None:
         """Make an act an event: first of the log of who acts, where that is not the site's, then of the site's."""
@@ -218,10 +229,29 @@ class ReleaseWorkspace:
         log.append(kind, data, now=now)
 
     @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Let one act at a time into this room, between processes: what one has looked at no other changes meanwhile."""
+        self.releases.mkdir(parents=True, exist_ok=True)
+        with (self.releases / ".lock").open("w") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                emit_note("note: another command is at work on this site's releases; waiting for it.")
+                fcntl.flock(stream, fcntl.LOCK_EX)
+            yield
+
+    @contextmanager
     def recording_refusals(
         self, act: str, facts: Mapping[str, str], *, now: datetime, own: EventLog | None = None
     ) -> Iterator[None]:
-        """Make every refusal inside an event of the site's log and of who acted, then let it through."""
+        """Act alone in this room; every refusal inside is an event of the site's log and of who acted, then goes on."""
+        with self.alone(), self._recording(act, facts, now, own):
+            yield
+
+    @contextmanager
+    def _recording(
+        self, act: str, facts: Mapping[str, str], now: datetime, own: EventLog | None
+    ) -> Iterator[None]:
         try:
             yield
         except RefusedError as error:
@@ -261,20 +291,42 @@ class ReleaseWorkspace:
 
     def events_of(self, release: ReleaseFolder) -> list[LogEntry]:
         """What the site's log says about a release, oldest first."""
-        entries = read_entries(self.site_dir / "log")
-        return [entry for entry in entries if entry.data.get("release") == release.release_id]
+        return [entry for entry in self._entries() if entry.data.get("release") == release.release_id]
+
+    def declined(self, release: ReleaseFolder) -> bool:
+        """Whether a signer refused these tiles: by the file here or by an event, under this or an earlier draft's name.
+
+        A crash may leave either without the other, and files can be deleted: one of them is enough.
+        """
+        return (release.path / REFUSAL).exists() or any(
+            entry.kind == DECLINED and _is_about(entry, release) for entry in self._entries()
+        )
+
+    def withdrawn(self, release: ReleaseFolder) -> bool:
+        """Whether it was taken back: by an event, or by any list of withdrawals here, whoever signed that."""
+        if any(entry.kind == "release.withdrawn" for entry in self.events_of(release)):
+            return True
+        manifest = release.manifest().digest
+        for path in sorted(self.releases.glob("withdrawals*.dsse.json")):
+            said = Envelope.load(path).unsafe_unverified_payload()
+            if parse_document(Withdrawals, said, name=path.name).of(manifest) is not None:
+                return True
+        return False
+
+    def _entries(self) -> list[LogEntry]:
+        return read_entries(self.site_dir / "log")
 
     def state(self, release: ReleaseFolder) -> ReleaseState:
         """How far a release has come, by its files and the log; `progress_of` also looks into the files."""
         if release.sealed_at() is None:
             return "damaged"
-        kinds = {entry.kind for entry in self.events_of(release)}
-        if "release.withdrawn" in kinds:
+        if self.withdrawn(release):
             return "withdrawn"
-        if "release.exported" in kinds:
+        if any(entry.kind == "release.exported" for entry in self.events_of(release)):
             return "exported"
+        if self.declined(release):
+            return "refused"
         steps: tuple[tuple[str, ReleaseState], ...] = (
-            (REFUSAL, "refused"),
             (VERDICT, "signed"),
             (REPORT, "audited"),
             (REQUEST, "sealed"),
@@ -285,3 +337,11 @@ class ReleaseWorkspace:
 def release_id_of(manifest: ReleaseManifest) -> str:
     """First 16 hexadecimal digits of the manifest's digest."""
     return manifest.digest.removeprefix("sha256:")[:16]
+
+
+def _is_about(entry: LogEntry, release: ReleaseFolder) -> bool:
+    """Whether an event is about this release, or about the very same tiles sealed at another time."""
+    manifest = release.manifest()
+    return (
+        entry.data.get("manifest") == manifest.digest or entry.data.get("tiles_root") == manifest.tiles_root
+    )

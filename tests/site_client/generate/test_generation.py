@@ -22,6 +22,7 @@ from pixcell_core.contracts.study import AdapterSettings, ConditioningPolicy, Pa
 from pixcell_core.errors import BadInputError, PixcellError, RefusedError
 from pixcell_core.models import PixCellTransformer2DModel
 from pixcell_core.training.adapters import adapter_state, attach_lora
+from pixcell_core.trust.tile_png import pixel_digest
 from site_client.generate import commands
 from site_client.generate.request import GenerationRequest
 from site_client.generate.session import run_generation
@@ -99,6 +100,7 @@ def test_a_run_writes_tiles_a_public_and_a_private_record(ask: Ask, site: Path) 
 
     public = (request.out / "generation.json").read_text()
     assert json.loads(public) == record.model_dump()
+    assert record.pixel_digests == {name: pixel_digest(tile) for name, tile in drawn.items()}
     leaving = b"".join(p.read_bytes() for p in request.out.rglob("*") if p.is_file())
     for name in (*PATIENTS, *(p[-4:] for p in PATIENTS), "hidden-tile", "hidden-slide", "secret"):
         assert name not in public and name.encode() not in leaving

@@ -20,6 +20,7 @@ from pixcell_core.errors import PixcellError, RefusedError
 from pixcell_core.trust.bundle import BundleReport, verify_bundle
 from pixcell_core.trust.bundle_files import open_bundle
 from pixcell_core.trust.keys import SigningKey
+from pixcell_core.trust.tile_png import pixel_digest
 from privacy_audit.policy import load_policy
 from privacy_audit.request import seed_of
 from site_client.release.draft import seal_draft
@@ -39,8 +40,10 @@ def write_surrogates(folder: Path, count: int = 6, side: int = 48, seed: int = 5
     folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)
     names = [f"surrogate-{number:06d}.png" for number in range(1, count + 1)]
+    drawn = {}
     for name in names:
         pixels = rng.integers(0, 255, (side, side, 3), dtype=np.uint8)
+        drawn[name] = pixel_digest(pixels)
         Image.fromarray(pixels).save(folder / name, dpi=(72, 72))
     record = {
         "tiles": count,
@@ -53,6 +56,7 @@ def write_surrogates(folder: Path, count: int = 6, side: int = 48, seed: int = 5
         "adapter_digest": "sha256:" + "2" * 64,
         "study_digest": "sha256:" + "3" * 64,
         "labels": {name: "tumour" if number % 2 else None for number, name in enumerate(names)},
+        "pixel_digests": drawn,
     }
     (folder / "generation.json").write_text(json.dumps(record))
     return folder
@@ -127,6 +131,7 @@ class Room:
     source: Path
     audits: Path
     count: int = field(default=0)
+    draws: int = field(default=0)
     now: datetime = NOW
     auditor: SigningKey = AUDITOR
     second: SigningKey = SECOND
@@ -135,6 +140,13 @@ class Room:
     def draft(self, **options: Any) -> ReleaseFolder:
         """Seal the surrogates."""
         return seal_draft(self.workspace, self.source, now=NOW, site="north", **options)
+
+    def draw_others(self, count: int = 6) -> None:
+        """Let the next draft be of other surrogates."""
+        self.draws += 1
+        self.source = write_surrogates(
+            self.source.parent / f"surrogates-{self.draws}", count, seed=100 + self.draws
+        )
 
     def audit(self, release: ReleaseFolder, change: Callable[[dict[str, Any]], None] | None = None) -> Path:
         """Write what an audit of the sealed tiles would say; `change` edits it."""

@@ -20,7 +20,9 @@ from hypothesis import strategies as st
 from pixcell_core.contracts.canonical import load_document
 from pixcell_core.contracts.log_heads import AnchorReceipt
 from pixcell_core.errors import PixcellError
+from pixcell_core.trust.bundle_files import VERDICT
 from pixcell_core.trust.dsse import Envelope
+from pixcell_core.trust.durable import write_whole
 from pixcell_core.trust.keys import SigningKey, VerifyKey
 from pixcell_core.trust.log import EventLog, LogBrokenError, newest_head, read_entries, verify_log
 from pixcell_core.trust.log_proof import check_receipt, make_offer
@@ -101,6 +103,36 @@ def test_nothing_is_signed_that_the_signers_log_cannot_hold(room: Room, auditor:
     assert result.exit_code == 1 and "log-broken" in result.output + result.stderr
     assert release.verdict() is None
     assert room.workspace.log().entries()[-1].data["code"] == "log-broken"
+    # Nothing was left that would break the seal: with a log that can be written the same signature goes on.
+    assert not release.report.exists() and room.workspace.recorded_signers(release) == []
+    assert room.progress(release).state == "draft"
+    (own / "log.jsonl").write_bytes(lines)
+    again = run("release", "sign", *site, "--audit", room.audit(release), "--key", auditor)
+    assert again.exit_code == 0, again.output
+
+
+@pytest.mark.parametrize("files", ["report", "both"])
+def test_a_signature_that_was_interrupted_after_its_event_is_given_again(
+    room: Room, monkeypatch: pytest.MonkeyPatch, files: str
+) -> None:
+    release = room.draft()
+    audit = room.audit(release)
+    written: list[Path] = []
+
+    def stop(path: Path, content: bytes, **options: Any) -> None:
+        if path.name == VERDICT or (files == "report" and path == release.page):
+            raise KeyboardInterrupt
+        written.append(path)
+        write_whole(path, content, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("site_client.release.signing.write_whole", stop)
+        with pytest.raises(KeyboardInterrupt):
+            room.sign(release, audit)
+    assert release.report in written and release.verdict() is None
+    assert room.kinds()[-1] == "release.signed"
+    room.sign(release, audit)
+    assert room.progress(release).state == "signed"
 
 
 @dataclass

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from PIL import Image, PngImagePlugin
@@ -104,3 +105,62 @@ def test_an_interrupted_draft_leaves_nothing(room: Room) -> None:
         room.draft(on_tile=stop)
     assert not any(room.workspace.releases.iterdir())
     assert room.draft().manifest().tile_count == 6
+
+
+def leave_out(source: Path) -> None:
+    """What a site does to whose audit flagged two tiles."""
+    for number in (2, 5):
+        (source / f"surrogate-{number:06d}.png").unlink()
+
+
+def twice(source: Path) -> None:
+    (source / "more").mkdir()
+    (source / "more" / "surrogate-000001.png").write_bytes((source / "surrogate-000001.png").read_bytes())
+
+
+def other_pixels(source: Path) -> None:
+    Image.new("RGB", (48, 48)).save(source / "surrogate-000003.png")
+
+
+def swapped_names(source: Path) -> None:
+    first, second = source / "surrogate-000001.png", source / "surrogate-000002.png"
+    one = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(one)
+
+
+def old_record(source: Path) -> None:
+    edit(source, lambda record: record.pop("pixel_digests"))
+
+
+def pixels_of_some(source: Path) -> None:
+    edit(source, lambda record: record["pixel_digests"].popitem())
+
+
+def edit(source: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    record = json.loads((source / "generation.json").read_text())
+    change(record)
+    (source / "generation.json").write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "said"),
+    [
+        (leave_out, "tiles-missing", "2 of the 6 tiles"),
+        (twice, "tile-not-in-record", "here twice"),
+        (other_pixels, "source-tile-changed", "1 tiles"),
+        (swapped_names, "source-tile-changed", "2 tiles"),
+        (old_record, "pixels-not-recorded", "earlier version"),
+        (pixels_of_some, "source-tile-changed", "1 tiles"),
+    ],
+)
+@pytest.mark.parametrize("tile_format", ["png", "jpg"])
+def test_other_tiles_than_the_record_names_are_no_draft(
+    room: Room, change: Callable[[Path], None], code: str, said: str, tile_format: str
+) -> None:
+    assert room.draft(tile_format=tile_format).manifest().tile_count == 6
+    change(room.source)
+    with pytest.raises(RefusedError, match=said) as error:
+        room.draft(tile_format=tile_format)
+    assert error.value.code == code and error.value.hint
+    assert len(room.workspace.all_releases()) == 1

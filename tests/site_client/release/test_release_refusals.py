@@ -9,9 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from pixcell_core.contracts.verdict import Verdict
 from pixcell_core.errors import BadInputError, PixcellError, RefusedError
@@ -77,8 +75,7 @@ def test_tiles_changed_after_sealing(
 def test_a_tile_whose_digest_is_not_in_the_verdict(room: Room, tmp_path: Path) -> None:
     """A signed verdict of one release copied beside another's manifest opens nothing."""
     signed = room.signed()
-    (room.source / "surrogate-000001.png").unlink()
-    Image.fromarray(np.zeros((48, 48, 3), np.uint8)).save(room.source / "surrogate-000001.png")
+    room.draw_others()
     other = room.draft()
     assert other.release_id != signed.release_id
     for name in ("verdict.dsse.json", "audit", "signers"):
@@ -114,7 +111,7 @@ def test_an_edited_manifest(room: Room, tmp_path: Path) -> None:
 def test_a_damaged_release_does_not_block_the_others(room: Room, tmp_path: Path) -> None:
     damaged = room.draft()
     (damaged.path / "manifest.json").write_bytes(b"{}")
-    (room.source / "surrogate-000001.png").unlink()
+    room.draw_others(5)
     whole = room.signed()
     assert room.workspace.find(None) == whole
     states = [room.workspace.state(release) for release in room.workspace.all_releases()]

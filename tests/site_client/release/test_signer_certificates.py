@@ -127,6 +127,26 @@ def test_the_enrolled_sites_own_authority_is_the_default(
     consortium.sign(credentials=Credentials(Envelope.load(consortium.auditor.kit)))
 
 
+def test_a_certificate_of_an_authority_of_ones_own_opens_no_export(
+    consortium: Consortium, room: Room, tmp_path: Path
+) -> None:
+    """Whoever can write into the release's folder can make an authority, an auditor of it, and its kit."""
+    elsewhere = Consortium(room, tmp_path / "other", "theirs")
+    consortium.sign(key=elsewhere.key, credentials=None)
+    certificates = room.workspace.find(None).path / "certificates"
+    certificates.mkdir()
+    name = elsewhere.key.key_id.removeprefix("sha256:") + ".json"
+    (certificates / name).write_bytes(elsewhere.auditor.kit.read_bytes())
+    room.refused("kit-of-another-consortium", lambda: export_release(room.workspace, tmp_path / "b", now=NOW))
+    assert not (tmp_path / "b").exists()
+    # Under the authority that a person names, the site's own certificate must be of it too.
+    given = Credentials(None, elsewhere.ca)
+    room.refused(
+        "kit-of-another-consortium",
+        lambda: export_release(room.workspace, tmp_path / "b", now=NOW, credentials=given),
+    )
+
+
 def test_revoked_before_signing(consortium: Consortium, room: Room) -> None:
     consortium.revoke()
     assert (

@@ -6,14 +6,21 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from pixcell_core.contracts.canonical import file_digest
+from pixcell_core.errors import PixcellError
 from pixcell_core.trust.bundle import verify_bundle
 from pixcell_core.trust.bundle_files import open_bundle
+from privacy_audit.copies import NEAR
 from privacy_audit.report import FILTERED
 from site_client.release.export import export_release
+from site_client.release.refuse import refuse_release
 from site_client.release.withhold import withhold_flagged
 from site_client.release.workspace import ReleaseFolder
 from tests.site_client.release.conftest import set_verdict
+from tests.site_client.release.test_failed_audits import event_of
+from tests.site_client.release.test_gate_road import believe
 
 if TYPE_CHECKING:
     from tests.site_client.release.conftest import Room
@@ -24,6 +31,7 @@ def flagging(*names: str, status: str = "REVIEW") -> Any:
 
     def change(report: dict[str, Any]) -> None:
         set_verdict(status)(report)
+        report["tests"][0]["name"] = NEAR
         digest = "sha256:" + "9" * 64
         report["flagged"] = [
             {"synthetic": name, "nearest": digest, "score": 0.5, "p_value": 0.001, "kind": "near copy"}
@@ -43,13 +51,24 @@ def knowing(first: Path, withheld: int, of: int) -> Any:
     return change
 
 
+def withhold(room: Room, audit: Path, release: ReleaseFolder | None = None) -> ReleaseFolder:
+    """Withhold without computing the audit again: these audits have no evidence."""
+    return withhold_flagged(
+        room.workspace,
+        audit,
+        now=room.now,
+        release_id=None if release is None else release.release_id,
+        check_audit=believe,
+    )
+
+
 def withheld(room: Room) -> tuple[ReleaseFolder, ReleaseFolder, Path]:
     """A release, its filtered rest, and the first audit."""
     release = room.draft()
     first = room.audit(release, flagging("00002.png", "00005.png"))
     return (
         release,
-        withhold_flagged(room.workspace, first, now=room.now, release_id=release.release_id),
+        withhold(room, first, release),
         first,
     )
 
@@ -105,12 +124,7 @@ def test_a_release_is_filtered_once(room: Room) -> None:
         flagging("00001.png")(report)
 
     again = room.audit(rest, lied)
-    assert (
-        room.refusal(
-            lambda: withhold_flagged(room.workspace, again, now=room.now, release_id=rest.release_id)
-        )
-        == "filtered-before"
-    )
+    assert room.refusal(lambda: withhold(room, again, rest)) == "filtered-before"
 
 
 def test_pass_fail_invalid_and_foreign_audits_withhold_nothing(room: Room) -> None:
@@ -119,18 +133,56 @@ def test_pass_fail_invalid_and_foreign_audits_withhold_nothing(room: Room) -> No
         audit = room.audit(release, flagging("00002.png", status=status))
         room.refused(
             "withholding-refused",
-            lambda audit=audit: withhold_flagged(room.workspace, audit, now=room.now),  # type: ignore[misc]
+            lambda audit=audit: withhold(room, audit),  # type: ignore[misc]
         )
     everything = [tile.name for tile in release.manifest().tiles]
     for names in ([], everything):
         audit = room.audit(release, flagging(*names))
         room.refused(
             "withholding-refused",
-            lambda audit=audit: withhold_flagged(room.workspace, audit, now=room.now),  # type: ignore[misc]
+            lambda audit=audit: withhold(room, audit),  # type: ignore[misc]
         )
     audit = room.audit(
         release,
         lambda report: (flagging("00002.png")(report), report["subjects"]["synthetic"]["files"].pop()),
     )
-    room.refused("audit-of-other-tiles", lambda: withhold_flagged(room.workspace, audit, now=room.now))
+    room.refused("audit-of-other-tiles", lambda: withhold(room, audit))
     assert len(room.workspace.all_releases()) == 1
+
+
+def test_a_report_that_was_written_by_hand_withholds_nothing(room: Room) -> None:
+    """After a FAIL: REVIEW in its place, and the copies flagged. The evidence does not say so."""
+    release = room.draft()
+    written = room.audit(release, flagging("00002.png"))
+    with pytest.raises(PixcellError):
+        withhold_flagged(room.workspace, written, now=room.now)
+    assert len(room.workspace.all_releases()) == 1
+
+
+def test_tiles_that_failed_are_not_withheld_from(room: Room) -> None:
+    release = room.draft()
+    event_of(room.audit(release, set_verdict("FAIL"))).append_to(room.workspace.log())
+    written = room.audit(release, flagging("00002.png"))
+    room.refused("failed-before", lambda: withhold(room, written))
+
+
+def test_a_refused_or_changed_release_is_not_withheld_from(room: Room) -> None:
+    release = room.draft()
+    audit = room.audit(release, flagging("00002.png"))
+    readme = (release.path / "README.txt").read_bytes()
+    (release.path / "README.txt").write_bytes(readme + b" ")
+    room.refused("unsealed", lambda: withhold(room, audit))
+    (release.path / "README.txt").write_bytes(readme)
+    refuse_release(room.workspace, room.auditor, "Ink.", now=room.now)
+    room.refused("release-refused", lambda: withhold(room, audit))
+    assert len(room.workspace.all_releases()) == 1
+
+
+def test_a_review_with_another_reason_is_not_answered_by_withholding(room: Room) -> None:
+    release = room.draft()
+
+    def also(report: dict[str, Any]) -> None:
+        flagging("00002.png")(report)
+        report["tests"].append({**report["tests"][0], "name": "membership"})
+
+    room.refused("withholding-refused", lambda: withhold(room, room.audit(release, also)))
