@@ -142,6 +142,18 @@ def gather(
     return parts
 
 
+def family_size(parts: dict[str, EvidencePart], cohort: Cohort, policy: Policy) -> int:
+    """How many p-values `judge` will adjust together; one more than those where nothing can be permuted among the isolated.
+
+    Near copies, copies and attribution of the isolated, the closest tile and the two views; and what was given.
+    """
+    attacks = 0
+    if "membership" in parts:
+        enough = int((~cohort.is_train).sum()) >= policy.membership.min_patients_for_tpr
+        attacks = len(membership.ATTACKS) * (2 if enough else 1)
+    return 6 + ("conditioning" in parts) + ("given" in parts) + attacks
+
+
 def write_review_queue(
     out: Path,
     sources: Sources,

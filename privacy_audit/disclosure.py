@@ -126,7 +126,7 @@ def severity(
     evidence: DisclosureEvidence, policy: DisclosurePolicy
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """How much the detectors saw, as multiples of what is still nothing, the worst of the three; (S,) and (n,)."""
-    limits = _limits(evidence, policy)
+    limits = _limits(policy)
 
     def worst(*seen: npt.NDArray[np.float64] | npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         # A policy that calls one sign a hit has the limit 0; any more than that is then twice too much.
@@ -142,23 +142,24 @@ def severity(
     )
 
 
-def _limits(evidence: DisclosureEvidence, policy: DisclosurePolicy) -> tuple[float, float, float]:
-    """What is still nothing: the policy's minimum, or what nearly all tissue of this hospital stays below."""
+def _limits(policy: DisclosurePolicy) -> tuple[float, float, float]:
+    """What is still nothing: ink, signs on a line, blocks; by the policy alone, so that a dirty holdout excuses no name."""
+    return policy.min_ink_share, policy.min_glyphs - 1.0, policy.min_label_blocks - 1.0
 
-    def usual(values: npt.NDArray[np.float64] | npt.NDArray[np.int64]) -> float:
-        return float(np.quantile(values, policy.holdout_quantile)) if len(values) else 0.0
 
-    return (
-        max(policy.min_ink_share, usual(evidence.holdout_ink)),
-        max(policy.min_glyphs - 1.0, usual(evidence.holdout_glyphs)),
-        max(policy.min_label_blocks - 1.0, usual(evidence.holdout_blocks)),
-    )
+def dirty(evidence: DisclosureEvidence, policy: DisclosurePolicy) -> bool:
+    """Whether the holdout itself shows more than the policy's least, on more tiles than a stray one or two."""
+
+    seen = np.stack([evidence.holdout_ink, evidence.holdout_glyphs, evidence.holdout_blocks])
+    if not seen.size:
+        return False
+    return bool((np.quantile(seen, policy.holdout_quantile, axis=1) > _limits(policy)).any())
 
 
 def result(evidence: DisclosureEvidence, policy: Policy, read: MarkEvidence | None) -> TestResult:
     """The test: any hit is a person's to look at; `read` is what a signed reading of the hits said."""
     found = hits(evidence, policy.disclosure)
-    _, glyphs, blocks = _limits(evidence, policy.disclosure)
+    _, glyphs, blocks = _limits(policy.disclosure)
     text, labels = int((evidence.glyphs > glyphs).sum()), int((evidence.blocks > blocks).sum())
     count = int(found.sum())
     status = Status.REVIEW if count else Status.PASS
@@ -170,6 +171,11 @@ def result(evidence: DisclosureEvidence, policy: Policy, read: MarkEvidence | No
     )
     if count and read is not None:
         status, why = _read(count, read, policy.review.max_p)
+    if count and dirty(evidence, policy.disclosure):
+        why += (
+            " The holdout's own tiles show as much: either they bear marks themselves, and then the training tiles may, or "
+            "the detectors mistake this tissue. Nothing is excused by it."
+        )
     return TestResult(
         name=NAME,
         section="attribution",

@@ -8,10 +8,12 @@ the mechanism leaks more than was promised.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 from pixcell_core.contracts.release import ReleaseManifest
+from pixcell_core.private.one_run_bound import guess_probability
 from privacy_audit.evidence_parts import PrivacyClaimEvidence
 from privacy_audit.ledger_export import LedgerTrust, data_of, number, read_ledger_export, unusable
 from privacy_audit.policy import Policy
@@ -21,6 +23,10 @@ NAME = "differential privacy: ledger and canaries"
 _CLAIM = "What was promised per patient is not contradicted by the ledger's charges or by canaries."
 _STATISTIC = "lower bound of epsilon that canaries proved"
 _ROUNDING = 0.01  # statements give epsilon to two places, rounded up
+_ALIKE = 0.1  # claims that differ by more than a tenth are of two mechanisms
+_ALPHA = 0.05  # `pixcell private audit` proves at 95 %
+_FEWEST_GRADIENTS = 16  # with fewer `pixcell private canaries` makes no test
+_MOST_CANARIES = 100_000  # a forecast beyond is none
 
 
 def read(
@@ -53,7 +59,28 @@ def read(
         canary_claimed=report.get("claimed"),
         canary_delta=report.get("delta"),
         canaries=report.get("canaries", 0),
+        canary_guesses=report.get("guesses", 0),
     )
+
+
+def refutable(canaries: int, guesses: int, claimed: float, delta: float) -> bool:
+    """Whether the claim would be refuted had every guess been right; if not, no run of so many canaries could."""
+    return guess_probability(canaries, guesses, guesses, claimed, delta) < _ALPHA
+
+
+def canaries_needed(share: float, claimed: float, delta: float) -> int | None:
+    """Canaries, this share of them guessed, that could refute the claim; rounded up, None where too many to make."""
+    right = 1.0 / (1.0 + math.exp(-claimed))
+    if right >= 1.0:
+        return None
+    # Without delta right^guesses must fall below alpha; with it a few more are needed.
+    count = math.log(_ALPHA) / math.log(right) / share
+    while count <= _MOST_CANARIES:
+        rounded = math.ceil(count / 10.0) * 10
+        if refutable(rounded, max(int(share * rounded), 1), claimed, delta):
+            return rounded
+        count = rounded * 1.03
+    return None
 
 
 def result(evidence: PrivacyClaimEvidence | None, policy: Policy) -> TestResult:
@@ -116,26 +143,55 @@ def _decide(evidence: PrivacyClaimEvidence) -> tuple[Status, str]:
             )
         else:
             found.append((Status.PASS, f"{said}, and its charges add up to no more."))
-    if evidence.canary_bound is None or evidence.canary_claimed is None:
-        found.append((Status.REVIEW, "No canaries tried the mechanism: the claim was not tested."))
-    elif evidence.canary_bound > evidence.canary_claimed:
+    found += _tried(evidence)
+    status = max((one[0] for one in found), key=lambda one: one.rank)
+    return status, " ".join(words for _, words in found)
+
+
+def _tried(evidence: PrivacyClaimEvidence) -> list[tuple[Status, str]]:
+    """What the canaries proved, what they could have proved at best, and whether they tried what the ledger promises."""
+    found: list[tuple[Status, str]] = []
+    bound, claimed, delta = evidence.canary_bound, evidence.canary_claimed, evidence.canary_delta
+    if bound is None or claimed is None or delta is None:
+        return [(Status.REVIEW, "No canaries tried the mechanism: the claim was not tested.")]
+    proven = f"{evidence.canaries} canaries prove"
+    guesses = evidence.canary_guesses
+    if bound > claimed:
         found.append(
             (
                 Status.FAIL,
-                f"{evidence.canaries} canaries prove an epsilon of at least {evidence.canary_bound:.2f} for a run that "
-                f"claims {evidence.canary_claimed:.2f}.",
+                f"{proven} an epsilon of at least {bound:.2f} for a run that claims {claimed:.2f}.",
+            )
+        )
+    elif guesses and not refutable(evidence.canaries, guesses, claimed, delta):
+        needed = canaries_needed(guesses / evidence.canaries, claimed, delta)
+        found.append(
+            (
+                Status.REVIEW,
+                f"{proven} no more than {bound:.2f}, and had all of their {guesses} guesses been right they could not have "
+                f"refuted the {claimed:.2f} that their run claims: "
+                + (
+                    f"about {needed} canaries would do."
+                    if needed
+                    else f"no number up to {_MOST_CANARIES:,} would."
+                ),
             )
         )
     else:
         found.append(
+            (Status.PASS, f"{proven} no more than {bound:.2f} of the {claimed:.2f} that their run claims.")
+        )
+    if evidence.claimed is not None and (
+        abs(claimed - evidence.claimed) > _ALIKE * evidence.claimed or delta != evidence.delta
+    ):
+        found.append(
             (
-                Status.PASS,
-                f"{evidence.canaries} canaries prove no more than {evidence.canary_bound:.2f} of the "
-                f"{evidence.canary_claimed:.2f} that their run claims.",
+                Status.REVIEW,
+                f"The canaries' run claims {claimed:.2f} at delta {delta:g}, the ledger {evidence.claimed:.2f} at "
+                f"{evidence.delta:g}: what was tried is not what was promised.",
             )
         )
-    status = max((one[0] for one in found), key=lambda one: one.rank)
-    return status, " ".join(words for _, words in found)
+    return found
 
 
 def _canaries(path: Path) -> dict[str, Any]:
@@ -157,10 +213,18 @@ def _canaries(path: Path) -> dict[str, Any]:
     number(path, bound)
     if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= 10_000_000:
         raise unusable(path, "a report of canaries")
+    # Canaries of gradients are no guesses: their bound has no ceiling, and a least number instead.
+    gradients = "measured_mu" in value
+    guesses = 0 if gradients else value.get("guesses", count)
+    if not isinstance(guesses, int) or isinstance(guesses, bool) or not 0 <= guesses <= count:
+        raise unusable(path, "a report of canaries")
+    if count < _FEWEST_GRADIENTS if gradients else not guesses:
+        raise unusable(path, "a report of canaries")
     return {
         "unit": unit[:40],
         "bound": float(bound),
         "claimed": float(claimed),
         "delta": float(delta),
         "canaries": count,
+        "guesses": guesses,
     }

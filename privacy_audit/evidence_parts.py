@@ -115,6 +115,7 @@ class PrivacyClaimEvidence(EvidencePart):
     canary_claimed: float | None
     canary_delta: float | None
     canaries: int
+    canary_guesses: int = 0  # behind the bound; 0 where it rests on none
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from privacy_audit.intervals import clopper_pearson_lower
 from privacy_audit.neighbours import BASE_BLOCK, product
 from privacy_audit.patients import (
     View,
+    draws_for,
     permutation_tail,
     permutations,
     tail_size,
@@ -88,21 +89,25 @@ def identity_curve(
     cohort: Cohort,
     policy: PatientPolicy,
     rng: np.random.Generator,
+    family: int,
 ) -> TestResult:
     """How often the patient test notices unused tiles of training patients, by their share of the release.
 
     Args:
         views: each kind of distance.
         planted_patient: (K,) patient of each planted tile.
-        cohort, policy: as for the patient test; the same level, Bonferroni over the views.
+        cohort, policy: as for the patient test, at the same level.
         rng: source of the simulated releases.
+        family: how many p-values the audit adjusts together: Bonferroni over them, as for the power.
     """
     released = len(views[0].released)
     simulations = min(policy.power_simulations, MOST_SIMULATIONS)
     detections = []
     for share in SHARES:
         count = min(max(int(np.ceil(share * released)), 1), released)
-        caught = sum(_caught(views, planted_patient, count, cohort, policy, rng) for _ in range(simulations))
+        caught = sum(
+            _caught(views, planted_patient, count, cohort, policy, rng, family) for _ in range(simulations)
+        )
         detections.append(
             Detection(
                 kind=f"identity{share:g}",
@@ -143,6 +148,7 @@ def _caught(
     cohort: Cohort,
     policy: PatientPolicy,
     rng: np.random.Generator,
+    family: int,
 ) -> bool:
     """One simulated leak in an innocent world: labels shuffled, tiles of `training` patients planted, test run."""
     world = permutations(cohort, 1, rng)[0]
@@ -152,9 +158,9 @@ def _caught(
     released = len(views[0].released)
     victims = rng.choice(released, size=count, replace=False)
     planted = rng.choice(usable, size=count, replace=False)
-    labels = permutations(cohort, policy.power_permutations, rng)
+    labels = permutations(cohort, draws_for(family, policy), rng)
     best = 1.0
     for view in views:
         test = permutation_tail(view.leak(victims, planted), world, labels, tail_size(released, policy))
         best = min(best, test.p)
-    return best * len(views) <= policy.p_review
+    return best * family <= policy.p_review

@@ -75,27 +75,30 @@ def residual_risk(evidence: LinkabilityEvidence, cohort: Cohort, policy: Linkabi
     """Residual risk with its interval, propagated from Wilson intervals of the two rates (Anonymeter, section 4).
 
     Tiles of one patient are no independent attempts: the interval counts as many as the spread between patients allows.
+    Wilson intervals of small rates are lopsided, and so is this one: its upper end takes the attack's upper and the
+    control's lower end (Zou & Donner, Statist Med 27, 2008). One half-width for both ends would promise less risk than
+    no hit at all can show.
     """
     rates = _rates(evidence, cohort, policy)
     if rates[1].rate >= 1.0:
         return Risk(0.0, -1.0, 1.0, rates[0].rate, rates[1].rate)
-    value, half = _residual(*rates, 1.0)
-    return Risk(value, max(value - half, -1.0), min(value + half, 1.0), rates[0].rate, rates[1].rate)
+    value, low, high = _residual(*rates, 1.0)
+    return Risk(value, max(low, -1.0), min(high, 1.0), rates[0].rate, rates[1].rate)
 
 
 def patients_needed(evidence: LinkabilityEvidence, cohort: Cohort, policy: LinkabilityPolicy) -> int | None:
     """Patients a side with which, at the rates measured here, the interval would end at the policy's limit.
 
-    The effective numbers of attempts grow with the patients; the rates and so the residual risk stay. Rounded up to tens:
-    it is a forecast, and the report counts no patients. None where the risk itself is not below the limit, so that no
-    number of patients would do, or where it would take more than a hundred times as many.
+    The effective numbers of attempts grow with the patients; the rates, their spread and so the residual risk stay.
+    Rounded up to tens: it is a forecast, and the report counts no patients. None where the risk itself is not below the
+    limit, so that no number of patients would do, or where it would take more than a hundred times as many.
     """
     rates = _rates(evidence, cohort, policy)
     if rates[1].rate >= 1.0 or _residual(*rates, 1.0)[0] >= policy.max_risk:
         return None
 
     def ends_below(times: float) -> bool:
-        return sum(_residual(*rates, times)) <= policy.max_risk
+        return _residual(*rates, times)[2] <= policy.max_risk
 
     low, high = 1.0, _MOST_TIMES
     if not ends_below(high):
@@ -175,17 +178,30 @@ def _result(
 
 @dataclass(frozen=True)
 class _Rate:
-    """Rate of hits over patients, each counting once, and the effective number of attempts behind it."""
+    """Rate of hits over patients, each counting once, how far these differ, and how many attempts they had."""
 
     rate: float
-    trials: float
+    variance: float
     patients: int
+    attempts: int
 
-    def half(self, times: float) -> float:
-        """Half the length of Wilson's interval with so many times the attempts."""
-        trials = self.trials * times
-        low, high = wilson(self.rate * trials, trials)
-        return (high - low) / 2.0
+    def trials(self, times: float) -> float:
+        """Effective number of attempts with so many times the patients: never more than clustering supports.
+
+        The spread is taken as if two more patients had been seen, one always named and one never (Laplace's rule of
+        succession): no spread among ten patients who were hardly ever named says little of the eleventh. So
+        the number is that of the patients where nobody was named, and grows from there without a jump.
+        """
+        count = self.patients * times
+        centre = (count * self.rate + 1.0) / (count + 2.0)
+        squares = count * (self.variance + (self.rate - centre) ** 2) + (1.0 - centre) ** 2 + centre**2
+        effective = centre * (1.0 - centre) * count * (count + 1.0) / squares
+        return float(np.clip(effective, count, self.attempts * times))
+
+    def limits(self, times: float) -> tuple[float, float]:
+        """Wilson's interval with so many times the patients."""
+        trials = self.trials(times)
+        return wilson(self.rate * trials, trials)
 
 
 def _rates(evidence: LinkabilityEvidence, cohort: Cohort, policy: LinkabilityPolicy) -> tuple[_Rate, _Rate]:
@@ -195,25 +211,22 @@ def _rates(evidence: LinkabilityEvidence, cohort: Cohort, policy: LinkabilityPol
     return _rate(hit[side], evidence.owner[side]), _rate(hit[~side], evidence.owner[~side])
 
 
-def _residual(attack: _Rate, control: _Rate, times: float) -> tuple[float, float]:
-    """Residual risk, and half its interval with so many times the attempts; the control must not hit always."""
+def _residual(attack: _Rate, control: _Rate, times: float) -> tuple[float, float, float]:
+    """Residual risk and both ends of its interval with so many times the patients; the control must not hit always."""
     value = (attack.rate - control.rate) / (1.0 - control.rate)
     by_attack = 1.0 / (1.0 - control.rate)
-    by_control = (attack.rate - 1.0) / (1.0 - control.rate) ** 2
-    return value, float(np.hypot(by_attack * attack.half(times), by_control * control.half(times)))
+    by_control = (1.0 - attack.rate) / (1.0 - control.rate) ** 2
+    attack_low, attack_high = attack.limits(times)
+    control_low, control_high = control.limits(times)
+    below = np.hypot(by_attack * (attack.rate - attack_low), by_control * (control_high - control.rate))
+    above = np.hypot(by_attack * (attack_high - attack.rate), by_control * (control.rate - control_low))
+    return value, value - float(below), value + float(above)
 
 
 def _rate(hit: npt.NDArray[np.bool_], owner: npt.NDArray[np.int64]) -> _Rate:
-    """The rate, with as many attempts as the spread between patients allows."""
     patients = np.unique(owner)
     means = np.array([hit[owner == patient].mean() for patient in patients])
-    rate = float(means.mean())
-    spread = float(means.var(ddof=1)) / len(means) if len(means) > 1 else 0.0
-    trials = float(len(patients))
-    if spread > 0.0 and 0.0 < rate < 1.0:
-        # Never fewer than one attempt per patient, never more than there were.
-        trials = float(np.clip(rate * (1.0 - rate) / spread, len(patients), len(hit)))
-    return _Rate(rate, trials, len(patients))
+    return _Rate(float(means.mean()), float(means.var()), len(patients), len(hit))
 
 
 def _halves(

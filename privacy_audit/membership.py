@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from pixcell_core.cli.progress import progress
 from pixcell_core.diffusion.schedule import NoiseSchedule, linear_schedule
 from privacy_audit.evidence_parts import MembershipEvidence
-from privacy_audit.intervals import clopper_pearson_lower, two_sided
+from privacy_audit.intervals import clopper_pearson_lower, excess_over_null, two_sided
 from privacy_audit.patients import permutations
 from privacy_audit.policy import MembershipPolicy, Policy
 from privacy_audit.result import Status, TestResult, histogram, not_tested
@@ -41,6 +41,11 @@ _BATCH = 16
 def attack_name(number: int) -> str:
     """Name of an attack's test."""
     return f"membership by weights: {ATTACKS[number]}"
+
+
+def _found_name(number: int) -> str:
+    """Name of the p-value of the patients that an attack finds at 1 % false alarms."""
+    return f"{attack_name(number)}, found at 1 % false alarms"
 
 
 @dataclass(frozen=True)
@@ -155,17 +160,27 @@ def auc_interval(
     return float(low), float(high)
 
 
-def hits_at(members: npt.NDArray[np.float64], others: npt.NDArray[np.float64], false_rate: float) -> int:
-    """Members above the score that at most `false_rate` of the others pass."""
-    allowed = int(np.floor(false_rate * len(others) + 1e-9))
-    limit = np.sort(others)[::-1][min(allowed, len(others) - 1)]
-    return int((members > limit).sum())
+def hits_at(
+    members: npt.NDArray[np.float64], others: npt.NDArray[np.float64], false_rate: float
+) -> tuple[int, int]:
+    """Members above the limit that one of the others passes with a chance of at most `false_rate`, and its rank.
+
+    The limit is the k-th largest of n other scores: another innocent patient lies above it with the chance k / (n + 1),
+    so k = floor(rate (n + 1)). No such limit exists, and nobody is found, where k is 0.
+    """
+    allowed = int(np.floor(false_rate * (len(others) + 1) + 1e-9))
+    if not allowed:
+        return 0, 0
+    return int((members > np.sort(others)[-allowed]).sum()), allowed
 
 
 def p_values(
     evidence: MembershipEvidence, cohort: Cohort, policy: Policy, rng: np.random.Generator
 ) -> dict[str, float]:
-    """Permutation p of each calibrated attack's AUC over patients, by the name of its test."""
+    """Permutation p of each calibrated attack's AUC over patients, and p of the patients it finds at 1 % false alarms.
+
+    The limit of these is itself drawn, and `excess_over_null` knows that; Clopper and Pearson's bound does not.
+    """
     labels = permutations(cohort, policy.patients.permutations, rng)
     found = {}
     for number in range(len(ATTACKS)):
@@ -176,6 +191,10 @@ def p_values(
         null = (labels[:, patients] * ranks).sum(axis=1)
         observed = float((sides * ranks).sum())
         found[attack_name(number)] = float((1 + (null >= observed - 1e-9).sum()) / (len(null) + 1))
+        members, others = means[sides], means[~sides]
+        hits, allowed = hits_at(members, others, 0.01)
+        if len(others) >= policy.membership.min_patients_for_tpr:
+            found[_found_name(number)] = excess_over_null(hits, len(members), allowed, len(others))
     return found
 
 
@@ -202,12 +221,11 @@ def results(
                 required="membership" in policy.required,
             ),
         )
-    control = _control(evidence, cohort, policy, rng)
-    fair = control.status is Status.PASS
+    control, odd = _control(evidence, cohort, policy, rng)
     return (
         control,
         *(
-            _attack(number, evidence, p, adjusted, cohort, policy, rng, fair=fair)
+            _attack(number, evidence, p, adjusted, cohort, policy, rng, fair=number not in odd)
             for number in range(len(ATTACKS))
         ),
     )
@@ -227,8 +245,8 @@ def _sides(
 
 def _control(
     evidence: MembershipEvidence, cohort: Cohort, policy: Policy, rng: np.random.Generator
-) -> TestResult:
-    """The attack on the base alone: every attack must read .5 within its interval."""
+) -> tuple[TestResult, list[int]]:
+    """The attack on the base alone: every attack must read .5 within its interval; and which attacks do not."""
     found = []
     for number in range(len(ATTACKS)):
         members, others = _sides(-evidence.base[:, number], evidence, cohort)
@@ -236,9 +254,10 @@ def _control(
         tail = 0.025 / len(ATTACKS)
         interval = auc_interval(members, others, policy.membership.bootstrap, rng, tail)
         found.append((auc(members, others), *interval))
-    odd = [ATTACKS[number] for number, (_, low, high) in enumerate(found) if not low <= 0.5 <= high]
+    odd = [number for number, (_, low, high) in enumerate(found) if not low <= 0.5 <= high]
     value, low, high = max(found, key=lambda one: abs(one[0] - 0.5))
-    return TestResult(
+    odd_names = ", ".join(ATTACKS[number] for number in odd)
+    result = TestResult(
         name=CONTROL,
         section="membership",
         claim="A model that never saw these patients cannot tell training from holdout.",
@@ -251,13 +270,14 @@ def _control(
         direction="lower is safer",
         status=Status.REVIEW if odd else Status.PASS,
         why=(
-            f"Training and holdout differ for a model that saw neither ({', '.join(odd)}): scanner, stain or years. The "
-            "attacks below cannot tell this from membership and decide nothing."
+            f"Training and holdout differ for a model that saw neither ({odd_names}): scanner, stain or years. The "
+            "same attacks below cannot tell this from membership and decide nothing."
             if odd
             else "The base model, which saw none of these patients, does not tell the two sides apart."
         ),
         cannot_show="Differences that only the generator responds to.",
     )
+    return result, odd
 
 
 def _attack(
@@ -275,13 +295,21 @@ def _attack(
     members, others = _sides(_calibrated(evidence, number), evidence, cohort)
     value = auc(members, others)
     low, high = auc_interval(members, others, limits.bootstrap, rng)
-    at_one, at_ten = hits_at(members, others, 0.01), hits_at(members, others, 0.10)
-    enough = len(others) >= limits.min_patients_for_tpr
-    found_lower = clopper_pearson_lower(at_one, len(members)) if enough else 0.0
-    status, why = _decide(value, low, high, found_lower, adjusted[name], policy)
-    if not fair:
+    (at_one, _), (at_ten, ranked) = hits_at(members, others, 0.01), hits_at(members, others, 0.10)
+    enough = _found_name(number) in p
+    found = (
+        (clopper_pearson_lower(at_one, len(members)), adjusted[_found_name(number)]) if enough else (0.0, 1.0)
+    )
+    status, why = _decide(value, low, high, found, adjusted[name], policy)
+    if _same_model(evidence, number):
+        status = Status.INVALID
+        why = (
+            "The generator scores every tile exactly as the base does: it is the base itself, a copy of it, or the base "
+            "with an adapter of zeros. Nothing was attacked; give the weights that drew the release."
+        )
+    elif not fair:
         status = Status.REVIEW
-        why = "The control on the base model is not at chance, so this number decides nothing. " + why
+        why = "This attack on the base model is not at chance either, so this number decides nothing. " + why
     elif status is Status.FAIL and not limits.weights_leave:
         status = Status.REVIEW
         why += " The weights stay at the site, so a person decides."
@@ -312,26 +340,37 @@ def _attack(
             bins=16,
         ),
         details={
-            "found_at_10_percent_false": round(at_ten / len(members), 4),
-            "found_at_10_percent_low": round(ten_low, 4),
-            "found_at_10_percent_high": round(ten_high, 4),
+            "found_at_10_percent_false": round(at_ten / len(members), 4) if ranked else None,
+            "found_at_10_percent_low": round(ten_low, 4) if ranked else None,
+            "found_at_10_percent_high": round(ten_high, 4) if ranked else None,
             "found_at_1_percent_false": round(at_one / len(members), 4) if enough else None,
-            "found_at_1_percent_lower": round(found_lower, 4) if enough else None,
+            "found_at_1_percent_lower": round(found[0], 4) if enough else None,
+            "found_at_1_percent_p_adjusted": round(found[1], 6) if enough else None,
         },
     )
 
 
+def _same_model(evidence: MembershipEvidence, number: int) -> bool:
+    """Whether two models answered alike to the last digits of float32 on every tile, as two different ones never do."""
+    return bool(np.allclose(evidence.base[:, number], evidence.generator[:, number], rtol=1e-6, atol=0.0))
+
+
 def _decide(
-    value: float, low: float, high: float, found_lower: float, adjusted: float, policy: Policy
+    value: float, low: float, high: float, found: tuple[float, float], adjusted: float, policy: Policy
 ) -> tuple[Status, str]:
+    """Status and words; `found` is the lower bound of the share found at 1 % false alarms, and its adjusted p."""
     limits = policy.membership
     said = f"The attack tells a training from a holdout patient with an AUC of {value:.2f} ({low:.2f} to {high:.2f})"
     if value >= limits.fail_auc and low > 0.5 and adjusted < policy.patients.p_review:
         return Status.FAIL, f"{said}, FAIL from {limits.fail_auc:g}: the weights remember who trained them."
-    if found_lower > limits.fail_tpr:
-        return Status.FAIL, (
-            f"{said}, and it names at least {found_lower:.0%} of the training patients at 1 % false alarms."
+    if found[0] > limits.fail_tpr and found[1] < policy.patients.p_review:
+        names = (
+            f"{said}, and it names at least {found[0]:.0%} of the training patients at 1 % false alarms "
+            f"(p = {found[1]:.2g} after Holm"
         )
+        if found[1] < policy.patients.p_fail:
+            return Status.FAIL, f"{names}, FAIL below {policy.patients.p_fail:g})."
+        return Status.REVIEW, f"{names}, REVIEW below {policy.patients.p_review:g})."
     if low > 0.5 and adjusted < policy.patients.p_review:
         return Status.REVIEW, f"{said}: above chance, below {limits.fail_auc:g}."
     if high > limits.max_auc_upper:

@@ -19,19 +19,23 @@ _EYES = {
 def tail_result(
     name: str, tests: PatientTests, adjusted: float, policy: PatientPolicy, cohort: Cohort, advice: str = ""
 ) -> TestResult:
-    """The gating result of one view: status by Holm-adjusted p and by the power of the views together.
+    """The result of one view: status by Holm-adjusted p and by the power of the audit's own two views together.
 
-    `advice` says what would give that power, where it is short.
+    `advice` says what would give that power, where it is short. Given embeddings have no planted copies and so no power
+    that could be known: what they find counts against the release, and what they do not find counts for nothing.
     """
     tail = tests.tails[name]
     status, why = _decide(adjusted, policy)
-    why += f" Together the two views catch {tests.power:.0%} of simulated releases with {tests.copies} near copies"
-    if tests.power < policy.min_power:
+    own = name != TAIL_GIVEN
+    if not own:
+        if status is Status.PASS:
+            why += " Whether these embeddings could show a leak was not measured, so the verdict does not rest on this."
+    elif tests.power < policy.min_power:
         status = max(status, Status.REVIEW, key=lambda s: s.rank)
-        why += f", fewer than {policy.min_power:.0%}: a sample too small to decide does not pass."
+        why += f"{_caught(tests)}, fewer than {policy.min_power:.0%}: a sample too small to decide does not pass."
         why += f" {advice}" if advice else ""
     else:
-        why += "."
+        why += f"{_caught(tests)}."
     low, high = np.quantile(tail.null, [0.025, 0.975])
     return TestResult(
         name=name,
@@ -61,10 +65,11 @@ def tail_result(
             threshold=float(np.quantile(tail.null, 1.0 - policy.p_review)),
             marks=[tail.observed],
         ),
+        gating=own or status is not Status.PASS,
         details={
-            "power": round(tests.power, 4),
-            "power_lower": round(tests.power_lower, 4),
-            "power_copies": tests.copies,
+            "power": round(tests.power, 4) if own else None,
+            "power_lower": round(tests.power_lower, 4) if own else None,
+            "power_copies": tests.copies if own else None,
             "strata": len(np.unique(cohort.stratum)),
         },
     )
@@ -100,6 +105,10 @@ def closest_result(tests: PatientTests, adjusted: float, policy: PatientPolicy) 
             marks=[tests.closest.observed],
         ),
     )
+
+
+def _caught(tests: PatientTests) -> str:
+    return f" Together the two views catch {tests.power:.0%} of simulated releases with {tests.copies} near copies"
 
 
 def _decide(adjusted: float, policy: PatientPolicy) -> tuple[Status, str]:

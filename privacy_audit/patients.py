@@ -151,6 +151,11 @@ def tail_size(released: int, policy: PatientPolicy) -> int:
     return min(max(int(np.ceil(policy.tail_share * released)), policy.min_tail_tiles), released)
 
 
+def draws_for(family: int, policy: PatientPolicy) -> int:
+    """Permutations of a simulated release: the smallest p there is, times the family, lies well under the limit."""
+    return max(policy.power_permutations, int(np.ceil(2.0 * family / policy.p_review)))
+
+
 def copies_planted(released: int, policy: PatientPolicy) -> int:
     """How many near copies a simulated leak holds.
 
@@ -287,9 +292,7 @@ def _simulate(
         return False
     victims = rng.choice(released, size=count, replace=False)
     copies = rng.choice(usable, size=count, replace=False)
-    # Bonferroni must be able to succeed: the smallest p there is, times the family, lies well under the limit.
-    draws = max(policy.power_permutations, int(np.ceil(2.0 * family / policy.p_review)))
-    labels = permutations(cohort, draws, rng)
+    labels = permutations(cohort, draws_for(family, policy), rng)
     best = 1.0
     for view in views.values():
         test = permutation_tail(view.leak(victims, copies), world, labels, tail_size(released, policy))

@@ -232,7 +232,10 @@ def _gather(
         if twins is not None:
             parts["base_twins"] = base_twins.gather(scored[4], twins.features, blinding)
     with clock.stage("identity"):
-        identity = _identity(train, holdout, cohort, standardise, shapes, duplicates, distances, policy, seed)
+        family = battery.family_size(parts, cohort, policy)
+        identity = _identity(
+            train, holdout, cohort, standardise, shapes, duplicates, distances, policy, seed, family
+        )
     exact = exact_matches(synthetic, train)
     known = set(train.features.canonical)
     evidence = Evidence(
@@ -279,6 +282,7 @@ def _identity(
     distances: list[npt.NDArray[np.float64]],
     policy: Policy,
     seed: int,
+    family: int,
 ) -> TestResult:
     """Plant unused tissue of training patients in both views and draw the detection curve."""
     rng = np.random.default_rng([seed, 3])
@@ -292,7 +296,7 @@ def _identity(
         )
     ]
     seen = [View(*pair) for pair in zip(distances[:2], planted, strict=True)]
-    return identity_curve(seen, cohort.of_train[rows], cohort, policy.patients, rng)
+    return identity_curve(seen, cohort.of_train[rows], cohort, policy.patients, rng, family)
 
 
 def _blind(screen: CopyScreen, groups: list[TileFeatures], rng: np.random.Generator) -> list[ScreenScores]:

@@ -9,6 +9,7 @@ Legend: S released tiles, n holdout tiles, P patients, m sampled tiles.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import comb, prod
 
 import numpy as np
 import numpy.typing as npt
@@ -90,22 +91,41 @@ def attribution_p(
     policy: Policy,
     rng: np.random.Generator,
 ) -> float | None:
-    """Patient permutation among the isolated alone; None where they stand on one side only.
+    """Patient permutation among the isolated alone, within their strata; None where nothing can be permuted.
 
     Args:
         distances: D of the released tiles (S, P).
     """
     rows = np.flatnonzero(isolated(evidence, cohort, policy))
     sides = cohort.is_train[rows]
-    if sides.all() or not sides.any():
+    ways = labellings(cohort, rows)
+    if ways < 2:
         return None
-    few = Cohort(cohort.of_train[:0], cohort.of_holdout[:0], sides, np.zeros(len(rows), dtype=np.int64))
+    few = Cohort(cohort.of_train[:0], cohort.of_holdout[:0], sides, cohort.stratum[rows])
     labels = permutations(few, policy.patients.permutations, rng)
     tail = min(
         max(int(np.ceil(policy.patients.tail_share * len(distances))), policy.patients.min_tail_tiles),
         len(distances),
     )
-    return permutation_tail(RankedDistances.of(distances[:, rows]), sides, labels, tail).p
+    found = permutation_tail(RankedDistances.of(distances[:, rows]), sides, labels, tail).p
+    # The draws may miss the one labelling that is observed; all labellings together could not.
+    return max(found, 1 / ways)
+
+
+def labellings(cohort: Cohort, rows: npt.NDArray[np.int64]) -> int:
+    """How many labellings of these patients keep the number of training patients in every stratum."""
+    strata, sides = cohort.stratum[rows], cohort.is_train[rows]
+    return prod(
+        comb(int((strata == one).sum()), int(sides[strata == one].sum())) for one in np.unique(strata)
+    )
+
+
+def patients_needed(family: int, p_fail: float) -> int:
+    """Isolated patients, half of them on each side, whose smallest p times the family lies below `p_fail`."""
+    count = 2
+    while family / p_fail >= comb(count, count // 2):
+        count += 2
+    return count
 
 
 def copies_p(
@@ -142,17 +162,31 @@ def results(
     cohort: Cohort,
     policy: Policy,
 ) -> tuple[TestResult, ...]:
-    """The three tests of this module, in order."""
+    """The three tests of this module, in order; `adjusted` holds every p-value of the audit that Holm adjusts together."""
+    family = len(adjusted)
     return (
-        _copies(copies, adjusted[ISOLATED_COPIES], policy),
-        _attribution(p_attribution, adjusted.get(ISOLATED_PATIENTS), evidence, cohort, policy),
+        _copies(copies, adjusted[ISOLATED_COPIES], family, policy),
+        _attribution(p_attribution, adjusted.get(ISOLATED_PATIENTS), family, evidence, cohort, policy),
         _rare(evidence, policy),
     )
 
 
-def _copies(copies: tuple[float, int, int, int], adjusted: float, policy: Policy) -> TestResult:
-    p, top, released, _ = copies
-    fails = adjusted < policy.strata.p_fail
+def _copies(copies: tuple[float, int, int, int], adjusted: float, family: int, policy: Policy) -> TestResult:
+    p, top, released, null = copies
+    status, said = Status.PASS, ")."
+    if adjusted < policy.strata.p_fail:
+        status, said = Status.FAIL, f", FAIL below {policy.strata.p_fail:g})."
+    # Where all of them on top would be no surprise either, the comparison could not have failed.
+    elif top and family / policy.strata.p_fail >= comb(released + null, released):
+        status, said = (
+            Status.REVIEW,
+            (
+                f"). Against {'so few' if null else 'no'} holdout tiles there, no number of them could fail: a person "
+                "has to look at these tiles."
+            ),
+        )
+    elif adjusted < policy.patients.p_review:
+        status, said = Status.REVIEW, f", REVIEW below {policy.patients.p_review:g})."
     return TestResult(
         name=ISOLATED_COPIES,
         section="near copies",
@@ -165,11 +199,10 @@ def _copies(copies: tuple[float, int, int, int], adjusted: float, policy: Policy
         p_adjusted=adjusted,
         threshold=float(_most_by_chance(copies, policy.strata.p_fail)),
         direction="lower is safer",
-        status=Status.FAIL if fails else Status.PASS,
+        status=status,
         why=(
             f"{top} of {released} released tiles that match an isolated patient best score above every holdout tile "
-            f"(p = {adjusted:.2g} after Holm"
-            + (f", FAIL below {policy.strata.p_fail:g})." if fails else ").")
+            f"(p = {adjusted:.2g} after Holm{said}"
         ),
         cannot_show="A single copied tile of an isolated patient: the near-copy screen looks at every tile.",
         details={"outscoring": top, "near_isolated": released},
@@ -177,15 +210,23 @@ def _copies(copies: tuple[float, int, int, int], adjusted: float, policy: Policy
 
 
 def _attribution(
-    p: float | None, adjusted: float | None, evidence: StrataEvidence, cohort: Cohort, policy: Policy
+    p: float | None,
+    adjusted: float | None,
+    family: int,
+    evidence: StrataEvidence,
+    cohort: Cohort,
+    policy: Policy,
 ) -> TestResult:
     chosen = isolated(evidence, cohort, policy)
+    ways = labellings(cohort, np.flatnonzero(chosen))
+    # Draws have a smallest p of their own.
+    reach = family * max(1 / ways, 1 / (policy.patients.permutations + 1))
     if p is None or adjusted is None:
         status, why = (
             Status.REVIEW,
             (
-                "The most isolated patients all stand on one side, so nothing can be permuted among them; a person has "
-                "to look at the tiles nearest to them."
+                "The most isolated patients all stand on one side, or do so in each of their strata, so nothing can be "
+                "permuted among them; a person has to look at the tiles nearest to them."
             ),
         )
     elif adjusted < policy.strata.p_fail:
@@ -194,6 +235,29 @@ def _attribution(
             (
                 f"Released tiles lie nearer to the isolated training patients than to the isolated holdout patients "
                 f"(p = {adjusted:.2g} after Holm, FAIL below {policy.strata.p_fail:g})."
+            ),
+        )
+    elif reach >= policy.strata.p_fail:
+        status, why = (
+            Status.REVIEW,
+            (
+                f"{int(chosen.sum())} isolated patients can be labelled in {ways} ways, {policy.patients.permutations} are "
+                f"drawn, and so the smallest p after Holm over {family} tests is {min(reach, 1.0):.2g}, not below "
+                f"{policy.strata.p_fail:g}: the test could not have failed. "
+                + (
+                    f"{patients_needed(family, policy.strata.p_fail)} isolated patients would do, half of them in training "
+                    "and half in the holdout."
+                    if family / ways >= policy.strata.p_fail
+                    else "More permutations would do."
+                )
+            ),
+        )
+    elif adjusted < policy.patients.p_review:
+        status, why = (
+            Status.REVIEW,
+            (
+                f"Released tiles lie somewhat nearer to the isolated training patients than to the isolated holdout "
+                f"patients (p = {adjusted:.2g} after Holm, REVIEW below {policy.patients.p_review:g})."
             ),
         )
     else:
@@ -218,7 +282,7 @@ def _attribution(
         status=status,
         why=why,
         cannot_show="Leaks of one isolated patient: one patient in a dozen moves a permutation little.",
-        details={"isolated": int(chosen.sum())},
+        details={"isolated": int(chosen.sum()), "smallest_p_adjusted": round(min(reach, 1.0), 6)},
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from privacy_audit import coverage
+from privacy_audit import battery, coverage
 from privacy_audit.copies import NEAR
 from privacy_audit.evidence import Evidence
 from privacy_audit.evidence_parts import (
@@ -28,6 +28,7 @@ from privacy_audit.policy import Policy
 from privacy_audit.report import EVIDENCE, REPORT
 from privacy_audit.result import Status
 from privacy_audit.self_test import SENSITIVITY
+from privacy_audit.subject import Cohort
 from privacy_audit.verify import verify_audit
 from tests.privacy_audit.conftest import Audited, small_policy
 
@@ -107,6 +108,20 @@ def test_what_was_given_is_not_said_to_be_missing(evidence: Evidence) -> None:
     scores = rng.normal(size=(2, len(owner), 3))
     weights = judge(with_parts(evidence, membership=MembershipEvidence(owner, *scores)), policy, 3)
     assert not said(weights, "--generator") and said(weights, "1 % false alarms")
+
+
+def test_the_family_that_simulations_reckon_with_is_the_one_that_is_adjusted(evidence: Evidence) -> None:
+    none = np.empty(0, dtype=np.int64)
+    cohort = Cohort(none, none, evidence.is_train, evidence.stratum)
+    owner = np.arange(len(evidence.is_train))
+    scores = np.random.default_rng(0).normal(size=(2, len(owner), 3))
+    weights = with_parts(evidence, membership=MembershipEvidence(owner, *scores))
+    both = with_parts(weights, given=GivenEvidence(evidence.released_distances))
+    for given, family in ((evidence, 6), (weights, 9), (both, 10)):
+        adjusted = [test for test in judge(given, small_policy(), 3).tests if test.p_adjusted is not None]
+        assert len(adjusted) == family == battery.family_size(given.parts, cohort, small_policy())
+    enough = small_policy(membership__min_patients_for_tpr=len(owner) // 2)
+    assert battery.family_size(both.parts, cohort, enough) == 13
 
 
 def test_unread_hits_of_the_detectors_are_named(evidence: Evidence) -> None:

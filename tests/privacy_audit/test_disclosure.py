@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -139,9 +140,20 @@ def test_severity_orders_hits_and_agrees_with_them() -> None:
     assert hits(evidence([0.0], [0], [1]), strict).all() and not hits(evidence([0.0], [0], [0]), strict).any()
 
 
-def test_what_the_hospitals_own_tissue_shows_is_no_hit() -> None:
-    assert not hits(evidence([0.05], [0], [0], usual=0.06), POLICY).any()
-    assert hits(evidence([0.07], [0], [0], usual=0.06), POLICY).all()
+def test_a_dirty_holdout_excuses_no_name() -> None:
+    """Two of 50 holdout tiles bear a name of 20 signs: a released name of ten is a hit all the same, and it is said why."""
+    clean = evidence([0.0, 0.0], [10, 0], [0, 0])
+    names = clean.holdout_glyphs.copy()
+    names[:2] = 20
+    dirty_holdout = replace(clean, holdout_glyphs=names)
+    assert hits(dirty_holdout, POLICY).tolist() == [True, False]
+    found = result(dirty_holdout, CORE, None)
+    assert found.status is Status.REVIEW and found.details["text"] == 1
+    assert "The holdout's own tiles show as much" in found.why
+    assert "holdout's own tiles" not in result(clean, CORE, None).why
+    # Decoys of a reading are tiles without a mark, so the holdout's own names are none.
+    assert (severity(dirty_holdout, POLICY)[1] > 1.0).sum() == 2
+    assert hits(evidence([0.05], [0], [0], usual=0.06), POLICY).all()
 
 
 def test_a_detector_that_sees_nothing_would_fail_these_tests() -> None:

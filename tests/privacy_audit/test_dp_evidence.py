@@ -86,7 +86,7 @@ def ledger(path: Path, **changes: Any) -> Path:
 
 def canaries(path: Path, **changes: Any) -> Path:
     report = {
-        "canaries": 100, "epsilon_lower_bound": 1.2, "epsilon_claimed": 8.0, "delta": 1e-5, "unit": "patient", **changes,
+        "canaries": 600, "epsilon_lower_bound": 1.2, "epsilon_claimed": TRUE, "delta": 1e-5, "unit": "patient", **changes,
     }  # fmt: skip
     path.write_text(json.dumps({"schema_version": "1", "status": "ok", "data": report}))
     return path
@@ -111,6 +111,14 @@ def test_a_claim_that_nothing_contradicts_passes(tmp_path: Path) -> None:
         ({"epsilon_spent": TRUE - 0.5}, {}, Status.FAIL),  # claims less than it charged
         ({}, {"epsilon_lower_bound": 9.0}, Status.FAIL),  # canaries prove more than their run claims
         ({}, {"epsilon_lower_bound": None}, Status.FAIL),  # beyond every number
+        ({}, {"canaries": 1, "epsilon_lower_bound": 0.0}, Status.REVIEW),  # one canary can refute nothing
+        ({}, {"canaries": 100, "guesses": 50}, Status.REVIEW),  # nor can a hundred refute this claim
+        ({}, {"epsilon_claimed": 50.0, "epsilon_lower_bound": 5.0, "measured_mu": 1.0}, Status.REVIEW),
+        ({}, {"epsilon_claimed": TRUE * 1.2}, Status.REVIEW),  # another run than the ledger's
+        ({}, {"epsilon_claimed": TRUE * 0.5}, Status.REVIEW),
+        ({}, {"delta": 1e-6}, Status.REVIEW),
+        ({}, {"epsilon_claimed": TRUE * 1.05}, Status.PASS),
+        ({}, {"measured_mu": 1.0, "canaries": 50}, Status.PASS),  # canaries of gradients are no guesses
         ({}, {"unit": "tile"}, Status.REVIEW),  # canaries that protect tiles, not patients
         ({}, None, Status.REVIEW),
         (None, {}, Status.REVIEW),
@@ -120,6 +128,20 @@ def test_contradictions_fail_and_gaps_are_reviews(
     tmp_path: Path, in_ledger: dict[str, Any] | None, in_report: dict[str, Any] | None, wanted: Status
 ) -> None:
     assert status(tmp_path, in_ledger, in_report) is wanted
+
+
+def test_a_run_that_could_refute_nothing_says_how_many_canaries_would(tmp_path: Path) -> None:
+    found = dp_evidence.read(
+        ledger(tmp_path / "l.json"), canaries(tmp_path / "c.json", canaries=100, guesses=50), trust=TRUST
+    )
+    said = dp_evidence.result(found, POLICY).why
+    needed = dp_evidence.canaries_needed(0.5, TRUE, 1e-5)
+    assert needed is not None and f"about {needed} canaries would do" in said
+    assert dp_evidence.refutable(needed, needed // 2, TRUE, 1e-5)
+    assert not dp_evidence.refutable(int(0.9 * needed), int(0.45 * needed), TRUE, 1e-5)
+    # A thousand, all guessed and all right, prove 5.81 at most where delta is nothing.
+    assert dp_evidence.refutable(1000, 1000, 5.8, 0.0) and not dp_evidence.refutable(1000, 1000, 5.82, 0.0)
+    assert dp_evidence.canaries_needed(0.5, 50.0, 1e-5) is None
 
 
 def test_absent_is_not_tested_and_gates_only_where_demanded() -> None:
@@ -255,7 +277,18 @@ def test_a_real_ledgers_export_is_evidence(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"canaries": True}, {"canaries": 0}, {"epsilon_claimed": "8"}, {"delta": None}]
+    "change",
+    [
+        {"canaries": True},
+        {"canaries": 0},
+        {"epsilon_claimed": "8"},
+        {"delta": None},
+        {"guesses": 601},
+        {"guesses": 0},
+        {"guesses": True},
+        {"guesses": "9"},
+        {"measured_mu": 1.0, "canaries": 15},
+    ],
 )
 def test_what_is_no_canary_report_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     with pytest.raises(PixcellError) as caught:

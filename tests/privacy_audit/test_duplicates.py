@@ -100,10 +100,16 @@ def test_planted_patients_are_noticed_the_more_the_larger_their_share() -> None:
     base = torch.cat([train, holdout]).numpy().reshape(60, 8, 12)
     released = np.linalg.norm(generated[:, None, None] - base[None], axis=-1).min(axis=2)
     policy = small_policy(patients__power_simulations=20).patients
-    result = identity_curve([View(released, planted)], cohort.of_train[rows], cohort, policy, rng)
+    views, owners = [View(released, planted)], cohort.of_train[rows]
+    result = identity_curve(views, owners, cohort, policy, rng, 1)
     curve = [d.sensitivity for d in result.detections]
     assert [d.kind for d in result.detections] == [f"identity{share:g}" for share in SHARES]
     assert curve[-1] >= 0.8 and curve[0] <= 0.5 and not result.gating
+    # The audit adjusts many p-values together; a curve at the level of one alone would promise what it cannot keep.
+    strict = identity_curve(views, owners, cohort, policy, np.random.default_rng(3), 60)
+    loose = identity_curve(views, owners, cohort, policy, np.random.default_rng(3), 1)
+    assert sum(d.found for d in strict.detections) < sum(d.found for d in loose.detections)
+    assert strict.detections[-1].found  # sixty p-values leave a limit that the permutations drawn can reach
 
 
 def test_identity_leaves_out_every_tile_of_the_planted_field() -> None:

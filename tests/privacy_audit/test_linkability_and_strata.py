@@ -111,9 +111,9 @@ def fresh(patients: int, seed: int, own: float) -> tuple[LinkabilityEvidence, Co
 
 
 def test_a_perfect_generator_passes_where_patients_are_not_told_by_their_tissue_alone() -> None:
-    """60 + 60 patients, 1,000 tiles. Who is told apart by tissue in 15 % of attempts still leaves a short interval."""
+    """60 + 60 patients, 1,000 tiles. Three of four pass where tissue alone tells a patient in 15 % of attempts."""
     results = [linkability.result(*fresh(60, seed, 0.6), POLICY.linkability) for seed in range(12)]
-    assert sum(found.status is Status.PASS for found in results) >= 10
+    assert sum(found.status is Status.PASS for found in results) >= 8
     assert not any(found.status is Status.FAIL for found in results)
 
 
@@ -158,7 +158,7 @@ def test_a_forecast_is_the_smallest_number_and_none_where_none_would_do() -> Non
     needed = linkability.patients_needed(evidence(0.2, 0.2), cohort, POLICY.linkability)
     assert needed is not None
     rates = linkability._rates(evidence(0.2, 0.2), cohort, POLICY.linkability)
-    ends = [sum(linkability._residual(*rates, count / 20)) for count in (needed, needed - 10)]
+    ends = [linkability._residual(*rates, count / 20)[2] for count in (needed, needed - 10)]
     assert ends[0] <= POLICY.linkability.max_risk < ends[1]
     over = linkability.result(evidence(0.3, 0.2), cohort, POLICY.linkability)
     assert over.status is Status.REVIEW and "more patients alone would not" in over.why
@@ -206,15 +206,15 @@ def test_wilson_is_the_textbook_interval(hits: int, extra: int) -> None:
 
 
 def isolated_world(leak: int, seed: int = 0) -> tuple[StrataEvidence, npt.NDArray[np.float64], Cohort]:
-    """60 + 60 patients; a dozen lie far out; `leak` released tiles imitate isolated training patients."""
+    """60 + 60 patients; sixteen lie far out; `leak` released tiles imitate isolated training patients."""
     rng = np.random.default_rng(seed)
     train, holdout, synthetic = world(0.0, seed=seed)
     points = [g.features.embeddings.numpy().reshape(60, 20, WIDTH).copy() for g in (train, holdout)]
     for side in points:
-        side[:6] += 4.0 * rng.choice([-1.0, 1.0], (6, 1, WIDTH))
+        side[:8] += 4.0 * rng.choice([-1.0, 1.0], (8, 1, WIDTH))
     drawn = synthetic.features.embeddings.numpy().copy()
     for row in range(leak):
-        drawn[row] = points[0][row % 6, 0] + rng.normal(0, 0.05, WIDTH)
+        drawn[row] = points[0][row % 8, 0] + rng.normal(0, 0.05, WIDTH)
     train, holdout = (
         replace(g, features=features(p.reshape(-1, WIDTH).astype(float)))
         for g, p in zip((train, holdout), points, strict=True)
@@ -238,7 +238,7 @@ def isolated_world(leak: int, seed: int = 0) -> tuple[StrataEvidence, npt.NDArra
 
 def test_the_isolated_are_those_who_lie_far_out() -> None:
     evidence, _, cohort = isolated_world(0)
-    assert set(np.flatnonzero(strata.isolated(evidence, cohort, POLICY))) == {*range(6), *range(60, 66)}
+    assert set(np.flatnonzero(strata.isolated(evidence, cohort, POLICY))) == {*range(8), *range(60, 68)}
 
 
 def test_a_leak_of_isolated_patients_is_seen_among_them() -> None:
@@ -302,7 +302,73 @@ def test_few_copies_of_isolated_patients_fail_after_holm() -> None:
 
 def test_isolated_patients_on_one_side_are_a_review() -> None:
     evidence, distances, cohort = isolated_world(0)
-    lopsided = replace(cohort, is_train=np.isin(np.arange(120), [*range(6), *range(60, 66)]))
+    lopsided = replace(cohort, is_train=np.isin(np.arange(120), [*range(8), *range(60, 68)]))
     assert strata.attribution_p(evidence, distances, lopsided, POLICY, np.random.default_rng(0)) is None
     found = strata.results(evidence, None, (1.0, 0, 1, 1), {strata.ISOLATED_COPIES: 1.0}, lopsided, POLICY)
     assert found[1].status is Status.REVIEW and found[1].gating
+
+
+def test_a_handful_of_isolated_patients_is_a_review_that_says_how_many_would_do() -> None:
+    """Ten isolated patients, six tests: the smallest p there is, at best 1 in 252, times six never lies below .01."""
+    evidence, distances, cohort = isolated_world(24)
+    fewer = POLICY.strata.model_copy(update={"min_isolated_patients": 10, "isolated_share": 0.01})
+    few = POLICY.model_copy(update={"strata": fewer})
+    ways = strata.labellings(cohort, np.flatnonzero(strata.isolated(evidence, cohort, few)))
+    p = strata.attribution_p(evidence, distances, cohort, few, np.random.default_rng(0))
+    assert p is not None and 1 / 252 <= 1 / ways <= p < 0.05  # planted copies, and yet no failure can be had
+    names = [strata.ISOLATED_COPIES, strata.ISOLATED_PATIENTS, *"abcd"]
+    adjusted = dict.fromkeys(names, 1.0) | {strata.ISOLATED_PATIENTS: min(6 * p, 1.0)}
+    found = strata.results(evidence, p, (1.0, 0, 1, 1), adjusted, cohort, few)[1]
+    assert (
+        found.status is Status.REVIEW and "could not have failed. 12 isolated patients would do" in found.why
+    )
+    assert strata.patients_needed(6, 0.01) == 12 and strata.patients_needed(10, 0.01) == 14
+
+
+@pytest.mark.parametrize("split", range(4, 13))
+def test_the_shipped_number_of_isolated_patients_can_fail_at_any_likely_split(split: int) -> None:
+    sides = np.arange(16) < split
+    cohort = Cohort(np.array([]), np.array([]), sides, np.zeros(16, dtype=np.int64))
+    ways = strata.labellings(cohort, np.arange(POLICY.strata.min_isolated_patients))
+    assert 10 / ways < POLICY.strata.p_fail
+
+
+def test_isolated_patients_are_permuted_within_their_strata() -> None:
+    """Training and holdout of two hospitals that differ: across strata this would read as a leak."""
+    evidence, distances, cohort = isolated_world(24)
+    rows = np.flatnonzero(strata.isolated(evidence, cohort, POLICY))
+    confounded = replace(cohort, stratum=cohort.is_train.astype(np.int64))
+    assert strata.labellings(confounded, rows) == 1
+    assert strata.attribution_p(evidence, distances, confounded, POLICY, np.random.default_rng(0)) is None
+    half = np.arange(120) % 2
+    ways = strata.labellings(replace(cohort, stratum=half), rows)
+    assert 1 < ways < strata.labellings(cohort, rows)
+
+
+def test_between_pass_and_failure_of_the_isolated_lies_a_review() -> None:
+    evidence, _, cohort = isolated_world(0)
+    adjusted = dict.fromkeys([strata.ISOLATED_COPIES, strata.ISOLATED_PATIENTS], 0.03)
+    copies, patients, _ = strata.results(evidence, 0.015, (0.015, 6, 20, 20), adjusted, cohort, POLICY)
+    assert {copies.status, patients.status} == {Status.REVIEW}
+    assert "REVIEW below 0.05" in copies.why and "REVIEW below 0.05" in patients.why
+
+
+@pytest.mark.parametrize(("null", "status"), [(0, Status.REVIEW), (1, Status.REVIEW), (40, Status.FAIL)])
+def test_copies_of_the_isolated_need_holdout_tiles_to_be_compared_with(null: int, status: Status) -> None:
+    """Twenty planted copies: with no holdout tile there p is 1, which is no reason to pass."""
+    evidence, _, cohort = isolated_world(0)
+    who = int(np.flatnonzero(strata.isolated(evidence, cohort, POLICY) & cohort.is_train)[0])
+    near = replace(
+        evidence,
+        released_match=np.full(20, who),
+        null_match=np.concatenate([np.full(null, who), np.full(40, 59)]),
+    )
+    found = strata.copies_p(near, np.full(20, 0.9), np.full(null + 40, 0.3), cohort, POLICY)
+    adjusted = {strata.ISOLATED_COPIES: min(6 * found[0], 1.0)} | dict.fromkeys("abcde", 1.0)
+    copies = strata.results(near, None, found, adjusted, cohort, POLICY)[0]
+    assert copies.status is status and (status is Status.FAIL or "holdout tiles there" in copies.why)
+    # Nothing that outscores them is nothing to look at.
+    none = strata.copies_p(near, np.full(20, 0.1), np.full(null + 40, 0.3), cohort, POLICY)
+    if null:
+        clean = strata.results(near, None, none, dict.fromkeys(adjusted, 1.0), cohort, POLICY)[0]
+        assert clean.status is Status.PASS

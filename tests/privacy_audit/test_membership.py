@@ -15,6 +15,7 @@ from pixcell_core.errors import BadInputError
 from pixcell_core.models import PixCellTransformer2DModel
 from privacy_audit import membership
 from privacy_audit.evidence_parts import MembershipEvidence
+from privacy_audit.intervals import holm
 from privacy_audit.membership import CONTROL, Inputs, attack_name, attack_scores, auc, hits_at
 from privacy_audit.membership_inputs import WeightsRequest, check_fit, load_models
 from privacy_audit.policy import load_policy
@@ -196,9 +197,79 @@ def test_auc_agrees_with_mann_whitney() -> None:
 
 def test_hits_never_take_more_false_alarms_than_allowed() -> None:
     others = np.arange(100.0)
-    assert hits_at(np.array([98.5, 99.0, 99.5]), others, 0.01) == 3  # above the second largest
-    assert hits_at(np.array([98.0, 97.0]), others, 0.01) == 0
-    assert hits_at(np.array([50.0, 100.0]), np.arange(10.0), 0.01) == 2  # none may pass: above all ten
+    assert hits_at(np.array([98.5, 99.0, 99.5]), others, 0.01) == (1, 1)  # above the largest: 1 in 101
+    assert hits_at(np.array([98.0, 97.0]), others, 0.01) == (0, 1)
+    assert hits_at(np.array([97.5, 98.5]), np.arange(100.0), 0.02) == (1, 2)
+    assert hits_at(np.array([50.0, 100.0]), np.arange(10.0), 0.01) == (0, 0)  # ten have no 1 % of their own
+
+
+def normal(
+    count: int, seed: int, shift: float = 0.0, share: float = 0.0
+) -> tuple[MembershipEvidence, Cohort]:
+    """Innocent scores of `count` patients a side; the generator's loss of a share of the training patients is lowered."""
+    rng = np.random.default_rng(seed)
+    owner = np.arange(2 * count)
+    base, generator = rng.normal(size=(2, 2 * count, 3))
+    generator[: round(share * count), 0] -= shift
+    return MembershipEvidence(owner, base, generator), Cohort(
+        owner[:0], owner[:0], owner < count, np.zeros(2 * count, dtype=np.int64)
+    )
+
+
+def statuses(evidence: MembershipEvidence, cohort: Cohort) -> list[Status]:
+    quick = POLICY.model_copy(
+        update={
+            "patients": POLICY.patients.model_copy(update={"permutations": 199}),
+            "membership": POLICY.membership.model_copy(update={"bootstrap": 100}),
+        }
+    )
+    p = membership.p_values(evidence, cohort, quick, np.random.default_rng(0))
+    tests = membership.results(evidence, p, holm(p), cohort, quick, np.random.default_rng(1))
+    return [test.status for test in tests]
+
+
+def test_innocent_models_seldom_fail_at_one_percent_false_alarms() -> None:
+    """100 + 100 patients, three attacks, 1 %: where the limit is taken as fixed five of these 300 fail."""
+    failed = sum(Status.FAIL in statuses(*normal(100, seed)) for seed in range(300))
+    assert failed <= 3
+
+
+def test_a_fifth_of_the_patients_known_by_heart_fails_at_one_percent_false_alarms() -> None:
+    """The mutant: what remains must still fail by this way alone, for the AUC of a fifth is only .60."""
+    evidence, cohort = normal(200, 5, shift=12.0, share=0.2)
+    loss = judged(evidence, cohort)[attack_name(0)]
+    assert loss.status is Status.FAIL and "at 1 % false alarms" in loss.why and loss.value is not None
+    assert loss.value < POLICY.membership.fail_auc
+
+
+def test_an_odd_control_softens_its_own_attack_alone() -> None:
+    evidence, cohort = normal(100, 3)
+    train = cohort.is_train[evidence.owner]
+    base, generator = evidence.base.copy(), evidence.generator.copy()
+    generator[:, 0] -= 6.0 * train  # the loss knows everybody
+    base[:, 2] -= 3.0 * train  # SimA tells the sides apart on the base alone
+    generator[:, 2] -= 9.0 * train
+    tests = judged(MembershipEvidence(evidence.owner, base, generator), cohort)
+    assert tests[CONTROL].status is Status.REVIEW and "(SimA)" in tests[CONTROL].why
+    assert tests[attack_name(0)].status is Status.FAIL
+    assert tests[attack_name(2)].status is Status.REVIEW and "decides nothing" in tests[attack_name(2)].why
+
+
+def test_the_base_given_as_its_own_generator_is_invalid() -> None:
+    """A copy of the base's folder, or an adapter of zeros: every calibrated score is 0, every AUC .5, and none passes."""
+    given, cohort = inputs()
+    base = tiny()
+    evidence = membership.gather(given, base, copy.deepcopy(base), POLICY.membership, 0)
+    tests = judged(evidence, cohort)
+    assert [tests[attack_name(n)].status for n in range(3)] == [Status.INVALID] * 3
+    assert "a copy of it, or the base with an adapter of zeros" in tests[attack_name(0)].why
+    # The least that training moves is told apart from nothing.
+    other = copy.deepcopy(base)
+    with torch.no_grad():
+        for weight in other.parameters():
+            weight.mul_(1.0 + 1e-3)
+    tests = judged(membership.gather(given, base, other, POLICY.membership, 0), cohort)
+    assert Status.INVALID not in {test.status for test in tests.values()}
 
 
 def test_wrong_weights_are_refused(tmp_path: Path) -> None:
