@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,7 @@ from pixcell_core.trust.signer_certificates import own_authority
 from server.enrolment.authority import CA_DAYS, Authority
 from site_client.approvals.kit import install_kit
 from tests.server.enrolled import Enrolment, make_enrolment
-from tests.server.enrolment.refusals import NOW, code_of, read_kit
+from tests.server.enrolment.refusals import code_of, read_kit
 
 
 @pytest.fixture
@@ -77,11 +77,12 @@ def test_a_kit_with_other_characters_after_the_head(made: Enrolment, field: str,
 def test_a_kit_outlives_no_authority(made: Enrolment) -> None:
     """The certificate's own dates are good; the authority that stands behind it is over."""
     kit = read_kit(made.party("north").kit, made.ca)
-    end = NOW - timedelta(days=1)
+    now = datetime.now(UTC)  # of this moment: the kit was made after the tests were collected
+    end = now - timedelta(days=1)
     old = Authority.make(end - timedelta(days=CA_DAYS))
     ended = kit.model_copy(update={"ca": to_pem(old.certificate)})
-    check_times(kit, NOW)
-    assert code_of(check_times, ended, NOW) == "ca-expired"
+    check_times(kit, now)
+    assert code_of(check_times, ended, now) == "ca-expired"
     assert code_of(check_times, ended, end + CLOCK_SLACK) == "ca-expired"
     check_times(ended.model_copy(update={"issued_at": end - timedelta(days=9)}), end + CLOCK_SLACK / 2)
 
