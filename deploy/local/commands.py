@@ -49,7 +49,10 @@ def demo(
         ),
     ] = "blend",
     policy: Annotated[
-        str | None, typer.Option("--policy", help="Audit policy: core or rehearsal, or a file.")
+        str | None,
+        typer.Option(
+            "--policy", help="Audit policy: core, rehearsal, or a file; else the demonstration's own."
+        ),
     ] = None,
     base_twins: Annotated[
         bool, typer.Option("--base-twins", help="Draw every tile again with the base alone, for the audit.")
@@ -83,7 +86,7 @@ def demo(
             slides_csv=slides_csv.absolute() if slides_csv else None,
             assume_mpp=assume_mpp,
             conditioning=conditioning,
-            policy=policy,
+            **({"policy": policy} if policy else {}),
             base_twins=base_twins,
             seed=seed,
         )

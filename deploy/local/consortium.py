@@ -320,7 +320,7 @@ class LocalConsortium:
             "--synthetic", tiles, "--out", str(audit)]  # fmt: skip
         if self.plan.base_twins:
             arguments += ["--base-twins", str(self.site(name) / TWINS), "--origins", str(draft["origins"])]
-        arguments += ["--policy", self.plan.policy] if self.plan.policy else []
+        arguments += ["--policy", self.plan.policy]
         arguments += ["--filtered-from", str(first)] if first else []
         with self._busy("auditor", f"examining {name} {'again' if first else ''}".strip()):
             answer = self._call("auditor", audit.name, arguments, accept=(0, 1))
@@ -331,7 +331,7 @@ class LocalConsortium:
         outcome, bundle = self.outcomes[name], self.out / "bundles" / f"{name}.zip"
         bundle.parent.mkdir(exist_ok=True)
         sign = ["release", "sign", *where, "--audit", str(audit), "--key", str(self.out / "auditor.key")]
-        sign += ["--accept-policy", self.plan.policy] if self.plan.policy else []
+        sign += ["--accept-policy", self.plan.policy]
         export = ["release", "export", *where, "--out", str(bundle)]
         for what, arguments in (("sign", sign), ("export", export)):
             answer = self._call(name, what, arguments, accept=(0, 1))

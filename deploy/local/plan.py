@@ -41,7 +41,7 @@ class DemoPlan:
     slides: Path | None = None
     slides_csv: Path | None = None
     assume_mpp: float | None = None
-    policy: str | None = None
+    policy: str = str(Path(__file__).with_name("demonstration.yaml"))
     conditioning: str = "blend"
     vote_iterations: int = 2
     vote_share: float = 0.6
