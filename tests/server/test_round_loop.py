@@ -59,12 +59,12 @@ def test_below_quorum_fails_and_says_what_each_site_lacks(consortium: Consortium
     with pytest.raises(
         QuorumError, match=r"1 of 3.*east: not registered \(not connected\).*north: not configured"
     ):
-        consortium.loop(ready_timeout_s=0.3).run(consortium.start())
+        consortium.loop(ready_timeout_s=1.5).run(consortium.start())
 
 
 def test_a_quorum_goes_on_without_the_rest_and_records_why(consortium: Consortium) -> None:
     consortium.grid.offline = {consortium.nodes["east"]}
-    done = consortium.loop(ready_timeout_s=0.3).run(consortium.start())
+    done = consortium.loop(ready_timeout_s=1.5).run(consortium.start())
     assert done.record.included == ("north", "west")
     assert [(e.site, e.code) for e in done.record.excluded] == [("east", "not-connected")]
     for value in done.adapter.values():
@@ -97,13 +97,13 @@ def test_an_approval_that_does_not_cover_the_study_does_not_count(
     east = consortium.sites["east"]
     forged = east.approval(**change)
     east.approval = lambda **_: forged  # type: ignore[method-assign]
-    done = consortium.loop(ready_timeout_s=0.3).run(consortium.start())
+    done = consortium.loop(ready_timeout_s=1.5).run(consortium.start())
     assert "east" not in done.record.included and east.trained == []
 
 
 def test_an_approval_signed_by_another_does_not_count(consortium: Consortium) -> None:
     consortium.sites["east"].key = consortium.sites["north"].key
-    done = consortium.loop(ready_timeout_s=0.3).run(consortium.start())
+    done = consortium.loop(ready_timeout_s=1.5).run(consortium.start())
     assert "east" not in done.record.included and consortium.sites["east"].trained == []
 
 
@@ -319,7 +319,7 @@ def test_another_exchange_takes_the_place_of_the_plain_one(
 
 def test_approvals_that_were_seen_are_kept_and_checked_again(consortium: Consortium) -> None:
     consortium.sites["west"].decision = "deny"
-    consortium.loop(ready_timeout_s=0.3).run(consortium.start())
+    consortium.loop(ready_timeout_s=1.5).run(consortium.start())
     seen = ApprovalsSeen(consortium.folder).read(consortium.study, consortium.enrolled)
     assert [(s.site, s.code) for s in seen] == [("east", "ok"), ("north", "ok"), ("west", "not-seen")]
     assert seen[0].approval is not None and seen[0].approval.expires_at == consortium.study.expires_at
