@@ -49,6 +49,7 @@ def test_a_fail_that_was_filed(room: Room) -> None:
     passed = room.audit(release, again)
     review_release(room.workspace, passed, now=room.now, check_audit=believe)
     room.refused("failed-before", lambda: room.sign(release, passed))
+    assert release.verdict() is None
 
 
 def test_a_fail_in_the_auditors_own_log(room: Room, tmp_path: Path) -> None:
@@ -57,6 +58,7 @@ def test_a_fail_in_the_auditors_own_log(room: Room, tmp_path: Path) -> None:
     own = own_log(tmp_path / "auditor.key")
     event_of(room.audit(release, set_verdict("FAIL"))).append_to(own)
     room.refused("failed-before", lambda: room.sign(release, room.audit(release), own_log=own))
+    assert release.verdict() is None
 
 
 def test_a_fail_after_the_first_signature(room: Room, tmp_path: Path) -> None:
@@ -67,6 +69,7 @@ def test_a_fail_after_the_first_signature(room: Room, tmp_path: Path) -> None:
     room.refused("failed-before", lambda: room.sign(release, audit, room.second))
     room.refused("failed-before", lambda: room.countersign(release, room.workspace.site_key()))
     room.refused("failed-before", lambda: export_release(room.workspace, tmp_path / "b", now=room.now))
+    assert not (tmp_path / "b").exists()
 
 
 @pytest.mark.parametrize("status", ["INVALID", "REVIEW", "PASS"])

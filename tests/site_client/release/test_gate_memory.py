@@ -110,6 +110,7 @@ def test_a_withdrawal_stands_without_its_list(room: Room, tmp_path: Path) -> Non
     room.workspace.withdrawals_file.unlink()
     for act in acts_on(room, release, tmp_path / "b").values():
         room.refused("release-withdrawn", act)
+    assert not (tmp_path / "b").exists()
 
 
 def test_an_event_renamed_in_the_log_opens_nothing(room: Room, tmp_path: Path) -> None:

@@ -42,8 +42,10 @@ def test_words_that_the_site_signed_alone(room: Room) -> None:
 
 def test_words_that_a_stranger_signed(room: Room) -> None:
     release, audit = plant(room, OFFICER)
+    planted = (release.path / VERDICT).read_bytes()
     room.refused("unknown-auditor", lambda: room.sign(release, audit))
     room.refused("unknown-auditor", lambda: room.countersign(release, room.workspace.site_key()))
+    assert (release.path / VERDICT).read_bytes() == planted, "nobody's name was added"
 
 
 def test_words_under_a_signature_that_is_false(room: Room) -> None:
@@ -51,8 +53,10 @@ def test_words_under_a_signature_that_is_false(room: Room) -> None:
     room.workspace.record_signer(release, OFFICER.verify_key)
     data = (release.path / VERDICT).read_bytes()
     start = data.index(b'"sig":"') + 7
-    (release.path / VERDICT).write_bytes(data[:start] + b"AAAA" + data[start + 4 :])
+    false = data[:start] + b"AAAA" + data[start + 4 :]
+    (release.path / VERDICT).write_bytes(false)
     room.refused("signature-refused", lambda: room.sign(release, audit))
+    assert (release.path / VERDICT).read_bytes() == false, "nobody's name was added"
 
 
 @pytest.mark.parametrize(

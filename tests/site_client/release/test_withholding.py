@@ -164,6 +164,7 @@ def test_tiles_that_failed_are_not_withheld_from(room: Room) -> None:
     event_of(room.audit(release, set_verdict("FAIL"))).append_to(room.workspace.log())
     written = room.audit(release, flagging("00002.png"))
     room.refused("failed-before", lambda: withhold(room, written))
+    assert room.workspace.find(None).release_id == release.release_id, "no second draft was sealed"
 
 
 def test_a_refused_or_changed_release_is_not_withheld_from(room: Room) -> None:
@@ -186,3 +187,4 @@ def test_a_review_with_another_reason_is_not_answered_by_withholding(room: Room)
         report["tests"].append({**report["tests"][0], "name": "membership"})
 
     room.refused("withholding-refused", lambda: withhold(room, room.audit(release, also)))
+    assert room.workspace.find(None).release_id == release.release_id, "no second draft was sealed"
