@@ -87,20 +87,17 @@ def check_times(kit: Kit, now: datetime | None = None) -> None:
             hint="Nothing it signed counts any more. Ask the coordinator for a kit of the consortium's new authority.",
             code="ca-expired",
         )
-    if moment < ca.not_valid_before_utc - CLOCK_SLACK:
-        raise KitError(
-            f"The authority that signed the kit of {kit.party} is of {ca.not_valid_before_utc:%Y-%m-%d %H:%M} UTC, "
-            f"but this machine's clock says {moment:%Y-%m-%d %H:%M} UTC.",
-            hint="Set this machine's clock (or ask the coordinator to look at theirs), then try again.",
-            code="clock-wrong",
-        )
-    if moment < kit.issued_at - CLOCK_SLACK:
-        raise KitError(
-            f"The kit was made on {kit.issued_at:%Y-%m-%d %H:%M} UTC, but this machine's clock says "
-            f"{moment:%Y-%m-%d %H:%M} UTC.",
-            hint="Set this machine's clock (or ask the coordinator to look at theirs), then try again.",
-            code="clock-wrong",
-        )
+    begun = (
+        (f"The authority that signed the kit of {kit.party} is of", ca.not_valid_before_utc),
+        ("The kit was made on", kit.issued_at),
+    )
+    for what, start in begun:
+        if moment < start - CLOCK_SLACK:
+            raise KitError(
+                f"{what} {start:%Y-%m-%d %H:%M} UTC, but this machine's clock says {moment:%Y-%m-%d %H:%M} UTC.",
+                hint="Set this machine's clock (or ask the coordinator to look at theirs), then try again.",
+                code="clock-wrong",
+            )
     if moment >= kit.expires_at:
         raise KitError(
             f"The kit of {kit.party} expired on {kit.expires_at:%Y-%m-%d}.",
